@@ -1,0 +1,64 @@
+# muster: the developer's desk. `make help` lists what there is.
+# On a fresh machine with git, make and Go 1.26, `make lab` and `make test`
+# install the rest themselves (internal/dev/prerequisites says what).
+
+SHELL       := /bin/bash
+.DELETE_ON_ERROR:
+VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+LDFLAGS     := -s -w -X main.version=$(VERSION)
+GOBUILD     := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
+STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
+SHARD       ?= 1
+FUZZTIME    ?= 60s
+
+.PHONY: help build lab test test-fast test-full bench fuzz fuzz-long lint generate fresh-check clean FORCE
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+build: bin/muster bin/muster-node ## build bin/muster and bin/muster-node (static)
+
+bin/muster: FORCE
+	@$(GOBUILD) -o $@ ./cmd/muster
+
+bin/muster-node: FORCE
+	@$(GOBUILD) -o $@ ./cmd/muster-node
+
+lab: ## boot a machine from power-on to its certificate (the main job)
+	@internal/dev/prerequisites lab
+	@$(MAKE) --no-print-directory build
+	bin/muster lab run enroll
+
+test: ## what CI runs: everything but the long scenarios, with the time of each part
+	@internal/dev/prerequisites lab test
+	@internal/dev/test
+
+test-fast: ## unit tests and simulation only, no root, no VM
+	@internal/dev/test fast
+
+test-full: ## every scenario; SHARD=n picks a shard
+	@internal/dev/prerequisites lab test
+	@internal/dev/test full $(SHARD)
+
+bench: ## benchmarks, each beside a named peer where there is one
+	@internal/dev/prerequisites lab test
+	@internal/dev/bench
+
+fuzz: ## every fuzz target for FUZZTIME (60s)
+	@internal/dev/fuzz $(FUZZTIME)
+
+fuzz-long: ## every fuzz target for 10 minutes; goes on where it stopped
+	@internal/dev/fuzz 10m resume
+
+lint: ## gofmt, go vet, staticcheck
+	@internal/dev/test lint
+
+generate: ## protobuf and SQL code (needs protoc)
+	@internal/dev/prerequisites generate
+	@internal/dev/generate
+
+fresh-check: ## `make lab` and `make test-fast` in a new root with only git, make and Go
+	@internal/dev/fresh-check
+
+clean: ## remove what was built here
+	rm -rf bin
