@@ -1,0 +1,231 @@
+package fleet
+
+import (
+	"time"
+)
+
+// Tenant is the boundary of ownership: a company or a department with its own
+// sites, nodes, orders key and audit chain.
+type Tenant struct {
+	// Meta.Tenant equals Meta.Name.
+	Meta
+	Title string `json:"title,omitempty"`
+	// Lab is set when a lab EK root was ever trusted for the tenant. It is
+	// never unset: the console shows a banner, and relaxed boot policies are
+	// allowed only here.
+	Lab bool `json:"lab,omitempty"`
+}
+
+// Validate reports all problems of the tenant.
+func (t Tenant) Validate() error {
+	var p problems
+	t.Meta.validate(&p, "tenant")
+	p.check(t.Tenant == t.Name, "tenant %q has the name %q; the two must be equal", clip(t.Tenant, 80), clip(t.Name, 80))
+	p.text("title", t.Title)
+	return p.err("tenant")
+}
+
+// Site is a physical place with one LAN and one cluster.
+type Site struct {
+	Meta
+	Title    string `json:"title,omitempty"`
+	Location string `json:"location,omitempty"`
+	// Spec is what people want, Status what the site's nodes last said.
+	Spec   SiteSpec   `json:"spec"`
+	Status SiteStatus `json:"status,omitzero"`
+}
+
+// PoolSite is the name that stands for "approved, but no site yet" in
+// certificates and lists. No site may have it.
+const PoolSite = "pool"
+
+// SiteSpec is the desired side of a site.
+type SiteSpec struct {
+	// Stack and Version name the StackVersion the site shall run.
+	Stack   string `json:"stack,omitempty"`
+	Version string `json:"version,omitempty"`
+	// Charter is the version of the newest charter given to the site.
+	Charter DocVersion `json:"charter,omitzero"`
+}
+
+// SiteStatus is the reported side of a site. It is as old as Seen says.
+type SiteStatus struct {
+	Seen time.Time `json:"seen,omitzero"`
+	// Generation echoes Meta.Generation of the spec that the site has seen.
+	Generation int64  `json:"generation,omitempty"`
+	Stack      string `json:"stack,omitempty"`
+	Version    string `json:"version,omitempty"`
+	// ClusterUID and ClusterEpoch are from the cluster record.
+	ClusterUID   string `json:"cluster_uid,omitempty"`
+	ClusterEpoch uint64 `json:"cluster_epoch,omitempty"`
+	// Servers and Workers count joined nodes.
+	Servers int `json:"servers,omitempty"`
+	Workers int `json:"workers,omitempty"`
+	// Blocker is one sentence on what the site waits for, "" if nothing.
+	Blocker string `json:"blocker,omitempty"`
+}
+
+// Validate reports all problems of the site.
+func (s Site) Validate() error {
+	var p problems
+	s.Meta.validate(&p, "site")
+	p.check(s.Name != PoolSite, "the name %q stands for nodes without a site", PoolSite)
+	p.text("title", s.Title)
+	p.text("location", s.Location)
+	p.check((s.Spec.Stack == "") == (s.Spec.Version == ""), "stack and version are given together or not at all")
+	if s.Spec.Stack != "" {
+		p.add(ValidateName("stack", s.Spec.Stack))
+		p.add(ValidateVersion(s.Spec.Version))
+	}
+	p.check(s.Status.Servers >= 0 && s.Status.Workers >= 0, "counts of servers and workers are negative")
+	return p.err("site")
+}
+
+// Image is one bootable image that the tenant allows: the recovery image or
+// the system image of a slot. Its digests are what evidence is judged by.
+type Image struct {
+	Tenant string `json:"tenant"`
+	// Name and Version together are the key.
+	Name    string    `json:"name"`
+	Version string    `json:"version"`
+	Kind    ImageKind `json:"kind"`
+	// Arch is the Go name of the architecture: amd64, arm64.
+	Arch string `json:"arch"`
+	// SHA256 and Size are of the file.
+	SHA256 HexBytes `json:"sha256"`
+	Size   int64    `json:"size"`
+	// Authenticode is the SHA-256 Authenticode digest of the UKI: firmware
+	// extends PCR 4 with it.
+	Authenticode HexBytes `json:"authenticode"`
+	// PCR11 is the final SHA-256 value of PCR 11 that the stub leaves.
+	PCR11 HexBytes `json:"pcr11"`
+	// SignerCert is SHA-256 over the DER of the db certificate that signed
+	// the image; empty if it is unsigned.
+	SignerCert HexBytes `json:"signer_cert,omitempty"`
+	// Manifest is the DSSE envelope the fields come from.
+	Manifest   []byte    `json:"manifest,omitempty"`
+	Registered time.Time `json:"registered,omitzero"`
+}
+
+// ImageKind tells what an image is for.
+type ImageKind string
+
+const (
+	ImageRecovery ImageKind = "recovery"
+	ImageSlot     ImageKind = "slot"
+)
+
+// ID is how people and evidence name the image: "name@version".
+func (i Image) ID() string { return i.Name + "@" + i.Version }
+
+// MaxManifest bounds the manifest an Image carries, in bytes.
+const MaxManifest = 256 << 10
+
+// Validate reports all problems of the image.
+func (i Image) Validate() error {
+	var p problems
+	p.add(ValidateName("tenant", i.Tenant))
+	p.add(ValidateName("image", i.Name))
+	p.add(ValidateVersion(i.Version))
+	p.check(i.Kind == ImageRecovery || i.Kind == ImageSlot, "kind %q is neither %q nor %q", clip(string(i.Kind), 80), ImageRecovery, ImageSlot)
+	p.check(i.Arch == "amd64" || i.Arch == "arm64", "architecture %q is neither amd64 nor arm64", clip(i.Arch, 80))
+	p.check(i.Size > 0, "size %d is not positive", i.Size)
+	p.sha256("sha256", i.SHA256, true)
+	p.sha256("authenticode", i.Authenticode, true)
+	p.sha256("pcr11", i.PCR11, true)
+	p.sha256("signer_cert", i.SignerCert, false)
+	p.check(len(i.Manifest) <= MaxManifest, "manifest of %d bytes, at most %d are allowed", len(i.Manifest), MaxManifest)
+	return p.err("image")
+}
+
+// Stack is a named line of immutable releases.
+type Stack struct {
+	Meta
+	Title string `json:"title,omitempty"`
+}
+
+// Validate reports all problems of the stack.
+func (s Stack) Validate() error {
+	var p problems
+	s.Meta.validate(&p, "stack")
+	p.text("title", s.Title)
+	return p.err("stack")
+}
+
+// StackVersion is one immutable release: operating system, k3s and add-ons.
+// It is signed with the release key, which is never at the centre.
+type StackVersion struct {
+	// Format is StackVersionFormat.
+	Format  string `json:"format"`
+	Tenant  string `json:"tenant"`
+	Stack   string `json:"stack"`
+	Version string `json:"version"`
+	// Images are the slot images, one per architecture.
+	Images []ImageRef `json:"images"`
+	// K3s is the k3s version in the images, e.g. "v1.36.3+k3s1".
+	K3s string `json:"k3s"`
+	// EtcdMinor is etcd's "3.6". A step that raises it is a point of no
+	// return, since etcd does not go back.
+	EtcdMinor string    `json:"etcd_minor"`
+	AddOns    []AddOn   `json:"add_ons,omitempty"`
+	Created   time.Time `json:"created"`
+}
+
+// StackVersionFormat is the value of StackVersion.Format.
+const StackVersionFormat = "muster/stack-version/v1"
+
+// ImageRef names one image by its content.
+type ImageRef struct {
+	Name    string   `json:"name"`
+	Version string   `json:"version"`
+	Arch    string   `json:"arch"`
+	SHA256  HexBytes `json:"sha256"`
+}
+
+// AddOn is a Helm chart that belongs to the stack.
+type AddOn struct {
+	Name    string   `json:"name"`
+	Version string   `json:"version"`
+	SHA256  HexBytes `json:"sha256"`
+}
+
+const (
+	maxImageRefs = 16
+	maxAddOns    = 256
+)
+
+// Validate reports all problems of the stack version.
+func (v StackVersion) Validate() error {
+	var p problems
+	p.format(v.Format, StackVersionFormat)
+	p.add(ValidateName("tenant", v.Tenant))
+	p.add(ValidateName("stack", v.Stack))
+	p.add(ValidateVersion(v.Version))
+	p.check(len(v.Images) > 0 && len(v.Images) <= maxImageRefs, "%d images; want 1 to %d", len(v.Images), maxImageRefs)
+	arches := map[string]bool{}
+	for _, i := range head(v.Images, maxImageRefs) {
+		i.validate(&p)
+		p.check(!arches[i.Arch], "two images for architecture %q", clip(i.Arch, 80))
+		arches[i.Arch] = true
+	}
+	p.add(ValidateVersion(v.K3s))
+	p.check(etcdMinorForm.MatchString(v.EtcdMinor), "etcd minor %q: want MAJOR.MINOR", clip(v.EtcdMinor, 80))
+	p.check(len(v.AddOns) <= maxAddOns, "%d add-ons, at most %d are allowed", len(v.AddOns), maxAddOns)
+	names := map[string]bool{}
+	for _, a := range head(v.AddOns, maxAddOns) {
+		p.add(ValidateName("add-on", a.Name))
+		p.add(ValidateVersion(a.Version))
+		p.sha256("sha256 of add-on "+clip(a.Name, 80), a.SHA256, true)
+		p.check(!names[a.Name], "add-on %q is listed twice", clip(a.Name, 80))
+		names[a.Name] = true
+	}
+	p.check(!v.Created.IsZero(), "created is not set")
+	return p.err("stack version")
+}
+
+func (i ImageRef) validate(p *problems) {
+	p.add(ValidateName("image", i.Name))
+	p.add(ValidateVersion(i.Version))
+	p.check(i.Arch == "amd64" || i.Arch == "arm64", "architecture %q is neither amd64 nor arm64", clip(i.Arch, 80))
+	p.sha256("sha256 of image "+clip(i.Name, 80), i.SHA256, true)
+}
