@@ -99,6 +99,8 @@ type Request struct {
 	LastSeen       time.Time `json:"last_seen"`
 	// Source is the network address the machine was last seen at: a claim.
 	Source string `json:"source"`
+	// Clock is the TPM's clock in the machine's last quote.
+	Clock TPMClock `json:"tpm_clock,omitzero"`
 	// Warnings are short sentences for the person who decides.
 	Warnings []string `json:"warnings"`
 	// Findings is what the verifier checked, in order.
@@ -109,7 +111,9 @@ type Request struct {
 	Reason    string    `json:"reason,omitempty"`
 	// Supersedes is the node's earlier request, if evidence changed.
 	Supersedes RequestID `json:"supersedes,omitempty"`
-	// Revision counts writes; callers that decide give the one they saw.
+	// Revision counts the changes that matter to a person who decides (state,
+	// warnings, findings; not LastSeen, Source, Clock). Callers that decide
+	// give the one they saw.
 	Revision int64 `json:"revision"`
 }
 
@@ -138,6 +142,15 @@ type Evidence struct {
 	// Hardware is what the machine says of itself: claims, never keys. Only
 	// board, serial and UUID of it enter the digest.
 	Hardware Hardware `json:"hardware"`
+}
+
+// TPMClock is a TPM's own idea of time: milliseconds of powered time, and how
+// often it was reset and restarted. The counters carry a constant offset that
+// belongs to the attestation key, so clocks of one key only are comparable.
+type TPMClock struct {
+	Millis   uint64 `json:"millis"`
+	Resets   uint32 `json:"resets"`
+	Restarts uint32 `json:"restarts"`
 }
 
 // Finding is one check of the verifier with its outcome.
