@@ -31,7 +31,10 @@ func run(ctx context.Context) int {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand()
+	root.AddCommand(
+		imageCommand(),
+		releaseCommand(),
+	)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0

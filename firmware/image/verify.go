@@ -1,0 +1,125 @@
+package image
+
+import (
+	"crypto"
+	"crypto/sha256"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+
+	"github.com/muster-edge/muster/firmware"
+	"github.com/muster-edge/muster/fleet"
+)
+
+// RecoveryGoal is the size in bytes that a recovery image should not exceed:
+// more takes too long over TFTP and too much of 1 GB of memory.
+const RecoveryGoal = 40_000_000
+
+// Check is one finding of Verify.
+type Check struct {
+	Name string `json:"name"`
+	OK   bool   `json:"ok"`
+	// Detail says what was found, or what is wrong.
+	Detail string `json:"detail"`
+}
+
+// Verify checks the image in dir against its manifest, whose signature must be
+// by one of keys, and recomputes every measurement from the file. Checks that
+// failed are in the list; an error means that nothing could be checked.
+func Verify(dir string, keys []crypto.PublicKey) ([]Check, error) {
+	envelope, err := readCapped(filepath.Join(dir, ManifestFile), fleet.MaxManifest)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("image: verify: %s holds no %s: build with --release-key FILE", dir, ManifestFile)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("image: verify: %w", err)
+	}
+	var checks []Check
+	add := func(name string, ok bool, format string, args ...any) bool {
+		checks = append(checks, Check{name, ok, fmt.Sprintf(format, args...)})
+		return ok
+	}
+	m, err := firmware.OpenManifest(envelope, keys)
+	if err != nil {
+		// Unsigned statements are not worth comparing with.
+		add("manifest", false, "%v", err)
+		return checks, nil
+	}
+	add("manifest", true, "%s@%s, %s for %s, signed by a release key", m.Name, m.Version, m.Kind, m.Arch)
+
+	efi, err := readCapped(filepath.Join(dir, m.File), maxImage)
+	if err != nil {
+		add("file", false, "%v", err)
+		return checks, nil
+	}
+	add("size", int64(len(efi)) == m.Size, "%d bytes, the manifest says %d", len(efi), m.Size)
+	sum := firmware.Digest(sha256.Sum256(efi))
+	add("sha256", sum == m.SHA256, "%s%s", sum, unlike(sum, m.SHA256))
+
+	pe, err := firmware.ParsePE(efi)
+	if err != nil {
+		add("format", false, "%v", err)
+		return checks, nil
+	}
+	add("format", pe.Arch == m.Arch, "PE32+ for %s with %d sections", pe.Arch, len(pe.Sections))
+	measured, err := Measure(efi)
+	if err != nil {
+		add("measurements", false, "%v", err)
+		return checks, nil
+	}
+	add("authenticode (PCR 4)", measured.Authenticode == m.Measurements.Authenticode, "%s%s", measured.Authenticode, unlike(measured.Authenticode, m.Measurements.Authenticode))
+	for i, s := range measured.Sections {
+		want := firmware.SectionDigest{}
+		if i < len(m.Measurements.Sections) {
+			want = m.Measurements.Sections[i]
+		}
+		add("section "+s.Name, s == want, "%s%s", s.SHA256, unlike(s.SHA256, want.SHA256))
+	}
+	add("number of sections", len(measured.Sections) == len(m.Measurements.Sections), "%d measured, the manifest names %d", len(measured.Sections), len(m.Measurements.Sections))
+	add("PCR 11", measured.PCR11 == m.Measurements.PCR11, "%s%s", measured.PCR11, unlike(measured.PCR11, m.Measurements.PCR11))
+	checkSignature(pe, m, measured.Authenticode, add)
+	return checks, nil
+}
+
+// checkSignature looks at the Secure Boot signature.
+func checkSignature(pe *firmware.PE, m firmware.Manifest, digest firmware.Digest, add func(string, bool, string, ...any) bool) {
+	want := m.SecureBoot.SignerCertSHA256
+	if want.IsZero() {
+		add("secure boot", !pe.Signed(), "the manifest says unsigned; the file has a signature: %v", pe.Signed())
+		return
+	}
+	cert, err := pe.Signer(digest)
+	if err != nil {
+		add("secure boot", false, "%v", err)
+		return
+	}
+	got := firmware.Digest(sha256.Sum256(cert.Raw))
+	add("secure boot", got == want, "signed by %q, certificate %s%s", cert.Subject, got, unlike(got, want))
+}
+
+// unlike adds the expected digest to a line, only where it helps.
+func unlike(got, want firmware.Digest) string {
+	if got == want {
+		return ""
+	}
+	return ", the manifest says " + want.String()
+}
+
+// readCapped reads a file of at most limit bytes.
+func readCapped(path string, limit int64) ([]byte, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	b, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, err
+	}
+	if int64(len(b)) > limit {
+		return nil, fmt.Errorf("%s has more than %d bytes", path, limit)
+	}
+	return b, nil
+}
