@@ -1,0 +1,218 @@
+// Package store says what the centre keeps and what it may rely on: the
+// Store interface, its records, and its errors. Implementations live beside
+// it (sqlite); storetest is the suite each of them passes.
+//
+// A transaction is the unit of everything: an act, its audit record and its
+// events are one Update, and what Update has acknowledged survives a power
+// cut. Every object belongs to a tenant and every query names it; only the
+// database's own settings, the cookie keys and the look-up of a bearer token
+// stand above tenants.
+package store
+
+import (
+	"context"
+	"errors"
+	"time"
+
+	"github.com/muster-edge/muster/fleet"
+)
+
+var (
+	// ErrNotFound: no such object in this tenant.
+	ErrNotFound = errors.New("store: not found")
+	// ErrConflict: somebody wrote the object since it was read, or a
+	// constraint (one live request per node, one node per EK) forbids it.
+	ErrConflict = errors.New("store: changed meanwhile")
+	// ErrExists: an object with this key is there already.
+	ErrExists = errors.New("store: exists already")
+)
+
+// Store is the centre's memory. All methods are safe for concurrent use.
+type Store interface {
+	// View runs f over one consistent snapshot.
+	View(ctx context.Context, f func(Reader) error) error
+	// Update runs f in one transaction that sees all earlier Updates and
+	// runs alone. When Update returns nil, everything f wrote is on disk;
+	// when it returns an error, nothing of it is. f may be run again by
+	// engines that detect conflicts late, so it must have no other effect.
+	Update(ctx context.Context, f func(Tx) error) error
+	// Close waits for running transactions.
+	Close() error
+}
+
+// Reader is the reading half of a transaction. Lists are ordered by key
+// unless said otherwise. Single objects return ErrNotFound.
+type Reader interface {
+	// Setting returns a value of the database itself.
+	Setting(name string) (string, error)
+	// Epoch counts the lives of the database; it starts at 1 and is raised
+	// when a backup is restored.
+	Epoch() (uint64, error)
+
+	Tenant(name string) (fleet.Tenant, error)
+	Tenants() ([]fleet.Tenant, error)
+	Site(tenant, name string) (fleet.Site, error)
+	// Sites returns at most count sites after the given name.
+	Sites(tenant, after string, count int) ([]fleet.Site, error)
+	Node(tenant string, id fleet.NodeID) (fleet.Node, error)
+	Nodes(tenant string, after fleet.NodeID, count int) ([]fleet.Node, error)
+	// FindNodes returns at most count nodes whose ID or words start with
+	// prefix.
+	FindNodes(tenant, prefix string, count int) ([]fleet.NodeID, error)
+	CountNodes(tenant string) (map[fleet.NodeState]int, error)
+
+	Request(tenant string, id fleet.RequestID) (fleet.Request, error)
+	// Requests returns at most count requests, oldest first for one state,
+	// newest first for all (state nil).
+	Requests(tenant string, state *fleet.RequestState, count int) ([]fleet.Request, error)
+	// RequestsOfNode returns all requests of a node, oldest first.
+	RequestsOfNode(tenant string, node fleet.NodeID) ([]fleet.Request, error)
+	// FindRequests returns at most count requests whose ID, node ID or words
+	// start with prefix; those that still count come first.
+	FindRequests(tenant, prefix string, count int) ([]fleet.RequestID, error)
+	// LookAlikes returns at most count live requests of other nodes with this
+	// serial or this UUID; empty claims match nothing.
+	LookAlikes(tenant string, node fleet.NodeID, serial, uuid string, count int) ([]fleet.Request, error)
+	// CountUnverified counts pending and quarantined requests whose identity
+	// is unverified.
+	CountUnverified(tenant string) (int, error)
+	CountRequests(tenant string) (map[fleet.RequestState]int, error)
+	// Issued returns what was issued last for a request.
+	Issued(tenant string, id fleet.RequestID) (Issued, error)
+	IssuedToNode(tenant string, id fleet.NodeID) ([]Issued, error)
+
+	Image(tenant, name, version, arch string) (fleet.Image, error)
+	Images(tenant string) ([]fleet.Image, error)
+	ReleaseKeys(tenant string) ([]ReleaseKey, error)
+	// Denial returns the entry of the deny list for one EK.
+	Denial(tenant string, ek fleet.EKHash) (Denial, error)
+	Denials(tenant string) ([]Denial, error)
+	PreApproval(tenant, name string) (fleet.PreApproval, error)
+	PreApprovals(tenant string) ([]fleet.PreApproval, error)
+	// PreApprovalsOfEK names the pre-approvals that list the EK.
+	PreApprovalsOfEK(tenant string, ek fleet.EKHash) ([]string, error)
+	// Document returns the newest envelope of a kind and name.
+	Document(tenant, kind, name string) (Document, error)
+
+	// Events returns at most count events with a number above after.
+	Events(tenant string, after uint64, count int) ([]fleet.Event, error)
+	LastEvent(tenant string) (uint64, error)
+	// Audit returns at most count records with a number above after, as they
+	// are stored: audit.Verify tells whether they are what was written. A
+	// record that cannot even be read is returned with its Seq alone.
+	Audit(tenant string, after uint64, count int) ([]fleet.AuditRecord, error)
+
+	// CookieKeys returns the newest key first.
+	CookieKeys() ([]CookieKey, error)
+	// OperatorByToken finds who holds the token with this SHA-256.
+	OperatorByToken(hash fleet.Digest) (Operator, error)
+	Operators(tenant string) ([]Operator, error)
+}
+
+// Tx reads and writes. Put methods of objects with a Revision insert when it
+// is 0 (ErrExists if the key is taken) and else replace the object with
+// exactly this revision (ErrConflict if it was written since); they return
+// the object with its new revision.
+type Tx interface {
+	Reader
+
+	PutSetting(name, value string) error
+	// NextVersion gives out the next number for a signed document.
+	NextVersion() (fleet.DocVersion, error)
+
+	PutTenant(fleet.Tenant) (fleet.Tenant, error)
+	PutSite(fleet.Site) (fleet.Site, error)
+	PutNode(fleet.Node) (fleet.Node, error)
+	// TouchNode moves the node's LastSeen forward; it never goes back, and
+	// it is no write in the sense of Revision.
+	TouchNode(tenant string, id fleet.NodeID, at time.Time) error
+	// AddRequest and PutRequest write the request with the Revision it has,
+	// since package enroll counts it. PutRequest replaces the one of revision
+	// seen (else ErrConflict) and never changes its node or evidence.
+	AddRequest(fleet.Request) error
+	PutRequest(r fleet.Request, seen int64) error
+	AddIssued(Issued) error
+	// AddImage returns ErrExists if name, version and architecture, or the
+	// file's digest, are taken.
+	AddImage(fleet.Image) error
+	// AddReleaseKey reports whether the key is new.
+	AddReleaseKey(ReleaseKey) (added bool, err error)
+	PutDenial(Denial) error
+	// RemoveDenials forgets the entries made for a node.
+	RemoveDenials(tenant string, node fleet.NodeID) error
+	PutPreApproval(fleet.PreApproval) (fleet.PreApproval, error)
+	AddDocument(Document) error
+
+	// AddEvent gives the event its number and drops the oldest beyond the
+	// ring's size.
+	AddEvent(fleet.Event) (fleet.Event, error)
+	// AddAudit gives the record its number and links it into the tenant's
+	// chain. Seq, Prev and Hash of the argument are ignored.
+	AddAudit(fleet.AuditRecord) (fleet.AuditRecord, error)
+
+	AddCookieKey(CookieKey) error
+	DropCookieKeysBefore(id int64) error
+	PutOperator(Operator) error
+}
+
+// Issued is one certificate with the documents that went with it.
+type Issued struct {
+	Tenant    string          `json:"tenant"`
+	Request   fleet.RequestID `json:"request"`
+	Node      fleet.NodeID    `json:"node"`
+	LDevIDKey fleet.HexBytes  `json:"ldevid_key"`
+	Serial    string          `json:"serial"`
+	NotBefore time.Time       `json:"not_before"`
+	NotAfter  time.Time       `json:"not_after"`
+	// Certificates are DER, leaf first; Documents are DSSE envelopes.
+	Certificates [][]byte `json:"certificates"`
+	Documents    [][]byte `json:"documents,omitempty"`
+}
+
+// ReleaseKey is a public key whose signature on an image manifest counts.
+type ReleaseKey struct {
+	Tenant string
+	// KeyID is hex SHA-256 over the PKIX DER.
+	KeyID string
+	PEM   string
+	Added time.Time
+}
+
+// Denial is one EK on the deny list. A node's aliases have their own.
+type Denial struct {
+	Tenant string
+	EK     fleet.EKHash
+	Node   fleet.NodeID
+	Reason string
+	Actor  string
+	At     time.Time
+}
+
+// Document is a signed document: kind and name are its key ("admission",
+// "n-..."), of which every version is kept.
+type Document struct {
+	Tenant   string
+	Kind     string
+	Name     string
+	Version  fleet.DocVersion
+	At       time.Time
+	Envelope []byte
+}
+
+// CookieKey is a key of the enrollment cookies, sealed by a key that is not
+// in the database.
+type CookieKey struct {
+	ID      int64
+	Created time.Time
+	Sealed  []byte
+}
+
+// Operator is who may use the management API, with the SHA-256 of the bearer
+// token.
+type Operator struct {
+	Tenant  string
+	Name    string
+	Role    string
+	Token   fleet.Digest
+	Created time.Time
+}
