@@ -1,0 +1,122 @@
+package machine
+
+import (
+	"fmt"
+	"path/filepath"
+)
+
+// files are the paths inside a machine's directory.
+type files struct{ dir string }
+
+func (f files) vars() string   { return filepath.Join(f.dir, "firmware-variables.fd") }
+func (f files) qmp() string    { return filepath.Join(f.dir, "qmp.sock") }
+func (f files) serial() string { return filepath.Join(f.dir, "serial.log") }
+func (f files) pcap() string   { return filepath.Join(f.dir, "net0.pcap") }
+func (f files) qemu() string   { return filepath.Join(f.dir, "qemu.log") }
+func (f files) tpm() string    { return filepath.Join(f.dir, "tpm") }
+
+// args is QEMU's command line. c has its defaults. tpm is the control socket
+// of the software TPM, "" for none.
+func (c Config) args(fw firmware, tpm string) []string {
+	f := files{c.Dir}
+	machine := "q35,accel=" + c.Accel
+	if fw.smm {
+		machine += ",smm=on"
+	}
+	cpu := "max"
+	if c.Accel == AccelKVM {
+		cpu = "host"
+	}
+	a := []string{
+		"-name", "muster-lab-" + c.Name,
+		"-machine", machine,
+		"-cpu", cpu,
+		"-m", fmt.Sprint(c.MemoryMB),
+		"-smp", fmt.Sprint(c.CPUs),
+		"-nodefaults", "-no-user-config", "-display", "none",
+		// The console comes as our child's output: no byte can be lost between
+		// power-on and somebody's connecting to a socket.
+		"-chardev", "stdio,id=con,signal=off", "-serial", "chardev:con",
+		"-chardev", "socket,id=qmp,path=" + f.qmp() + ",server=on,wait=off",
+		"-mon", "chardev=qmp,mode=control",
+	}
+	if c.Clock.IsZero() {
+		a = append(a, "-rtc", "base=utc")
+	} else {
+		a = append(a, "-rtc", "base="+c.Clock.UTC().Format("2006-01-02T15:04:05"))
+	}
+	if fw.smm {
+		// Only code in system management mode may write the variables, as
+		// Secure Boot needs (OvmfPkg/README, "SMM support").
+		a = append(a, "-global", "driver=cfi.pflash01,property=secure,value=on")
+	}
+	a = append(a,
+		"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+fw.code,
+		"-drive", "if=pflash,unit=1,format=raw,file="+f.vars(),
+	)
+	system := "type=1,manufacturer=muster,product=lab"
+	if c.Serial != "" {
+		system += ",serial=" + c.Serial
+	}
+	if c.UUID != "" {
+		system += ",uuid=" + c.UUID
+	}
+	a = append(a, "-smbios", system)
+	if tpm != "" {
+		a = append(a,
+			"-chardev", "socket,id=tpm,path="+tpm,
+			"-tpmdev", "emulator,id=tpm0,chardev=tpm",
+			"-device", "tpm-crb,tpmdev=tpm0",
+		)
+	}
+	if c.Tap != "" {
+		// An empty romfile leaves QEMU's iPXE out, so that the firmware's own
+		// network stack boots, as on a real PC.
+		card := c.NIC + ",netdev=net0,mac=" + c.MAC + ",romfile="
+		if c.Boot != BootDisk {
+			card += ",bootindex=1"
+		}
+		a = append(a,
+			"-netdev", "tap,id=net0,ifname="+c.Tap+",script=no,downscript=no",
+			"-device", card,
+			"-object", "filter-dump,id=dump0,netdev=net0,file="+f.pcap(),
+		)
+	}
+	if c.Boot == BootHTTP {
+		// bootindex picks the card, not the protocol; these leave HTTP as the
+		// only one (OvmfPkg/RUNTIME_CONFIG.md).
+		a = append(a,
+			"-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no",
+			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no",
+		)
+	}
+	for i, d := range c.Disks {
+		id := fmt.Sprintf("disk%d", i)
+		// A snapshot of the folder: the machine may write, the host's files
+		// stay as they are.
+		drive := "if=none,id=" + id + ",format=raw,snapshot=on,file=fat:" + d.Folder
+		if d.File != "" {
+			drive = "if=none,id=" + id + ",format=raw,file=" + d.File
+		}
+		device := "virtio-blk-pci"
+		if d.Bus == BusNVMe {
+			device = "nvme"
+		}
+		device += ",drive=" + id
+		serial := d.Serial
+		if serial == "" && d.Bus == BusNVMe {
+			serial = id // the nvme device refuses to start without one
+		}
+		if serial != "" {
+			device += ",serial=" + serial
+		}
+		switch {
+		case d.Boot && c.Boot == BootDisk:
+			device += ",bootindex=1"
+		case d.Boot:
+			device += ",bootindex=2"
+		}
+		a = append(a, "-drive", drive, "-device", device)
+	}
+	return a
+}

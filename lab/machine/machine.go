@@ -1,0 +1,331 @@
+package machine
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/muster-edge/muster/pki/tpm/swtpmtest"
+)
+
+// Machine is one virtual PC. Its methods may be called from any goroutine.
+type Machine struct {
+	cfg    Config
+	fw     firmware
+	serial *Serial
+	tpm    *swtpmtest.TPM
+
+	mu  sync.Mutex
+	run *running // nil when off
+}
+
+// running is what exists between power-on and power-off.
+type running struct {
+	cmd     *exec.Cmd
+	qmp     *QMP
+	since   time.Time
+	done    chan struct{} // closed when QEMU has ended and the console is read
+	waitErr error         // valid after done
+}
+
+// New makes a machine that is off. What is in cfg.Dir already (TPM state,
+// firmware variables) is used again.
+func New(cfg Config) (*Machine, error) {
+	cfg = cfg.defaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	fw, err := findFirmware(cfg.SecureBoot)
+	if err != nil {
+		return nil, err
+	}
+	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
+		return nil, fmt.Errorf("machine: make %s: %w", cfg.Name, err)
+	}
+	m := &Machine{cfg: cfg, fw: fw, serial: NewSerial(cfg.OnLine)}
+	if vars := (files{cfg.Dir}).vars(); !exists(vars) {
+		if err := copyFile(vars, fw.vars); err != nil {
+			return nil, fmt.Errorf("machine: make firmware variables of %s: %w", cfg.Name, err)
+		}
+	}
+	if !cfg.NoTPM {
+		m.tpm, err = swtpmtest.New(files{cfg.Dir}.tpm(), swtpmtest.Options{
+			CADir: cfg.TPMAuthority, NoCertificate: cfg.TPMWithoutCertificate, ForQEMU: true, Stopped: true,
+		})
+		if err != nil {
+			return nil, fmt.Errorf("machine: make TPM of %s: %w", cfg.Name, err)
+		}
+	}
+	return m, nil
+}
+
+// Name returns the machine's name.
+func (m *Machine) Name() string { return m.cfg.Name }
+
+// MAC returns the card's address.
+func (m *Machine) MAC() string { return m.cfg.MAC }
+
+// UUID returns the SMBIOS UUID.
+func (m *Machine) UUID() string { return m.cfg.UUID }
+
+// Serial returns the console; it outlives power cycles.
+func (m *Machine) Serial() *Serial { return m.serial }
+
+// Captures returns the packet capture files of the cards.
+func (m *Machine) Captures() []string {
+	if m.cfg.Tap == "" {
+		return nil
+	}
+	return []string{files{m.cfg.Dir}.pcap()}
+}
+
+// PowerOn starts the machine and returns when QEMU runs; the firmware is at
+// its first instructions then.
+func (m *Machine) PowerOn(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.run != nil {
+		select {
+		case <-m.run.done:
+			m.finish()
+		default:
+			return fmt.Errorf("machine: power on %s: it is on", m.cfg.Name)
+		}
+	}
+	control := ""
+	if m.tpm != nil {
+		// swtpm ends with the QEMU that used it: Close only collects it.
+		_ = m.tpm.Close()
+		if err := m.tpm.Start(); err != nil {
+			return fmt.Errorf("machine: power on %s: %w", m.cfg.Name, err)
+		}
+		control = m.tpm.ControlPath()
+	}
+	if err := m.start(ctx, control); err != nil {
+		if m.tpm != nil {
+			_ = m.tpm.Close()
+		}
+		return fmt.Errorf("machine: power on %s: %w", m.cfg.Name, err)
+	}
+	return nil
+}
+
+func (m *Machine) start(ctx context.Context, control string) error {
+	f := files{m.cfg.Dir}
+	_ = os.Remove(f.qmp())
+	args := m.cfg.args(m.fw, control)
+	text := QEMU + " " + strings.Join(args, " ") + "\n"
+	if err := os.WriteFile(filepath.Join(m.cfg.Dir, "command-line"), []byte(text), 0o644); err != nil {
+		return err
+	}
+	qemuLog, err := os.OpenFile(f.qemu(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	defer qemuLog.Close() // QEMU has its own copy
+	serialLog, err := os.OpenFile(f.serial(), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	console, output, err := os.Pipe()
+	if err != nil {
+		_ = serialLog.Close()
+		return err
+	}
+	// Standard input stays open and silent: QEMU would take its end for the
+	// end of the console.
+	input, silent, err := os.Pipe()
+	if err != nil {
+		_, _, _ = serialLog.Close(), console.Close(), output.Close()
+		return err
+	}
+	cmd := exec.Command(QEMU, args...)
+	cmd.Dir = m.cfg.Dir
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = input, output, qemuLog
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+
+	r := &running{cmd: cmd, since: time.Now(), done: make(chan struct{})}
+	started := make(chan error)
+	go func() {
+		// Pdeathsig follows the thread that started the child (prctl(2)).
+		runtime.LockOSThread()
+		defer runtime.UnlockOSThread()
+		err := cmd.Start()
+		_, _ = input.Close(), output.Close()
+		started <- err
+		if err != nil {
+			_, _, _ = serialLog.Close(), console.Close(), silent.Close()
+			return
+		}
+		_ = m.serial.Follow(console, serialLog)
+		r.waitErr = cmd.Wait()
+		_, _, _ = serialLog.Close(), console.Close(), silent.Close()
+		close(r.done)
+	}()
+	if err := <-started; err != nil {
+		return err
+	}
+	m.run = r
+	if r.qmp, err = m.connect(ctx, r); err != nil {
+		_ = cmd.Process.Kill()
+		<-r.done
+		m.run = nil
+		return err
+	}
+	return nil
+}
+
+// connect polls for QEMU's socket, which appears some milliseconds after the
+// start, and gives up when QEMU ends.
+func (m *Machine) connect(ctx context.Context, r *running) (*QMP, error) {
+	ctx, cancel := context.WithTimeout(ctx, qmpTimeout)
+	defer cancel()
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	path := files{m.cfg.Dir}.qmp()
+	for {
+		if c, err := net.Dial("unix", path); err == nil {
+			q, err := newQMP(ctx, c, m.cfg.OnEvent)
+			if err != nil {
+				_ = c.Close()
+			}
+			return q, err
+		}
+		select {
+		case <-tick.C:
+		case <-r.done:
+			return nil, fmt.Errorf("QEMU ended at once (%w): %s", r.waitErr, tailOf(files{m.cfg.Dir}.qemu()))
+		case <-ctx.Done():
+			return nil, fmt.Errorf("QEMU does not answer: %w", ctx.Err())
+		}
+	}
+}
+
+// On reports whether the machine runs, and since when.
+func (m *Machine) On() (since time.Time, on bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.run == nil {
+		return time.Time{}, false
+	}
+	select {
+	case <-m.run.done:
+		return time.Time{}, false
+	default:
+		return m.run.since, true
+	}
+}
+
+// Done returns a channel that is closed when the machine goes off. It is
+// closed already when the machine is off.
+func (m *Machine) Done() <-chan struct{} {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.run == nil {
+		c := make(chan struct{})
+		close(c)
+		return c
+	}
+	return m.run.done
+}
+
+// Reset presses the reset button.
+func (m *Machine) Reset(ctx context.Context) error {
+	m.mu.Lock()
+	run := m.run
+	m.mu.Unlock()
+	if run == nil {
+		return fmt.Errorf("machine: reset %s: it is off", m.cfg.Name)
+	}
+	_, err := run.qmp.Execute(ctx, "system_reset", nil)
+	return err
+}
+
+// PowerOff takes the power away, as pulling the plug does. It is no error if
+// the machine is off already.
+func (m *Machine) PowerOff(ctx context.Context) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.run == nil {
+		return nil
+	}
+	// `quit` lets QEMU write its capture files out; a QEMU that does not
+	// answer is killed.
+	_, err := m.run.qmp.Execute(ctx, "quit", nil)
+	if err == nil {
+		t := time.NewTimer(5 * time.Second)
+		defer t.Stop()
+		select {
+		case <-m.run.done:
+			return m.finish()
+		case <-t.C:
+		case <-ctx.Done():
+		}
+	}
+	if err := m.run.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("machine: power off %s: %w", m.cfg.Name, err)
+	}
+	<-m.run.done
+	return m.finish()
+}
+
+// finish forgets a QEMU that has ended; mu is held.
+func (m *Machine) finish() error {
+	_ = m.run.qmp.Close()
+	m.run = nil
+	if m.tpm != nil {
+		return m.tpm.Close()
+	}
+	return nil
+}
+
+// Close powers off and leaves only files behind.
+func (m *Machine) Close() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	return m.PowerOff(ctx)
+}
+
+func copyFile(to, from string) error {
+	in, err := os.Open(from)
+	if err != nil {
+		return err
+	}
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_EXCL|os.O_WRONLY, 0o644)
+	if err != nil {
+		return err
+	}
+	if _, err := io.Copy(out, in); err != nil {
+		_ = out.Close()
+		_ = os.Remove(to)
+		return err
+	}
+	return out.Close()
+}
+
+// tailOf returns the end of a log, for an error text.
+func tailOf(path string) string {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return "no log"
+	}
+	s := strings.TrimSpace(string(b))
+	if len(s) > 600 {
+		s = "..." + s[len(s)-600:]
+	}
+	if s == "" {
+		return "it said nothing"
+	}
+	return s
+}
