@@ -1,0 +1,248 @@
+package pki
+
+import (
+	"bytes"
+	"crypto/sha256"
+	"fmt"
+	"strings"
+
+	"github.com/muster-edge/muster/fleet"
+)
+
+// evNoAction marks an entry of the log that was not extended, TCG PC Client
+// Platform Firmware Profile §10.4.1.
+const evNoAction uint32 = 0x3
+
+// Standard measurements that are no programs: the separator at the end of
+// the firmware's part, and the strings a boot manager measures into PCR 4
+// around each attempt (TCG PC Client Platform Firmware Profile §10.4.4).
+var (
+	separator  = sha256.Sum256([]byte{0, 0, 0, 0})
+	bootAction = map[[32]byte]string{
+		separator: "separator",
+		sha256.Sum256([]byte("Calling EFI Application from Boot Option")):        "calling a boot option",
+		sha256.Sum256([]byte("Returning from EFI Application from Boot Option")): "returning from a boot option",
+		sha256.Sum256([]byte("Exit Boot Services Invocation")):                   "leaving boot services",
+		sha256.Sum256([]byte("Exit Boot Services Returned with Success")):        "left boot services",
+	}
+)
+
+// boot judges what the machine runs. It cannot refuse: a machine with any
+// other boot is a machine with unknown boot.
+func (v *verifier) boot(ev Evidence, pol Policy) {
+	image, err := v.measured(ev, pol)
+	if err != nil {
+		v.find("boot-measured", false, err.Error())
+		v.warn("What the machine runs is not proved: %s.", err)
+		return
+	}
+	v.out.Boot, v.out.Image, v.out.Version = fleet.BootMeasured, image.Name, image.Version
+	v.find("boot-measured", true, image.Name+" "+image.Version)
+	if err := enforced(ev.Log, image); err != nil {
+		v.find("boot-enforced", false, err.Error())
+		return
+	}
+	v.out.Boot = fleet.BootEnforced
+	v.find("boot-enforced", true, "")
+}
+
+// measured finds the registered image that runs, or says why it cannot.
+// Decisions rest on digests that replay to quoted values; the types in the
+// log decide nothing, since nothing protects them.
+func (v *verifier) measured(ev Evidence, pol Policy) (fleet.Image, error) {
+	none := fleet.Image{}
+	for _, i := range []int{0, 2, 4, 7} {
+		if blank(ev.PCRs[i]) {
+			// Anybody could extend "good" values into a PCR that the firmware
+			// left alone.
+			return none, fmt.Errorf("the firmware did not measure into PCR %d", i)
+		}
+	}
+	switch {
+	case ev.LogError != nil:
+		return none, fmt.Errorf("the event log cannot be read: %s", printable(ev.LogError.Error()))
+	case len(ev.Log) == 0:
+		return none, fmt.Errorf("there is no event log")
+	case len(ev.Log) > maxLogEvents:
+		return none, fmt.Errorf("the event log has %d events", len(ev.Log))
+	}
+	replayed := Replay(ev.Log)
+	for _, i := range []int{4, 7, 11} {
+		r := replayed[i]
+		if !bytes.Equal(r[:], ev.PCRs[i]) {
+			return none, fmt.Errorf("the event log does not replay to PCR %d", i)
+		}
+	}
+	for _, i := range []int{0, 2} {
+		// Diagnosis only: real firmware gets these wrong.
+		r := replayed[i]
+		v.find(fmt.Sprintf("log-pcr%d", i), bytes.Equal(r[:], ev.PCRs[i]), "")
+	}
+	images, err := programs(ev.Log, pol.Images)
+	if err != nil {
+		return none, err
+	}
+	// The stub measures a command line that overrides the image's own, and
+	// credentials from beside it, into PCR 12. With Secure Boot off it obeys
+	// them, so the image is only itself while that PCR is untouched.
+	if !allZero(ev.PCRs[12]) {
+		return none, fmt.Errorf("the kernel command line or credentials came from outside the image (PCR 12)")
+	}
+	for _, image := range images {
+		if len(image.PCR11) == sha256.Size && bytes.Equal(image.PCR11, ev.PCRs[11]) {
+			return image, nil
+		}
+	}
+	return none, fmt.Errorf("PCR 11 is not that of image %s", images[0].Name)
+}
+
+// programs returns the registered images among the digests of PCR 4, and an
+// error if there is none or if anything else was run.
+func programs(log []LogEvent, images []fleet.Image) ([]fleet.Image, error) {
+	var found []fleet.Image
+	for _, e := range log {
+		if e.PCR != 4 || e.Type == evNoAction {
+			continue
+		}
+		if _, ok := bootAction[e.Digest]; ok {
+			continue
+		}
+		known := false
+		for _, image := range images {
+			if len(image.Authenticode) == sha256.Size && bytes.Equal(image.Authenticode, e.Digest[:]) {
+				found, known = append(found, image), true
+			}
+		}
+		if !known {
+			return nil, fmt.Errorf("a program that is not ours ran before the image (digest %x)", e.Digest)
+		}
+	}
+	if len(found) == 0 {
+		return nil, fmt.Errorf("no registered image was started")
+	}
+	return found, nil
+}
+
+// Replay computes the SHA-256 PCR values that a log leads to. PCR 0 starts
+// at the locality that a StartupLocality event tells (TCG PC Client Platform
+// Firmware Profile §10.4.5.3), all others at zero. Events with indices
+// outside 0-23 are ignored.
+func Replay(log []LogEvent) map[int][32]byte {
+	values := map[int][32]byte{}
+	for i := range 24 {
+		values[i] = [32]byte{}
+	}
+	prefix := []byte("StartupLocality\x00")
+	for _, e := range log {
+		if e.PCR < 0 || e.PCR > 23 {
+			continue
+		}
+		v := values[e.PCR]
+		if e.Type == evNoAction {
+			if e.PCR == 0 && v == ([32]byte{}) && len(e.Data) == len(prefix)+1 && bytes.HasPrefix(e.Data, prefix) {
+				v[31] = e.Data[len(prefix)]
+				values[0] = v
+			}
+			continue
+		}
+		values[e.PCR] = sha256.Sum256(append(v[:], e.Digest[:]...))
+	}
+	return values
+}
+
+// blank reports a PCR that was never extended: all zeros, or all ones for
+// those that start so.
+func blank(v []byte) bool {
+	return allZero(v) || len(bytes.Trim(v, "\xff")) == 0
+}
+
+func allZero(v []byte) bool { return len(bytes.Trim(v, "\x00")) == 0 }
+
+// enforced checks the PCR 7 part of a log that is known to replay: Secure
+// Boot was on before any program could run, and every program was admitted
+// by the certificate that signed the image, nothing else.
+func enforced(log []LogEvent, image fleet.Image) error {
+	if len(image.SignerCert) != sha256.Size {
+		return fmt.Errorf("the image is not signed")
+	}
+	var on, separated bool
+	authorities := 0
+	for _, e := range log {
+		if e.PCR != 7 || e.Type == evNoAction {
+			continue
+		}
+		if e.Digest == separator {
+			if separated {
+				return fmt.Errorf("PCR 7 has two separators")
+			}
+			separated = true
+			continue
+		}
+		// The digest is recomputed from the data: only so is the data proved.
+		variable, err := parseVariable(e.Data)
+		if err != nil || sha256.Sum256(e.Data) != e.Digest {
+			return fmt.Errorf("PCR 7 has a measurement that its data does not explain")
+		}
+		if !separated {
+			if err := configuration(variable, &on); err != nil {
+				return err
+			}
+			continue
+		}
+		if err := authority(variable, image); err != nil {
+			return err
+		}
+		authorities++
+	}
+	switch {
+	case !on:
+		return fmt.Errorf("Secure Boot is off")
+	case !separated:
+		return fmt.Errorf("PCR 7 has no separator")
+	case authorities == 0:
+		return fmt.Errorf("Secure Boot admitted no program")
+	}
+	return nil
+}
+
+// configuration looks at a Secure Boot variable measured before the
+// separator: SecureBoot must be 1, and once; PK, KEK, db, dbx may be anything,
+// since what counts is which entry of db was used.
+func configuration(variable efiVariable, on *bool) error {
+	switch variable.Name {
+	case "SecureBoot":
+		if variable.GUID != guidGlobal {
+			return fmt.Errorf("SecureBoot was measured under a foreign GUID")
+		}
+		if !bytes.Equal(variable.Data, []byte{1}) {
+			return fmt.Errorf("Secure Boot is off")
+		}
+		if *on {
+			return fmt.Errorf("SecureBoot was measured twice")
+		}
+		*on = true
+	case "AuditMode":
+		if !allZero(variable.Data) {
+			return fmt.Errorf("Secure Boot is in audit mode")
+		}
+	case "PK", "KEK", "db", "dbx", "dbt", "dbr", "DeployedMode", "SetupMode", "VendorKeys":
+	default:
+		return fmt.Errorf("PCR 7 has an unknown variable %q", printable(variable.Name))
+	}
+	return nil
+}
+
+// authority looks at what admitted a program: the db entry, an
+// EFI_SIGNATURE_DATA of 16 bytes of owner and the certificate (UEFI §32.4.1).
+func authority(variable efiVariable, image fleet.Image) error {
+	if variable.Name != "db" || variable.GUID != guidImageSecurity {
+		return fmt.Errorf("a program was admitted by %q, not by db", printable(variable.Name))
+	}
+	if len(variable.Data) <= 16 {
+		return fmt.Errorf("a program was admitted by an empty db entry")
+	}
+	if got := sha256.Sum256(variable.Data[16:]); !bytes.Equal(got[:], image.SignerCert) {
+		return fmt.Errorf("a program was admitted by a certificate that is not ours (%s...)", strings.ToLower(fmt.Sprintf("%x", got[:8])))
+	}
+	return nil
+}
