@@ -83,6 +83,7 @@ type ImageEvidence struct {
 	Name         string   `json:"name"`
 	Version      string   `json:"version"`
 	Authenticode HexBytes `json:"authenticode"`
+	Kernel       HexBytes `json:"kernel,omitempty"`
 	PCR11        HexBytes `json:"pcr11"`
 	SignerCert   HexBytes `json:"signer_cert,omitempty"`
 }

@@ -97,6 +97,10 @@ type Image struct {
 	// Authenticode is the SHA-256 Authenticode digest of the UKI: firmware
 	// extends PCR 4 with it.
 	Authenticode HexBytes `json:"authenticode"`
+	// Kernel is the Authenticode digest of the kernel inside the UKI. The
+	// stub loads it through the firmware, which extends PCR 4 with it right
+	// after the image's own digest, but only while Secure Boot is off.
+	Kernel HexBytes `json:"kernel,omitempty"`
 	// PCR11 is the final SHA-256 value of PCR 11 that the stub leaves.
 	PCR11 HexBytes `json:"pcr11"`
 	// SignerCert is SHA-256 over the DER of the db certificate that signed
@@ -132,6 +136,7 @@ func (i Image) Validate() error {
 	p.check(i.Size > 0, "size %d is not positive", i.Size)
 	p.sha256("sha256", i.SHA256, true)
 	p.sha256("authenticode", i.Authenticode, true)
+	p.sha256("kernel", i.Kernel, false)
 	p.sha256("pcr11", i.PCR11, true)
 	p.sha256("signer_cert", i.SignerCert, false)
 	p.check(len(i.Manifest) <= MaxManifest, "manifest of %d bytes, at most %d are allowed", len(i.Manifest), MaxManifest)
