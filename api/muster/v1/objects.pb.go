@@ -1683,8 +1683,10 @@ type Image struct {
 	Pcr11        []byte `protobuf:"bytes,9,opt,name=pcr11,proto3" json:"pcr11,omitempty"`
 	SignerCert   []byte `protobuf:"bytes,10,opt,name=signer_cert,json=signerCert,proto3" json:"signer_cert,omitempty"`
 	// DSSE envelope.
-	Manifest      []byte                 `protobuf:"bytes,11,opt,name=manifest,proto3" json:"manifest,omitempty"`
-	Registered    *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=registered,proto3" json:"registered,omitempty"`
+	Manifest   []byte                 `protobuf:"bytes,11,opt,name=manifest,proto3" json:"manifest,omitempty"`
+	Registered *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=registered,proto3" json:"registered,omitempty"`
+	// Authenticode digest of the kernel inside; see fleet.Image.
+	Kernel        []byte `protobuf:"bytes,13,opt,name=kernel,proto3" json:"kernel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1799,6 +1801,13 @@ func (x *Image) GetManifest() []byte {
 func (x *Image) GetRegistered() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Registered
+	}
+	return nil
+}
+
+func (x *Image) GetKernel() []byte {
+	if x != nil {
+		return x.Kernel
 	}
 	return nil
 }
@@ -2933,6 +2942,7 @@ type ImageEvidence struct {
 	Authenticode  []byte                 `protobuf:"bytes,3,opt,name=authenticode,proto3" json:"authenticode,omitempty"`
 	Pcr11         []byte                 `protobuf:"bytes,4,opt,name=pcr11,proto3" json:"pcr11,omitempty"`
 	SignerCert    []byte                 `protobuf:"bytes,5,opt,name=signer_cert,json=signerCert,proto3" json:"signer_cert,omitempty"`
+	Kernel        []byte                 `protobuf:"bytes,6,opt,name=kernel,proto3" json:"kernel,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2998,6 +3008,13 @@ func (x *ImageEvidence) GetPcr11() []byte {
 func (x *ImageEvidence) GetSignerCert() []byte {
 	if x != nil {
 		return x.SignerCert
+	}
+	return nil
+}
+
+func (x *ImageEvidence) GetKernel() []byte {
+	if x != nil {
+		return x.Kernel
 	}
 	return nil
 }
@@ -3913,7 +3930,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x129\n" +
 	"\n" +
 	"not_before\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
-	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\xd4\x02\n" +
+	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\xec\x02\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -3930,7 +3947,8 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\bmanifest\x18\v \x01(\fR\bmanifest\x12:\n" +
 	"\n" +
 	"registered\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"registered\"\xfb\x02\n" +
+	"registered\x12\x16\n" +
+	"\x06kernel\x18\r \x01(\fR\x06kernel\"\xfb\x02\n" +
 	"\x05Event\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12.\n" +
@@ -4045,14 +4063,15 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"promote_at\x18\x02 \x01(\x03R\tpromoteAt\x122\n" +
 	"\x15promote_after_seconds\x18\x03 \x01(\x03R\x13promoteAfterSeconds\x122\n" +
-	"\x15replace_after_seconds\x18\x04 \x01(\x03R\x13replaceAfterSeconds\"\x98\x01\n" +
+	"\x15replace_after_seconds\x18\x04 \x01(\x03R\x13replaceAfterSeconds\"\xb0\x01\n" +
 	"\rImageEvidence\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\"\n" +
 	"\fauthenticode\x18\x03 \x01(\fR\fauthenticode\x12\x14\n" +
 	"\x05pcr11\x18\x04 \x01(\fR\x05pcr11\x12\x1f\n" +
 	"\vsigner_cert\x18\x05 \x01(\fR\n" +
-	"signerCert\"\x8b\x02\n" +
+	"signerCert\x12\x16\n" +
+	"\x06kernel\x18\x06 \x01(\fR\x06kernel\"\x8b\x02\n" +
 	"\rBirthSettings\x12!\n" +
 	"\fcluster_cidr\x18\x01 \x01(\tR\vclusterCidr\x12!\n" +
 	"\fservice_cidr\x18\x02 \x01(\tR\vserviceCidr\x12\x1f\n" +
