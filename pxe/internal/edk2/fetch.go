@@ -1,0 +1,267 @@
+package edk2
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+)
+
+func fileConn(fd int) (*net.UDPConn, error) {
+	f := os.NewFile(uintptr(fd), "udp")
+	defer f.Close()
+	c, err := net.FilePacketConn(f)
+	if err != nil {
+		return nil, err
+	}
+	return c.(*net.UDPConn), nil
+}
+
+// tftpFetch is Mtftp4Dxe as UefiPxeBcDxe uses it: ask for the size, abort,
+// then read.
+func (c *Client) tftpFetch(server netip.Addr, name string) ([]byte, error) {
+	size, err := c.TFTPSize(server, name)
+	if err != nil {
+		return nil, err
+	}
+	data, err := c.TFTPRead(server, name)
+	if err == nil && len(data) != size {
+		err = fmt.Errorf("edk2: tftp: %d bytes came, %d were announced", len(data), size)
+	}
+	return data, err
+}
+
+// TFTPSize asks for tsize and aborts the transfer with error 8.
+func (c *Client) TFTPSize(server netip.Addr, name string) (int, error) {
+	t, err := dialTFTP()
+	if err != nil {
+		return 0, err
+	}
+	defer t.Close()
+	pkt, err := t.ask(netip.AddrPortFrom(server, 69), rrq(name, "tsize", "0", "blksize", strconv.Itoa(c.block())))
+	if err != nil {
+		return 0, err
+	}
+	if binary.BigEndian.Uint16(pkt) != 6 {
+		return 0, fmt.Errorf("edk2: tftp: %s", tftpError(pkt))
+	}
+	opts := strings.Split(string(pkt[2:]), "\x00")
+	for i := 0; i+1 < len(opts); i += 2 {
+		if strings.EqualFold(opts[i], "tsize") {
+			_ = t.send(append([]byte{0, 5, 0, 8}, "User aborted the transfer\x00"...))
+			return strconv.Atoi(opts[i+1])
+		}
+	}
+	return 0, errors.New("edk2: tftp: no tsize in OACK")
+}
+
+func (c *Client) block() int {
+	if c.BlockSize == 0 {
+		return 1468
+	}
+	return c.BlockSize
+}
+
+// TFTPRead reads a whole file. It proposes a window of 4 as EDK2 does and
+// takes what the OACK says. Block numbers roll over.
+func (c *Client) TFTPRead(server netip.Addr, name string) ([]byte, error) {
+	t, err := dialTFTP()
+	if err != nil {
+		return nil, err
+	}
+	defer t.Close()
+	args := []string{"blksize", strconv.Itoa(c.block()), "windowsize", "4"}
+	if c.block() == 512 {
+		args = nil // shim: no options at all
+	}
+	pkt, err := t.ask(netip.AddrPortFrom(server, 69), rrq(name, args...))
+	if err != nil {
+		return nil, err
+	}
+	block, ack := 512, []byte{0, 4, 0, 0}
+	switch binary.BigEndian.Uint16(pkt) {
+	case 6:
+		opts := strings.Split(string(pkt[2:]), "\x00")
+		for i := 0; i+1 < len(opts); i += 2 {
+			switch strings.ToLower(opts[i]) {
+			case "blksize":
+				if block, err = strconv.Atoi(opts[i+1]); err != nil || block > c.block() {
+					return nil, fmt.Errorf("edk2: tftp: block size %q", opts[i+1])
+				}
+			case "windowsize":
+				return nil, errors.New("edk2: tftp: model knows no window")
+			}
+		}
+		if pkt, err = t.exchange(ack); err != nil {
+			return nil, err
+		}
+	}
+	var out bytes.Buffer
+	want, seen := uint16(1), 0
+	for {
+		switch binary.BigEndian.Uint16(pkt) {
+		case 3:
+			seen++
+			if c.Lose > 0 && seen%c.Lose == 0 {
+				// Lost on the way: the server must send it again.
+				if pkt, err = t.receive(); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			n := binary.BigEndian.Uint16(pkt[2:])
+			if n != want {
+				if pkt, err = t.receive(); err != nil {
+					return nil, err
+				}
+				continue
+			}
+			out.Write(pkt[4:])
+			ack = binary.BigEndian.AppendUint16([]byte{0, 4}, n)
+			if len(pkt)-4 < block {
+				return out.Bytes(), t.send(ack)
+			}
+			want++
+			if pkt, err = t.exchange(ack); err != nil {
+				return nil, err
+			}
+		case 6:
+			if pkt, err = t.exchange([]byte{0, 4, 0, 0}); err != nil {
+				return nil, err
+			}
+		default:
+			return nil, fmt.Errorf("edk2: tftp: %s", tftpError(pkt))
+		}
+	}
+}
+
+type tftpConn struct {
+	*net.UDPConn
+	peer netip.AddrPort
+	buf  []byte
+}
+
+func dialTFTP() (*tftpConn, error) {
+	c, err := net.ListenUDP("udp4", nil)
+	if err != nil {
+		return nil, err
+	}
+	return &tftpConn{UDPConn: c, buf: make([]byte, 65536)}, nil
+}
+
+func rrq(name string, opts ...string) []byte {
+	b := append([]byte{0, 1}, name...)
+	b = append(b, "\x00octet\x00"...)
+	for _, o := range opts {
+		b = append(append(b, o...), 0)
+	}
+	return b
+}
+
+// ask sends the request to the server's port; the answer comes from another.
+func (t *tftpConn) ask(to netip.AddrPort, req []byte) ([]byte, error) {
+	for range 5 {
+		if _, err := t.WriteToUDPAddrPort(req, to); err != nil {
+			return nil, err
+		}
+		_ = t.SetReadDeadline(time.Now().Add(2 * time.Second))
+		n, from, err := t.ReadFromUDPAddrPort(t.buf)
+		if err == nil && n >= 4 {
+			if from.Addr() != to.Addr() {
+				return nil, fmt.Errorf("edk2: tftp: answer from %s, asked %s", from, to)
+			}
+			t.peer = from
+			return t.buf[:n], nil
+		}
+	}
+	return nil, errors.New("edk2: tftp: no answer")
+}
+
+func (t *tftpConn) send(b []byte) error {
+	_, err := t.WriteToUDPAddrPort(b, t.peer)
+	return err
+}
+
+func (t *tftpConn) exchange(b []byte) ([]byte, error) {
+	if err := t.send(b); err != nil {
+		return nil, err
+	}
+	return t.receive()
+}
+
+func (t *tftpConn) receive() ([]byte, error) {
+	_ = t.SetReadDeadline(time.Now().Add(5 * time.Second))
+	for {
+		n, from, err := t.ReadFromUDPAddrPort(t.buf)
+		if err != nil {
+			return nil, fmt.Errorf("edk2: tftp: %w", err)
+		}
+		if from == t.peer && n >= 4 {
+			return t.buf[:n], nil
+		}
+	}
+}
+
+func tftpError(b []byte) string {
+	if len(b) > 4 && b[1] == 5 {
+		return fmt.Sprintf("error %d: %s", b[3], strings.TrimRight(string(b[4:]), "\x00"))
+	}
+	return fmt.Sprintf("unexpected packet % x", b[:min(len(b), 8)])
+}
+
+// httpFetch is HttpBootDxe: HEAD for size and type, then GET; no redirects.
+func (c *Client) httpFetch(url string) ([]byte, error) {
+	host, path, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
+	head, _, err := HTTP(host, "HEAD", "/"+path, "")
+	if err != nil {
+		return nil, err
+	}
+	if head.StatusCode != 200 || head.ContentLength <= 0 {
+		return nil, fmt.Errorf("edk2: http: HEAD gave %s, length %d", head.Status, head.ContentLength)
+	}
+	ct := head.Header.Get("Content-Type")
+	if ct != "application/efi" && !strings.HasSuffix(path, ".efi") {
+		return nil, fmt.Errorf("edk2: http: not a boot image: %q", ct)
+	}
+	get, body, err := HTTP(host, "GET", "/"+path, "")
+	if err != nil {
+		return nil, err
+	}
+	if get.StatusCode != 200 || int64(len(body)) != head.ContentLength {
+		return nil, fmt.Errorf("edk2: http: GET gave %s, %d bytes of %d", get.Status, len(body), head.ContentLength)
+	}
+	return body, nil
+}
+
+// HTTP makes one request on a connection opened by this thread.
+func HTTP(hostport, method, path, ranges string) (*http.Response, []byte, error) {
+	conn, err := net.DialTimeout("tcp4", hostport, 3*time.Second)
+	if err != nil {
+		return nil, nil, err
+	}
+	defer conn.Close()
+	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+	req := method + " " + path + " HTTP/1.1\r\nHost: " + hostport + "\r\nUser-Agent: UefiHttpBoot/1.0\r\nConnection: close\r\n"
+	if ranges != "" {
+		req += "Range: " + ranges + "\r\n"
+	}
+	if _, err := io.WriteString(conn, req+"\r\n"); err != nil {
+		return nil, nil, err
+	}
+	res, err := http.ReadResponse(bufio.NewReader(conn), &http.Request{Method: method})
+	if err != nil {
+		return nil, nil, err
+	}
+	defer res.Body.Close()
+	body, err := io.ReadAll(res.Body)
+	return res, body, err
+}

@@ -1,0 +1,218 @@
+// Package netlab gives tests a LAN of their own: the test binary runs itself
+// again inside a new network namespace, where it is the boot host, and every
+// client is a thread in a further namespace behind a bridge. Nothing touches
+// the host's network, and everything is gone when the process ends.
+package netlab
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"sync/atomic"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+const marker = "MUSTER_TEST_NETNS"
+
+// Main is for TestMain. As root it runs the tests in a network namespace of
+// their own; otherwise, and when fuzzing, it runs them where they are, and
+// Need skips.
+func Main(m *testing.M) {
+	fuzzing := false
+	for _, a := range os.Args {
+		fuzzing = fuzzing || strings.HasPrefix(a, "-test.fuzz=") || strings.HasPrefix(a, "-test.fuzzworker")
+	}
+	if os.Getenv(marker) != "" || os.Getuid() != 0 || fuzzing {
+		if os.Getenv(marker) != "" {
+			if lo, err := netlink.LinkByName("lo"); err == nil {
+				_ = netlink.LinkSetUp(lo)
+			}
+		}
+		os.Exit(m.Run())
+	}
+	cmd := exec.Command("/proc/self/exe", os.Args[1:]...)
+	cmd.Env = append(os.Environ(), marker+"=1")
+	cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, os.Stdout, os.Stderr
+	cmd.SysProcAttr = &syscall.SysProcAttr{Cloneflags: syscall.CLONE_NEWNET, Pdeathsig: syscall.SIGKILL}
+	runtime.LockOSThread() // Pdeathsig watches the thread
+	err := cmd.Run()
+	var exit *exec.ExitError
+	switch {
+	case err == nil:
+		os.Exit(0)
+	case errors.As(err, &exit):
+		os.Exit(exit.ExitCode())
+	}
+	fmt.Fprintf(os.Stderr, "netlab: no network namespace to be had, network tests are skipped: %v\n", err)
+	os.Exit(m.Run())
+}
+
+// Need skips a test that has no namespace to run in.
+func Need(t testing.TB) {
+	t.Helper()
+	if os.Getenv(marker) == "" {
+		t.Skip("needs root and network namespaces")
+	}
+}
+
+var serial atomic.Int32
+
+// LAN is a bridge in the boot host's namespace.
+type LAN struct {
+	// Name is the bridge's interface name.
+	Name   string
+	bridge netlink.Link
+	t      testing.TB
+}
+
+// NewLAN makes a bridge with the addresses (CIDR) on it.
+func NewLAN(t testing.TB, cidr ...string) *LAN {
+	t.Helper()
+	Need(t)
+	name := fmt.Sprintf("lan%d", serial.Add(1))
+	br := &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: name}}
+	must(t, netlink.LinkAdd(br))
+	t.Cleanup(func() { _ = netlink.LinkDel(br) })
+	for _, c := range cidr {
+		a, err := netlink.ParseAddr(c)
+		must(t, err)
+		must(t, netlink.AddrAdd(br, a))
+	}
+	must(t, netlink.LinkSetUp(br))
+	return &LAN{Name: name, bridge: br, t: t}
+}
+
+// Host is a machine on a LAN: one thread in its own namespace.
+type Host struct {
+	// Iface is its interface's name, inside its namespace.
+	Iface string
+	MAC   net.HardwareAddr
+	work  chan func()
+}
+
+// Host plugs a machine in.
+func (l *LAN) Host(t testing.TB, cidr ...string) *Host {
+	t.Helper()
+	n := serial.Add(1)
+	h := &Host{Iface: "eth0", work: make(chan func()), MAC: net.HardwareAddr{0x52, 0x54, 0, byte(n >> 16), byte(n >> 8), byte(n)}}
+	ns := make(chan any, 1)
+	go func() {
+		// Never unlocked: the thread ends with the goroutine, and its
+		// namespace with it.
+		runtime.LockOSThread()
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			ns <- err
+			return
+		}
+		fd, err := unix.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			ns <- err
+			return
+		}
+		ns <- fd
+		for f := range h.work {
+			f()
+		}
+	}()
+	var fd int
+	switch v := (<-ns).(type) {
+	case error:
+		t.Fatal(v)
+	case int:
+		fd = v
+	}
+	defer unix.Close(fd)
+	t.Cleanup(func() { close(h.work) })
+	name := fmt.Sprintf("p%d", n)
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MasterIndex: l.bridge.Attrs().Index},
+		PeerName: h.Iface, PeerHardwareAddr: h.MAC, PeerNamespace: netlink.NsFd(fd)}))
+	t.Cleanup(func() {
+		if l, err := netlink.LinkByName(name); err == nil {
+			_ = netlink.LinkDel(l)
+		}
+	})
+	port, err := netlink.LinkByName(name)
+	must(t, err)
+	must(t, netlink.LinkSetUp(port))
+	must(t, h.Do(func() error {
+		lo, err := netlink.LinkByName("lo")
+		if err != nil {
+			return err
+		}
+		eth, err := netlink.LinkByName(h.Iface)
+		if err != nil {
+			return err
+		}
+		for _, c := range cidr {
+			a, err := netlink.ParseAddr(c)
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(eth, a); err != nil {
+				return err
+			}
+		}
+		return errors.Join(netlink.LinkSetUp(lo), netlink.LinkSetUp(eth))
+	}))
+	return h
+}
+
+// Do runs f on the host's thread: sockets that f itself opens, and programs
+// it starts, live in the host's namespace.
+func (h *Host) Do(f func() error) error {
+	done := make(chan error, 1)
+	h.work <- func() { done <- f() }
+	return <-done
+}
+
+// Run starts a program in the host's namespace and stops it when the test
+// ends. It skips the test if the program is not installed.
+func (h *Host) Run(t testing.TB, out *os.File, name string, args ...string) *exec.Cmd {
+	t.Helper()
+	path, err := exec.LookPath(name)
+	if err != nil {
+		if path, err = exec.LookPath("/usr/sbin/" + name); err != nil {
+			t.Skipf("%s is not installed", name)
+		}
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Stdout, cmd.Stderr = out, out
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	must(t, h.Do(cmd.Start))
+	t.Cleanup(func() {
+		_ = cmd.Process.Kill()
+		_ = cmd.Wait()
+	})
+	return cmd
+}
+
+// Eventually polls until ok or the time is over; it is for things outside
+// this process.
+func Eventually(t testing.TB, within time.Duration, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(within)
+	tick := time.NewTicker(10 * time.Millisecond)
+	defer tick.Stop()
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("after %s: not yet: %s", within, what)
+		}
+		<-tick.C
+	}
+}
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}

@@ -1,0 +1,178 @@
+package server
+
+import (
+	"encoding/json"
+	"errors"
+	"io/fs"
+	"log/slog"
+	"net/netip"
+	"os"
+	"path/filepath"
+	"sync"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/muster-edge/muster/pxe"
+)
+
+const (
+	// maxMachines bounds the table: MAC addresses are free to invent.
+	maxMachines = 4096
+	// repeatAfter is how long the same sentence about the same machine is
+	// not said again.
+	repeatAfter = time.Minute
+	// maxLearnt bounds what is read from disk.
+	maxLearnt = 1 << 20
+)
+
+// Status is a machine as the boot host knows it.
+type Status struct {
+	pxe.Machine
+	State pxe.State  `json:"state"`
+	Addr  netip.Addr `json:"addr,omitzero"`
+	Seen  time.Time  `json:"seen"`
+	// Sent and Size are bytes of the image being fetched.
+	Sent int64  `json:"sent,omitempty"`
+	Size int64  `json:"size,omitempty"`
+	Text string `json:"text"`
+}
+
+type machine struct {
+	Status
+	ladder pxe.Ladder
+	// window is the number of the operator's window it was counted in.
+	window int
+	begun  time.Time
+	said   time.Time
+}
+
+// machines is what is known of each MAC, bounded.
+type machines struct {
+	path string
+	log  *slog.Logger
+
+	mu     sync.Mutex
+	byMAC  map[pxe.MAC]*machine
+	byAddr map[netip.Addr]pxe.MAC
+	window pxe.Window
+	// number counts windows, so that who was let in by an old one is not
+	// taken as let in by the new.
+	number int
+	dirty  bool
+}
+
+func newMachines(dir string, log *slog.Logger) *machines {
+	m := &machines{log: log, byMAC: map[pxe.MAC]*machine{}, byAddr: map[netip.Addr]pxe.MAC{}}
+	if dir != "" {
+		m.path = filepath.Join(dir, "firmware.json")
+		m.load()
+	}
+	return m
+}
+
+// get returns mac's entry, making room if needed. The caller holds mu.
+func (m *machines) get(now time.Time, mac pxe.MAC) *machine {
+	e, ok := m.byMAC[mac]
+	if !ok {
+		if len(m.byMAC) >= maxMachines {
+			m.evict()
+		}
+		e = &machine{Status: Status{Machine: pxe.Machine{MAC: mac}}}
+		m.byMAC[mac] = e
+	}
+	e.Seen = now
+	return e
+}
+
+// evict forgets the machine heard of longest ago, preferring ones that never
+// got anywhere.
+func (m *machines) evict() {
+	var worst *machine
+	for _, e := range m.byMAC {
+		if worst == nil || rank(e) < rank(worst) || rank(e) == rank(worst) && e.Seen.Before(worst.Seen) {
+			worst = e
+		}
+	}
+	if worst != nil {
+		delete(m.byMAC, worst.MAC)
+		delete(m.byAddr, worst.Addr)
+	}
+}
+
+func rank(e *machine) int {
+	switch e.State {
+	case pxe.StateSeen, pxe.StateRefused:
+		return 0
+	}
+	return 1
+}
+
+// at records that e has address a.
+func (m *machines) at(e *machine, a netip.Addr) {
+	if !a.IsValid() || e.Addr == a {
+		return
+	}
+	delete(m.byAddr, e.Addr)
+	e.Addr = a
+	m.byAddr[a] = e.MAC
+}
+
+// learnt is the file of rungs that worked: without it a firmware that needs
+// port 4011 would cost one more round after every restart.
+type learnt struct {
+	Format string               `json:"format"`
+	Rungs  map[pxe.MAC]pxe.Rung `json:"rungs"`
+}
+
+const learntFormat = "muster/boot-firmware/v1"
+
+func (m *machines) load() {
+	st, err := os.Stat(m.path)
+	if errors.Is(err, fs.ErrNotExist) {
+		return
+	}
+	var l learnt
+	if err == nil && st.Size() > maxLearnt {
+		err = errors.New("file is too large")
+	}
+	if err == nil {
+		var b []byte
+		if b, err = os.ReadFile(m.path); err == nil {
+			err = json.Unmarshal(b, &l)
+		}
+	}
+	if err != nil || l.Format != learntFormat {
+		m.log.Warn("what was learnt of firmware is not read; it will be learnt again", "path", m.path, "error", err)
+		return
+	}
+	for mac, r := range l.Rungs {
+		if len(m.byMAC) < maxMachines && r == pxe.RungBINL {
+			m.byMAC[mac] = &machine{Status: Status{Machine: pxe.Machine{MAC: mac}}, ladder: pxe.Ladder{Start: r, Worked: true}}
+		}
+	}
+}
+
+// save writes the file if something was learnt.
+func (m *machines) save() {
+	m.mu.Lock()
+	l := learnt{Format: learntFormat, Rungs: map[pxe.MAC]pxe.Rung{}}
+	for mac, e := range m.byMAC {
+		if e.ladder.Worked && e.ladder.Start != pxe.RungDirect {
+			l.Rungs[mac] = e.ladder.Start
+		}
+	}
+	write := m.dirty && m.path != ""
+	m.dirty = false
+	m.mu.Unlock()
+	if !write {
+		return
+	}
+	b, err := json.Marshal(l)
+	if err == nil {
+		err = renameio.WriteFile(m.path, b, 0o600)
+	}
+	if err != nil {
+		m.log.Warn("what was learnt of firmware is not kept", "path", m.path, "error", err)
+	}
+}
