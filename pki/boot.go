@@ -22,8 +22,6 @@ var (
 		separator: "separator",
 		sha256.Sum256([]byte("Calling EFI Application from Boot Option")):        "calling a boot option",
 		sha256.Sum256([]byte("Returning from EFI Application from Boot Option")): "returning from a boot option",
-		sha256.Sum256([]byte("Exit Boot Services Invocation")):                   "leaving boot services",
-		sha256.Sum256([]byte("Exit Boot Services Returned with Success")):        "left boot services",
 	}
 )
 
@@ -36,8 +34,8 @@ func (v *verifier) boot(ev Evidence, pol Policy) {
 		v.warn("What the machine runs is not proved: %s.", err)
 		return
 	}
-	v.out.Boot, v.out.Image, v.out.Version = fleet.BootMeasured, image.Name, image.Version
-	v.find("boot-measured", true, image.Name+" "+image.Version)
+	v.out.Boot, v.out.Image = fleet.BootMeasured, image.ID()
+	v.find("boot-measured", true, image.ID())
 	if err := enforced(ev.Log, image); err != nil {
 		v.find("boot-enforced", false, err.Error())
 		return
@@ -89,38 +87,53 @@ func (v *verifier) measured(ev Evidence, pol Policy) (fleet.Image, error) {
 		return none, fmt.Errorf("the kernel command line or credentials came from outside the image (PCR 12)")
 	}
 	for _, image := range images {
-		if len(image.PCR11) == sha256.Size && bytes.Equal(image.PCR11, ev.PCRs[11]) {
+		if isDigest(image.PCR11, replayed[11]) {
 			return image, nil
 		}
 	}
-	return none, fmt.Errorf("PCR 11 is not that of image %s", images[0].Name)
+	return none, fmt.Errorf("PCR 11 is not that of image %s", images[0].ID())
 }
 
 // programs returns the registered images among the digests of PCR 4, and an
 // error if there is none or if anything else was run.
+//
+// While Secure Boot is off, the stub of a unified kernel image loads the
+// kernel inside through the firmware, which measures it as one more program.
+// That is accepted directly after the image's own event and nowhere else: a
+// kernel that was started without its image obeys any command line.
 func programs(log []LogEvent, images []fleet.Image) ([]fleet.Image, error) {
-	var found []fleet.Image
+	var found, started []fleet.Image // started: by the event just before
 	for _, e := range log {
 		if e.PCR != 4 || e.Type == evNoAction {
 			continue
 		}
-		if _, ok := bootAction[e.Digest]; ok {
+		kernel := false
+		for _, image := range started {
+			kernel = kernel || isDigest(image.Kernel, e.Digest)
+		}
+		started = nil
+		if _, ok := bootAction[e.Digest]; ok || kernel {
 			continue
 		}
-		known := false
 		for _, image := range images {
-			if len(image.Authenticode) == sha256.Size && bytes.Equal(image.Authenticode, e.Digest[:]) {
-				found, known = append(found, image), true
+			if isDigest(image.Authenticode, e.Digest) {
+				started = append(started, image)
 			}
 		}
-		if !known {
-			return nil, fmt.Errorf("a program that is not ours ran before the image (digest %x)", e.Digest)
+		if len(started) == 0 {
+			return nil, fmt.Errorf("a program that is not ours was started (digest %x)", e.Digest)
 		}
+		found = append(found, started...)
 	}
 	if len(found) == 0 {
 		return nil, fmt.Errorf("no registered image was started")
 	}
 	return found, nil
+}
+
+// isDigest compares what an image promises with a measured digest.
+func isDigest(promised fleet.HexBytes, digest [32]byte) bool {
+	return len(promised) == sha256.Size && bytes.Equal(promised, digest[:])
 }
 
 // Replay computes the SHA-256 PCR values that a log leads to. PCR 0 starts

@@ -185,11 +185,11 @@ type Policy struct {
 type Verdict struct {
 	Identity fleet.IdentityTrust
 	Boot     fleet.BootTrust
-	// Image is the name of the registered image that runs, "" if unknown.
+	// Image is the ID (name@version) of the registered image that runs, "" if
+	// unknown.
 	Image string
-	// Version is that image's version.
-	Version string
-	EK      fleet.EKHash
+	// EK is the hash of the identity EK.
+	EK fleet.EKHash
 	// Aliases are hashes of the other EKs the machine showed. They are
 	// claims: only the first EK was proved.
 	Aliases []fleet.EKHash
