@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/audit"
 )
 
 // How long a request waits.
@@ -174,14 +175,15 @@ func Issue(now time.Time, r fleet.Request, i Issued) (fleet.Request, Fact, error
 	if err := MayIssue(now, r, i.LDevIDKey); err != nil {
 		return r, Fact{}, err
 	}
-	was := r.State
-	if r.State == fleet.RequestApproved {
+	was, kind := r.State, FactRenewed
+	if was == fleet.RequestApproved {
+		kind = FactIssued
 		var err error
 		if r, err = move(r, fleet.RequestIssued); err != nil {
 			return r, Fact{}, err
 		}
 	}
-	return r, fact(FactIssued, r, was, "certificate "+i.Serial), nil
+	return r, fact(kind, r, was, "certificate "+i.Serial), nil
 }
 
 // Message is the sentence for the screen of a machine whose request is r. It
@@ -228,7 +230,7 @@ func notLive(r fleet.Request) error {
 	return &Refused{Why: fmt.Sprintf("it is %s", r.State), Do: "the machine files again by itself when it is switched on; decide then"}
 }
 
-func person(now time.Time, r fleet.Request, v Ruling, to fleet.RequestState, kind fleet.AuditKind) (fleet.Request, Fact, error) {
+func person(now time.Time, r fleet.Request, v Ruling, to fleet.RequestState, kind audit.Kind) (fleet.Request, Fact, error) {
 	r, err := look(now, r, v)
 	if err != nil {
 		return r, Fact{}, err
@@ -241,7 +243,7 @@ func person(now time.Time, r fleet.Request, v Ruling, to fleet.RequestState, kin
 	return decided(now, moved, v, kind, was)
 }
 
-func decided(now time.Time, r fleet.Request, v Ruling, kind fleet.AuditKind, was fleet.RequestState) (fleet.Request, Fact, error) {
+func decided(now time.Time, r fleet.Request, v Ruling, kind audit.Kind, was fleet.RequestState) (fleet.Request, Fact, error) {
 	r.DecidedBy, r.DecidedAt, r.Reason = v.Actor, now, v.Reason
 	return r, fact(kind, r, was, v.Reason), nil
 }

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/audit"
 )
 
 // How much one machine, or a crowd of unproven ones, may put into the store.
@@ -62,7 +63,7 @@ type Decision struct {
 // Fact is what the audit log shall say about one change of a request. The
 // caller adds time, actor and source.
 type Fact struct {
-	Kind    fleet.AuditKind
+	Kind    audit.Kind
 	Request fleet.RequestID
 	Node    fleet.NodeID
 	// Before and After are states; equal for a new request.
@@ -70,17 +71,18 @@ type Fact struct {
 	Reason        string
 }
 
-// Kinds of facts.
+// Kinds of facts. Release is a reopening, too.
 const (
-	FactFiled       fleet.AuditKind = "request.filed"
-	FactReopened    fleet.AuditKind = "request.reopened"
-	FactSuperseded  fleet.AuditKind = "request.superseded"
-	FactQuarantined fleet.AuditKind = "request.quarantined"
-	FactExpired     fleet.AuditKind = "request.expired"
-	FactApproved    fleet.AuditKind = "request.approved"
-	FactRejected    fleet.AuditKind = "request.rejected"
-	FactReleased    fleet.AuditKind = "request.released"
-	FactIssued      fleet.AuditKind = "request.issued"
+	FactFiled       = audit.RequestFiled
+	FactReopened    = audit.RequestReopened
+	FactSuperseded  = audit.RequestSuperseded
+	FactQuarantined = audit.RequestQuarantined
+	FactExpired     = audit.RequestExpired
+	FactApproved    = audit.RequestApproved
+	FactRejected    = audit.RequestRejected
+	FactReleased    = audit.RequestReopened
+	FactIssued      = audit.CertificateIssued
+	FactRenewed     = audit.CertificateRenewed
 )
 
 // File decides what a proved machine's filing means for its requests. The
@@ -299,7 +301,7 @@ func move(r fleet.Request, to fleet.RequestState) (fleet.Request, error) {
 	return r, nil
 }
 
-func fact(kind fleet.AuditKind, r fleet.Request, before fleet.RequestState, reason string) Fact {
+func fact(kind audit.Kind, r fleet.Request, before fleet.RequestState, reason string) Fact {
 	return Fact{Kind: kind, Request: r.ID, Node: r.Node, Before: before, After: r.State, Reason: reason}
 }
 
