@@ -40,7 +40,7 @@ func assess(c conditions) (agent.State, string) {
 		return agent.Failed, c.SiteError
 	case c.TPMError != "":
 		return agent.Failed, c.TPMError
-	case !c.Booted && !up:
+	case !c.Booted && len(c.NICs) == 0:
 		return agent.Booting, "looking for devices"
 	case !up:
 		return agent.Network, networkText(c.NICs)
