@@ -34,6 +34,7 @@ func run(ctx context.Context) int {
 	root.AddCommand(
 		imageCommand(),
 		releaseCommand(),
+		labCommand(),
 	)
 	err := root.ExecuteContext(ctx)
 	if err == nil {

@@ -284,3 +284,19 @@ func hidden(r rune) bool {
 	return r >= 0x80 && r < 0xa0 || r == 0xad || r == 0x61c || r >= 0x200b && r <= 0x200f ||
 		r >= 0x2028 && r <= 0x202e || r >= 0x2060 && r <= 0x206f || r == 0xfeff || r >= 0xe0000 && r <= 0xe0fff
 }
+
+// NewTextWriter returns a writer that passes text on without the control
+// sequences in it: a machine must not write to a person's terminal.
+func NewTextWriter(w io.Writer) io.Writer { return &textWriter{w: w} }
+
+type textWriter struct {
+	w io.Writer
+	c cleaner
+}
+
+func (t *textWriter) Write(p []byte) (int, error) {
+	if _, err := io.WriteString(t.w, t.c.clean(p)); err != nil {
+		return 0, err
+	}
+	return len(p), nil
+}

@@ -1,0 +1,136 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"regexp"
+	"time"
+
+	"github.com/muster-edge/muster/lab/machine"
+)
+
+// The DHCP arrangements of the lab network.
+const (
+	// DHCPFull: the boot host leases addresses itself.
+	DHCPFull = "full"
+	// DHCPProxy: somebody else's DHCP server leases, ours only adds boot data.
+	DHCPProxy = "proxy"
+)
+
+// Spec is what `muster lab run` was asked for. It travels as JSON from the
+// command to the process inside the namespaces.
+type Spec struct {
+	// Scenario is the name of one.
+	Scenario string `json:"scenario"`
+	// Nodes is how many machines; 1 if 0.
+	Nodes int `json:"nodes"`
+	// Boot is the way by which machines start.
+	Boot machine.Boot `json:"boot"`
+	// DHCP is DHCPFull (default) or DHCPProxy.
+	DHCP string `json:"dhcp"`
+	// SecureBoot turns it on, with Debian's snakeoil key as db key.
+	SecureBoot bool `json:"secure_boot"`
+	// Forged serves an image that was altered after it was registered.
+	Forged bool `json:"forged"`
+	// Timeout is for the whole run; 15 minutes if 0.
+	Timeout time.Duration `json:"timeout"`
+	// Keep leaves the machines running after the scenario until interrupted.
+	Keep bool `json:"keep"`
+	// Dir is the run's directory, absolute and short.
+	Dir string `json:"dir"`
+
+	// Accel is "" (find out), machine.AccelKVM or machine.AccelTCG.
+	Accel string `json:"accel"`
+	// MemoryMB, NIC and DiskBus describe the machines; see machine.Config.
+	MemoryMB int    `json:"memory_mb"`
+	NIC      string `json:"nic"`
+	DiskBus  string `json:"disk_bus"`
+	// Clock is the machines' real-time clock at power-on; zero: the host's.
+	Clock time.Time `json:"clock"`
+
+	// Image is a ready recovery image (a UKI); "" builds one.
+	Image string `json:"image"`
+	// Program is the muster binary whose commands the scenario runs.
+	Program string `json:"program"`
+	// NodeProgram is the muster-node binary for images.
+	NodeProgram string `json:"node_program"`
+}
+
+var scenarioForm = regexp.MustCompile(`^[a-z0-9-]{1,24}$`)
+
+// MaxDir is the longest run directory: machines have theirs below it.
+const MaxDir = machine.MaxDir - len("/node99")
+
+// Defaults fills in what was left out.
+func (s Spec) Defaults() Spec {
+	if s.Nodes == 0 {
+		s.Nodes = 1
+	}
+	if s.DHCP == "" {
+		s.DHCP = DHCPFull
+	}
+	if s.Timeout == 0 {
+		s.Timeout = 15 * time.Minute
+	}
+	if s.NIC == "" {
+		s.NIC = machine.NICVirtio
+	}
+	return s
+}
+
+// Validate returns everything that is wrong, joined.
+func (s Spec) Validate() error {
+	var errs []error
+	bad := func(format string, a ...any) { errs = append(errs, fmt.Errorf("lab: configure: "+format, a...)) }
+	if !scenarioForm.MatchString(s.Scenario) {
+		bad("scenario %q: no such name", s.Scenario)
+	}
+	if s.Nodes < 1 || s.Nodes > 32 {
+		bad("%d nodes: want 1 to 32", s.Nodes)
+	}
+	if s.DHCP != DHCPFull && s.DHCP != DHCPProxy {
+		bad("DHCP %q: want %s or %s", s.DHCP, DHCPFull, DHCPProxy)
+	}
+	if s.Timeout < 0 {
+		bad("timeout of %v", s.Timeout)
+	}
+	if s.NIC == machine.NICE1000E && s.Boot != machine.BootDisk {
+		bad("network card %s: the firmware has no driver for it and cannot boot from it; use --boot disk", s.NIC)
+	}
+	if !filepath.IsAbs(s.Dir) || len(s.Dir) > MaxDir {
+		bad("directory %q: want an absolute path of at most %d characters (sockets lie below it)", s.Dir, MaxDir)
+	}
+	return errors.Join(errs...)
+}
+
+// Scenario is something the lab can run.
+type Scenario struct {
+	Name    string
+	Summary string
+	// Prepare runs on the host, before the namespaces exist and with the
+	// host's network: building an image may need the internet. It may write
+	// to the run's directory only. Nil if there is nothing to do.
+	Prepare func(context.Context, *Lab) error
+	// Run runs inside. It returns nil when everything it checks held.
+	Run func(context.Context, *Lab) error
+}
+
+// Unable says why a scenario cannot run on this host (exit code 3).
+type Unable struct {
+	Reason string
+	// Packages to install, in Debian's names.
+	Packages []string
+}
+
+func (u *Unable) Error() string {
+	if len(u.Packages) == 0 {
+		return "lab: cannot run here: " + u.Reason
+	}
+	s := "lab: cannot run here: " + u.Reason + "; install:"
+	for _, p := range u.Packages {
+		s += " " + p
+	}
+	return s
+}
