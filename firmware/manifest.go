@@ -81,6 +81,11 @@ type Input struct {
 type Measurements struct {
 	// Authenticode is the digest firmware extends PCR 4 with.
 	Authenticode Digest `json:"authenticode"`
+	// Kernel is the Authenticode digest of the .linux section. The stub
+	// starts the kernel through LoadImage, and firmware extends PCR 4 with
+	// this digest right after Authenticode; with Secure Boot on, the stub
+	// takes the place of that check and the extension does not happen.
+	Kernel Digest `json:"kernel"`
 	// PCR11 is the value of PCR 11 (SHA-256 bank) while the image runs.
 	PCR11 Digest `json:"pcr11"`
 	// Sections explain PCR11: what the stub measures, in its order.
@@ -101,6 +106,7 @@ func (m Manifest) Image() fleet.Image {
 		Name: m.Name, Version: m.Version, Kind: m.Kind, Arch: m.Arch,
 		SHA256: m.SHA256[:], Size: m.Size,
 		Authenticode: m.Measurements.Authenticode[:],
+		Kernel:       m.Measurements.Kernel[:],
 		PCR11:        m.Measurements.PCR11[:],
 	}
 	if s := m.SecureBoot.SignerCertSHA256; !s.IsZero() {
@@ -137,6 +143,7 @@ func (m Manifest) Validate() error {
 		check(!in.SHA256.IsZero(), "input %.40q: sha256 is zero", in.Name)
 	}
 	check(!m.Measurements.Authenticode.IsZero(), "authenticode is zero")
+	check(!m.Measurements.Kernel.IsZero(), "kernel is zero")
 	check(len(m.Measurements.Sections) > 0, "no measured sections")
 	pcr, err := PCR11(m.Measurements.Sections)
 	problems = append(problems, err)

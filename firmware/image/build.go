@@ -438,6 +438,13 @@ func Measure(efi []byte) (firmware.Measurements, error) {
 	if err != nil {
 		return m, err
 	}
+	kernel, err := firmware.ParsePE(sections[firmware.SectionLinux])
+	if err != nil {
+		return m, fmt.Errorf("image: kernel: %w", err)
+	}
+	if m.Kernel, err = kernel.Authenticode(); err != nil {
+		return m, fmt.Errorf("image: kernel: %w", err)
+	}
 	m.Sections = firmware.MeasureSections(sections)
 	m.PCR11, err = firmware.PCR11(m.Sections)
 	return m, err

@@ -70,6 +70,7 @@ func Verify(dir string, keys []crypto.PublicKey) ([]Check, error) {
 		return checks, nil
 	}
 	add("authenticode (PCR 4)", measured.Authenticode == m.Measurements.Authenticode, "%s%s", measured.Authenticode, unlike(measured.Authenticode, m.Measurements.Authenticode))
+	add("kernel (PCR 4, Secure Boot off)", measured.Kernel == m.Measurements.Kernel, "%s%s", measured.Kernel, unlike(measured.Kernel, m.Measurements.Kernel))
 	for i, s := range measured.Sections {
 		want := firmware.SectionDigest{}
 		if i < len(m.Measurements.Sections) {
