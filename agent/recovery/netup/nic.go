@@ -163,18 +163,19 @@ func (m *Manager) use(n *nic, l Lease) {
 	})
 }
 
-// roundTimeout is how long one message waits before it is sent again, and
-// roundTries how often: a round lasts about 9 s.
+// roundTimeout is how long the first message of a round waits; each repeat
+// waits twice as long, so a round of silence lasts 6 s. Then comes a pause of
+// at most 5 s: a switch port may open at any moment.
 const (
-	roundTimeout = 3 * time.Second
-	roundTries   = 3
+	roundTimeout = 2 * time.Second
+	roundTries   = 2
 )
 
 // acquire asks until a usable lease is granted. A server whose offer is
 // unusable, or that offers and then refuses, is passed over in favour of
 // others: on an open LAN it may be anyone's.
 func (m *Manager) acquire(ctx context.Context, n *nic, device string) (Lease, *nclient4.Lease, error) {
-	wait := agent.Backoff{First: time.Second, Most: 15 * time.Second}
+	wait := agent.Backoff{First: 500 * time.Millisecond, Most: 5 * time.Second}
 	avoid := map[netip.Addr]bool{}
 	for {
 		lease, raw, from, err := ask(ctx, device, avoid)
