@@ -1,0 +1,117 @@
+package service
+
+import (
+	"container/list"
+	"net/netip"
+	"sync"
+	"time"
+)
+
+// limiter is a token bucket per source address and per network, in a table of
+// bounded size. When the table is full the longest unused bucket goes: who
+// floods from many networks gets rid of limits, not of memory; the workers'
+// queues bound the rest.
+type limiter struct {
+	perMinute, most int
+
+	mu      sync.Mutex
+	buckets map[netip.Prefix]*list.Element
+	order   *list.List // of *bucket, most recently used first
+}
+
+type bucket struct {
+	source netip.Prefix
+	tokens float64
+	last   time.Time
+}
+
+// networkFactor is how many addresses' worth of calls a network may make. A
+// site behind one NAT address has the address's share only: 120 calls a
+// minute are 50 machines switched on together.
+const networkFactor = 8
+
+func newLimiter(perMinute, most int) *limiter {
+	return &limiter{perMinute: perMinute, most: most, buckets: map[netip.Prefix]*list.Element{}, order: list.New()}
+}
+
+// take spends one call of the source; wait is how long until the next is
+// free when there is none.
+func (l *limiter) take(now time.Time, source netip.Addr) (wait time.Duration, ok bool) {
+	if l.perMinute < 0 || !source.IsValid() {
+		return 0, true
+	}
+	source = source.Unmap().WithZone("")
+	host := netip.PrefixFrom(source, source.BitLen())
+	bits := 24
+	if source.Is6() {
+		// The smallest thing an IPv6 site has is a /64: the single address
+		// is the caller's choice.
+		bits = 64
+		host = netip.PrefixFrom(source, bits).Masked()
+	}
+	network := netip.PrefixFrom(source, bits).Masked()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	a := l.bucket(now, host, float64(l.perMinute))
+	b := a
+	if network != host {
+		b = l.bucket(now, network, float64(l.perMinute*networkFactor))
+	}
+	for _, c := range []*bucket{a, b} {
+		if c.tokens < 1 {
+			rate := float64(l.perMinute) / 60
+			if c != a {
+				rate *= networkFactor
+			}
+			return time.Duration((1 - c.tokens) / rate * float64(time.Second)), false
+		}
+	}
+	a.tokens--
+	if b != a {
+		b.tokens--
+	}
+	return 0, true
+}
+
+// bucket finds or makes a bucket and fills it up for the time that passed.
+func (l *limiter) bucket(now time.Time, source netip.Prefix, full float64) *bucket {
+	e, ok := l.buckets[source]
+	if !ok {
+		for l.order.Len() >= l.most {
+			old := l.order.Back()
+			delete(l.buckets, old.Value.(*bucket).source)
+			l.order.Remove(old)
+		}
+		e = l.order.PushFront(&bucket{source: source, tokens: full, last: now})
+		l.buckets[source] = e
+	}
+	l.order.MoveToFront(e)
+	b := e.Value.(*bucket)
+	if d := now.Sub(b.last); d > 0 {
+		b.tokens = min(full, b.tokens+d.Minutes()*full)
+		b.last = now
+	}
+	return b
+}
+
+// budget bounds a number of bytes.
+type budget struct {
+	mu   sync.Mutex
+	left int64
+}
+
+func (b *budget) take(n int64) bool {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.left < n {
+		return false
+	}
+	b.left -= n
+	return true
+}
+
+func (b *budget) give(n int64) {
+	b.mu.Lock()
+	b.left += n
+	b.mu.Unlock()
+}
