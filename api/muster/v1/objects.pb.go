@@ -1937,8 +1937,8 @@ func (x *Event) GetFields() map[string]string {
 	return nil
 }
 
-// AuditRecord is one link of a tenant's audit chain. Its hash is over fields,
-// not over these bytes: see docs/protocol/audit.md.
+// AuditRecord is one link of a tenant's audit chain. Its hash is over fields
+// with their lengths, not over these bytes: see package fleet/audit.
 type AuditRecord struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Seq    uint64                 `protobuf:"varint,1,opt,name=seq,proto3" json:"seq,omitempty"`
