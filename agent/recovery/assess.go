@@ -38,7 +38,7 @@ func assess(c conditions) (agent.State, string) {
 	switch {
 	case c.SiteError != "":
 		return agent.Failed, c.SiteError
-	case c.TPMError != "":
+	case c.TPMError != "" && c.Booted: // before, its driver may still come
 		return agent.Failed, c.TPMError
 	case !c.Booted && len(c.NICs) == 0:
 		return agent.Booting, "looking for devices"
