@@ -14,6 +14,9 @@ var NodeLine = regexp.MustCompile(`muster-node: ([a-z-]+): (.*)`)
 // InitLine is the recovery image's first console line.
 var InitLine = regexp.MustCompile(`muster-node: init started`)
 
+// DeadLine is what a machine prints whose boot cannot succeed any more.
+var DeadLine = regexp.MustCompile(`Kernel panic - not syncing|BdsDxe: No bootable option|muster-node: failed:`)
+
 // milestones translate what firmware and kernel print into words for people
 // who have never seen a machine boot from the network. First match wins.
 var milestones = []struct {

@@ -47,7 +47,10 @@ func Inside(ctx context.Context, in io.Reader, people io.Writer, find func(name 
 	runErr := l.live(ctx, sc)
 
 	if runErr != nil && ctx.Err() == nil {
-		l.Say("lab", "failed", runErr.Error())
+		var told *checkError
+		if !errors.As(runErr, &told) {
+			l.Say("lab", "failed", runErr.Error())
+		}
 		l.autopsy(people)
 	} else if runErr == nil {
 		l.Say("lab", "held", "everything held")
@@ -68,7 +71,8 @@ func Inside(ctx context.Context, in io.Reader, people io.Writer, find func(name 
 	}
 	l.Note("lab", "end", "")
 	l.setPhase("ended")
-	return errors.Join(runErr, writeErr, closeErr)
+	// What did not hold is in the result; the parent tells it.
+	return writeErr
 }
 
 // live makes the network and runs the scenario within its time.
@@ -86,7 +90,7 @@ func (l *Lab) live(ctx context.Context, sc Scenario) error {
 	}
 	err := sc.Run(ctx, l)
 	if cause := context.Cause(ctx); err != nil && cause != nil && !errors.Is(err, cause) {
-		err = fmt.Errorf("%w: %w", cause, err)
+		err = fmt.Errorf("%w (%w)", err, cause)
 	}
 	return err
 }

@@ -66,8 +66,17 @@ func (l *Lab) Check(name string, err error) error {
 		return nil
 	}
 	l.line.add(time.Now(), "check", "failed", "DID NOT HOLD: "+name+": "+err.Error(), true)
-	return fmt.Errorf("%s: %w", name, err)
+	return &checkError{name, err}
 }
+
+// checkError is an assertion that did not hold; people were told already.
+type checkError struct {
+	name string
+	err  error
+}
+
+func (c *checkError) Error() string { return c.name + ": " + c.err.Error() }
+func (c *checkError) Unwrap() error { return c.err }
 
 // Timing records how long something took for a machine; the run's timing is
 // that of its slowest machine. name ends in "_s".

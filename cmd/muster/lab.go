@@ -182,9 +182,9 @@ func labReport(w io.Writer, output string, r lab.Result, err error) error {
 		return exitError{1, err}
 	case r.Unable:
 		return exitError{3, errors.New(r.Error)}
-	case !r.OK && r.Error != "":
+	case !r.OK && r.Error != "" && len(r.Checks) == 0:
 		return exitError{1, fmt.Errorf("scenario %s did not hold: %s", r.Scenario, r.Error)}
-	case !r.OK:
+	case !r.OK: // the checks that failed were told as they did
 		return exitError{1, fmt.Errorf("scenario %s did not hold", r.Scenario)}
 	}
 	return nil

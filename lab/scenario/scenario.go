@@ -10,6 +10,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -132,6 +133,8 @@ func forEach(ctx context.Context, machines []*machine.Machine, f func(context.Co
 	return g.Wait()
 }
 
+var initOrDead = regexp.MustCompile(lab.InitLine.String() + "|" + lab.DeadLine.String())
+
 // waitInit waits until the recovery image's /init runs and notes the time
 // from power-on.
 func waitInit(ctx context.Context, l *lab.Lab, m *machine.Machine) error {
@@ -139,9 +142,12 @@ func waitInit(ctx context.Context, l *lab.Lab, m *machine.Machine) error {
 	if !on {
 		return errors.New("it is off")
 	}
-	line, err := m.Serial().Wait(ctx, 0, lab.InitLine)
+	line, err := m.Serial().Wait(ctx, 0, initOrDead)
 	if err != nil {
 		return err
+	}
+	if !lab.InitLine.MatchString(line.Text) {
+		return fmt.Errorf("the machine is stuck: %s", line.Text)
 	}
 	l.Timing(m.Name(), "power_on_to_init_s", line.At.Sub(since))
 	return nil
