@@ -396,4 +396,3 @@ func (t *tx) PutOperator(o store.Operator) error {
 		Tenant: o.Tenant, Name: o.Name, Role: o.Role, Token: o.Token.String(), Created: stamp(o.Created),
 	}))
 }
-

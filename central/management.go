@@ -1,0 +1,579 @@
+package central
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	"github.com/muster-edge/muster/api"
+	musterv1 "github.com/muster-edge/muster/api/muster/v1"
+	"github.com/muster-edge/muster/central/store"
+	"github.com/muster-edge/muster/enroll"
+	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/audit"
+	"github.com/muster-edge/muster/fleet/text"
+)
+
+// management implements musterv1connect.ManagementServiceHandler: it turns
+// messages into acts and errors into codes, and decides nothing.
+type management struct{ *Server }
+
+const (
+	maxList   = 1000
+	maxReason = 1024
+	heartbeat = 15 * time.Second
+	// auditPage is how many records the verifier holds at a time.
+	auditPage = 500
+)
+
+// coded gives an error the code that clients branch on. What is not known to
+// be harmless is logged and not shown.
+func (s management) coded(ctx context.Context, verb string, err error) error {
+	var (
+		ambiguous *errAmbiguous
+		refused   *enroll.Refused
+		coded     *connect.Error
+	)
+	switch {
+	case err == nil:
+		return nil
+	case errors.As(err, &coded):
+		return err
+	case errors.As(err, &ambiguous):
+		return connect.NewError(connect.CodeInvalidArgument, ambiguous)
+	case errors.As(err, &refused):
+		return connect.NewError(connect.CodeFailedPrecondition, refused)
+	case errors.Is(err, enroll.ErrConflict):
+		return connect.NewError(connect.CodeAborted, err)
+	case errors.Is(err, store.ErrConflict):
+		return connect.NewError(connect.CodeAborted, errors.New("it has changed since it was looked at; look again and decide then"))
+	case errors.Is(err, store.ErrNotFound):
+		var none *errNoSuch
+		if errors.As(err, &none) {
+			return connect.NewError(connect.CodeNotFound, none)
+		}
+		return connect.NewError(connect.CodeNotFound, err)
+	case ctx.Err() != nil:
+		return connect.NewError(connect.CodeCanceled, ctx.Err())
+	}
+	s.log.Error("call failed", logMethod, verb, logError, err)
+	return connect.NewError(connect.CodeInternal, fmt.Errorf("%s failed; the centre's log says why", verb))
+}
+
+func invalid(format string, args ...any) error {
+	return connect.NewError(connect.CodeInvalidArgument, fmt.Errorf(format, args...))
+}
+
+// reasonOf checks what a person wrote.
+func reasonOf(s string, required bool) (string, error) {
+	s = text.Clean(s, maxReason)
+	if s == "" && required {
+		return "", invalid("a reason is needed: the audit log keeps it")
+	}
+	return s, nil
+}
+
+func limitOf(n uint32) int {
+	if n == 0 || n > maxList {
+		return maxList
+	}
+	return int(n)
+}
+
+// GetCentre implements the management service.
+func (s management) GetCentre(ctx context.Context, _ *musterv1.GetCentreRequest) (*musterv1.GetCentreResponse, error) {
+	c := callerOf(ctx)
+	out := &musterv1.GetCentreResponse{
+		Version: s.cfg.Version, Now: timestamppb.New(s.cfg.Now()), Actor: c.actor(), Role: c.Role,
+		Requests: make(map[string]uint32), Nodes: make(map[string]uint32),
+	}
+	err := s.store.View(ctx, func(t store.Reader) error {
+		tenant, err := t.Tenant(c.Tenant)
+		if err != nil {
+			return err
+		}
+		out.Tenant = api.TenantToProto(tenant)
+		if out.Epoch, err = t.Epoch(); err != nil {
+			return err
+		}
+		requests, err := t.CountRequests(c.Tenant)
+		if err != nil {
+			return err
+		}
+		for state, n := range requests {
+			out.Requests[state.String()] = uint32(n)
+		}
+		nodes, err := t.CountNodes(c.Tenant)
+		for state, n := range nodes {
+			out.Nodes[state.String()] = uint32(n)
+		}
+		return err
+	})
+	if err != nil {
+		return nil, s.coded(ctx, "reading the centre", err)
+	}
+	if set, err := s.trust.roots(ctx); err == nil {
+		for _, p := range set.Problems {
+			out.Warnings = append(out.Warnings, "EK root not used: "+text.Clean(p.Error(), 256))
+		}
+		if len(set.All) == 0 {
+			out.Warnings = append(out.Warnings, "no EK root is trusted yet, so that every machine is unverified: muster roots import FILE")
+		}
+	}
+	return out, nil
+}
+
+// ListRequests implements the management service.
+func (s management) ListRequests(ctx context.Context, q *musterv1.ListRequestsRequest) (*musterv1.ListRequestsResponse, error) {
+	c := callerOf(ctx)
+	var state *fleet.RequestState
+	if q.State != "" {
+		state = new(fleet.RequestState)
+		if err := state.UnmarshalText([]byte(q.State)); err != nil {
+			return nil, invalid("%v", err)
+		}
+	}
+	limit := limitOf(q.Limit)
+	out := &musterv1.ListRequestsResponse{}
+	err := s.store.View(ctx, func(t store.Reader) error {
+		lab, err := labOf(t, c.Tenant)
+		if err != nil {
+			return err
+		}
+		out.Lab = lab
+		requests, err := t.Requests(c.Tenant, state, limit+1)
+		if len(requests) > limit {
+			requests, out.More = requests[:limit], true
+		}
+		for _, r := range requests {
+			out.Requests = append(out.Requests, api.RequestToProto(s.shown(r)))
+		}
+		return err
+	})
+	return out, s.coded(ctx, "listing requests", err)
+}
+
+// shown is the request as it is now: one that has run out says so, even if
+// nobody has written that yet.
+func (s management) shown(r fleet.Request) fleet.Request {
+	if e, _, due := enroll.Expire(s.cfg.Now(), r); due {
+		return e
+	}
+	return r
+}
+
+func labOf(t store.Reader, tenant string) (bool, error) {
+	v, err := t.Tenant(tenant)
+	return v.Lab, err
+}
+
+// GetRequest implements the management service.
+func (s management) GetRequest(ctx context.Context, q *musterv1.GetRequestRequest) (*musterv1.GetRequestResponse, error) {
+	c := callerOf(ctx)
+	out := &musterv1.GetRequestResponse{}
+	err := s.store.View(ctx, func(t store.Reader) error {
+		tenant, err := t.Tenant(c.Tenant)
+		if err != nil {
+			return err
+		}
+		out.Lab = tenant.Lab
+		r, err := findRequest(t, c.Tenant, q.Id)
+		if err != nil {
+			return err
+		}
+		r = s.shown(r)
+		out.Request = api.RequestToProto(r)
+		if r.Supersedes != "" {
+			old, err := t.Request(c.Tenant, r.Supersedes)
+			if err != nil && !errors.Is(err, store.ErrNotFound) {
+				return err
+			}
+			if err == nil {
+				for _, d := range enroll.Diff(old.Evidence, r.Evidence) {
+					out.Diff = append(out.Diff, text.Clean(d, 512))
+				}
+			}
+		}
+		if r.State == fleet.RequestPending {
+			if err := s.approvalPolicy(tenant).Check(r.Identity, r.Boot); err != nil {
+				out.Refusal = err.Error()
+			}
+		}
+		return nil
+	})
+	return out, s.coded(ctx, "reading the request", err)
+}
+
+// Approve implements the management service.
+func (s management) Approve(ctx context.Context, q *musterv1.ApproveRequest) (*musterv1.ApproveResponse, error) {
+	reason, err := reasonOf(q.Reason, false)
+	if err != nil {
+		return nil, err
+	}
+	if q.Site != "" {
+		if err := fleet.ValidateName("site", q.Site); err != nil {
+			return nil, invalid("%v", err)
+		}
+	}
+	if err := fleet.ValidateLabels(q.Labels); err != nil {
+		return nil, invalid("%v", err)
+	}
+	r, created, err := s.approve(ctx, callerOf(ctx), approval{
+		id: q.Id, revision: q.Revision, site: q.Site, labels: q.Labels, reason: reason, createSite: q.CreateSite,
+	})
+	if err != nil {
+		return nil, s.coded(ctx, "approving", err)
+	}
+	return &musterv1.ApproveResponse{Request: api.RequestToProto(r), SiteCreated: created}, nil
+}
+
+// Reject implements the management service.
+func (s management) Reject(ctx context.Context, q *musterv1.RejectRequest) (*musterv1.RejectResponse, error) {
+	reason, err := reasonOf(q.Reason, true)
+	if err != nil {
+		return nil, err
+	}
+	r, err := s.reject(ctx, callerOf(ctx), q.Id, q.Revision, reason)
+	if err != nil {
+		return nil, s.coded(ctx, "rejecting", err)
+	}
+	return &musterv1.RejectResponse{Request: api.RequestToProto(r)}, nil
+}
+
+// ListNodes implements the management service.
+func (s management) ListNodes(ctx context.Context, q *musterv1.ListNodesRequest) (*musterv1.ListNodesResponse, error) {
+	c := callerOf(ctx)
+	limit := limitOf(q.Limit)
+	out := &musterv1.ListNodesResponse{}
+	err := s.store.View(ctx, func(t store.Reader) (err error) {
+		if out.Lab, err = labOf(t, c.Tenant); err != nil {
+			return err
+		}
+		nodes, err := t.Nodes(c.Tenant, fleet.NodeID(q.After), limit+1)
+		if len(nodes) > limit {
+			nodes, out.More = nodes[:limit], true
+		}
+		for _, n := range nodes {
+			out.Nodes = append(out.Nodes, api.NodeToProto(n))
+		}
+		return err
+	})
+	return out, s.coded(ctx, "listing nodes", err)
+}
+
+// GetNode implements the management service.
+func (s management) GetNode(ctx context.Context, q *musterv1.GetNodeRequest) (*musterv1.GetNodeResponse, error) {
+	c := callerOf(ctx)
+	out := &musterv1.GetNodeResponse{}
+	err := s.store.View(ctx, func(t store.Reader) (err error) {
+		if out.Lab, err = labOf(t, c.Tenant); err != nil {
+			return err
+		}
+		n, err := findNode(t, c.Tenant, q.Id)
+		if err != nil {
+			return err
+		}
+		out.Node = api.NodeToProto(n)
+		if out.Denied, err = denied(t, c.Tenant, []fleet.EKHash{n.EK}); err != nil {
+			return err
+		}
+		requests, err := t.RequestsOfNode(c.Tenant, n.ID)
+		for _, r := range requests {
+			out.Requests = append(out.Requests, api.RequestToProto(s.shown(r)))
+		}
+		return err
+	})
+	return out, s.coded(ctx, "reading the node", err)
+}
+
+// DenyNode implements the management service.
+func (s management) DenyNode(ctx context.Context, q *musterv1.DenyNodeRequest) (*musterv1.DenyNodeResponse, error) {
+	reason, err := reasonOf(q.Reason, true)
+	if err != nil {
+		return nil, err
+	}
+	n, err := s.deny(ctx, callerOf(ctx), q.Id, q.Revision, reason)
+	if err != nil {
+		return nil, s.coded(ctx, "denying", err)
+	}
+	return &musterv1.DenyNodeResponse{Node: api.NodeToProto(n)}, nil
+}
+
+// AllowNode implements the management service.
+func (s management) AllowNode(ctx context.Context, q *musterv1.AllowNodeRequest) (*musterv1.AllowNodeResponse, error) {
+	reason, err := reasonOf(q.Reason, false)
+	if err != nil {
+		return nil, err
+	}
+	n, err := s.allow(ctx, callerOf(ctx), q.Id, q.Revision, reason)
+	if err != nil {
+		return nil, s.coded(ctx, "allowing", err)
+	}
+	return &musterv1.AllowNodeResponse{Node: api.NodeToProto(n)}, nil
+}
+
+// ListSites implements the management service.
+func (s management) ListSites(ctx context.Context, q *musterv1.ListSitesRequest) (*musterv1.ListSitesResponse, error) {
+	c := callerOf(ctx)
+	limit := limitOf(q.Limit)
+	out := &musterv1.ListSitesResponse{}
+	err := s.store.View(ctx, func(t store.Reader) (err error) {
+		if out.Lab, err = labOf(t, c.Tenant); err != nil {
+			return err
+		}
+		sites, err := t.Sites(c.Tenant, q.After, limit+1)
+		if len(sites) > limit {
+			sites, out.More = sites[:limit], true
+		}
+		for _, v := range sites {
+			out.Sites = append(out.Sites, api.SiteToProto(v))
+		}
+		return err
+	})
+	return out, s.coded(ctx, "listing sites", err)
+}
+
+// ListImages implements the management service.
+func (s management) ListImages(ctx context.Context, _ *musterv1.ListImagesRequest) (*musterv1.ListImagesResponse, error) {
+	c := callerOf(ctx)
+	out := &musterv1.ListImagesResponse{}
+	err := s.store.View(ctx, func(t store.Reader) (err error) {
+		if out.Lab, err = labOf(t, c.Tenant); err != nil {
+			return err
+		}
+		images, err := t.Images(c.Tenant)
+		for _, i := range images {
+			out.Images = append(out.Images, api.ImageToProto(i))
+		}
+		return err
+	})
+	return out, s.coded(ctx, "listing images", err)
+}
+
+// RegisterImage implements the management service.
+func (s management) RegisterImage(ctx context.Context, q *musterv1.RegisterImageRequest) (*musterv1.RegisterImageResponse, error) {
+	if len(q.Manifest) == 0 || len(q.Manifest) > fleet.MaxManifest {
+		return nil, invalid("the manifest has %d bytes; want 1 to %d", len(q.Manifest), fleet.MaxManifest)
+	}
+	image, created, err := s.registerImage(ctx, callerOf(ctx), q.Manifest)
+	if err != nil {
+		return nil, s.coded(ctx, "registering the image", err)
+	}
+	return &musterv1.RegisterImageResponse{Image: api.ImageToProto(image), Created: created}, nil
+}
+
+// TrustReleaseKey implements the management service.
+func (s management) TrustReleaseKey(ctx context.Context, q *musterv1.TrustReleaseKeyRequest) (*musterv1.TrustReleaseKeyResponse, error) {
+	reason, err := reasonOf(q.Reason, false)
+	if err != nil {
+		return nil, err
+	}
+	if len(q.PublicKey) > 64<<10 {
+		return nil, invalid("the key has %d bytes", len(q.PublicKey))
+	}
+	c := callerOf(ctx)
+	out := &musterv1.TrustReleaseKeyResponse{}
+	err = s.store.Update(ctx, func(t store.Tx) (err error) {
+		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
+		out.KeyIds, out.Added, err = trustReleaseKeys(t, by, c.Tenant, []byte(q.PublicKey), reason)
+		return err
+	})
+	return out, s.coded(ctx, "trusting the release key", err)
+}
+
+// ListAudit implements the management service.
+func (s management) ListAudit(ctx context.Context, q *musterv1.ListAuditRequest) (*musterv1.ListAuditResponse, error) {
+	c := callerOf(ctx)
+	limit := limitOf(q.Limit)
+	out := &musterv1.ListAuditResponse{}
+	err := s.store.View(ctx, func(t store.Reader) error {
+		records, err := t.Audit(c.Tenant, q.After, limit+1)
+		if len(records) > limit {
+			records, out.More = records[:limit], true
+		}
+		for _, r := range records {
+			out.Records = append(out.Records, api.AuditRecordToProto(r))
+		}
+		return err
+	})
+	return out, s.coded(ctx, "listing the audit log", err)
+}
+
+// VerifyAudit implements the management service.
+func (s management) VerifyAudit(ctx context.Context, _ *musterv1.VerifyAuditRequest) (*musterv1.VerifyAuditResponse, error) {
+	head, bad, err := VerifyAudit(ctx, s.store, callerOf(ctx).Tenant)
+	if err != nil {
+		return nil, s.coded(ctx, "verifying the audit log", err)
+	}
+	out := &musterv1.VerifyAuditResponse{Ok: bad == nil, Records: head.Count, Head: head.String()}
+	if bad != nil {
+		out.BadSeq, out.Problem = bad.Seq, bad.Why
+	}
+	return out, nil
+}
+
+// VerifyAudit checks a tenant's chain in the database, page by page. bad is
+// the first place where it does not hold.
+func VerifyAudit(ctx context.Context, s store.Store, tenant string) (head audit.Head, bad *audit.BreakError, err error) {
+	v := audit.NewVerifier(tenant, audit.Head{})
+	err = s.View(ctx, func(t store.Reader) error {
+		for after := uint64(0); ; {
+			records, err := t.Audit(tenant, after, auditPage)
+			if err != nil || len(records) == 0 {
+				return err
+			}
+			for _, r := range records {
+				if err := v.Add(r); errors.As(err, &bad) {
+					return nil
+				} else if err != nil {
+					return err
+				}
+			}
+			after = records[len(records)-1].Seq
+		}
+	})
+	return v.Head(), bad, err
+}
+
+// WatchEvents implements the management service.
+func (s management) WatchEvents(ctx context.Context, q *musterv1.WatchEventsRequest, out *connect.ServerStream[musterv1.WatchEventsResponse]) error {
+	tenant := callerOf(ctx).Tenant
+	woken, end := s.hub.wait(eventsTopic(tenant))
+	defer end()
+	after := q.After
+	if q.Tail > 0 {
+		err := s.store.View(ctx, func(t store.Reader) error {
+			last, err := t.LastEvent(tenant)
+			if tail := uint64(limitOf(q.Tail)); last > tail {
+				after = max(after, last-tail)
+			}
+			return err
+		})
+		if err != nil {
+			return s.coded(ctx, "reading events", err)
+		}
+	}
+	beat := time.NewTicker(heartbeat)
+	defer beat.Stop()
+	for {
+		var events []fleet.Event
+		err := s.store.View(ctx, func(t store.Reader) (err error) {
+			events, err = t.Events(tenant, after, maxList)
+			return err
+		})
+		if err != nil {
+			return s.coded(ctx, "reading events", err)
+		}
+		for _, e := range events {
+			if err := out.Send(&musterv1.WatchEventsResponse{Event: api.EventToProto(e)}); err != nil {
+				return err
+			}
+			after = e.Seq
+		}
+		if len(events) == maxList {
+			continue
+		}
+		if !q.Follow {
+			return nil
+		}
+		select {
+		case <-woken:
+		case <-beat.C:
+			if err := out.Send(&musterv1.WatchEventsResponse{}); err != nil {
+				return err
+			}
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-s.stopping:
+			return connect.NewError(connect.CodeUnavailable, errors.New("the centre stops"))
+		}
+	}
+}
+
+// ListRoots implements the management service.
+func (s management) ListRoots(ctx context.Context, _ *musterv1.ListRootsRequest) (*musterv1.ListRootsResponse, error) {
+	s.trust.forget()
+	set, err := s.trust.roots(ctx)
+	if err != nil {
+		return nil, s.coded(ctx, "reading roots", err)
+	}
+	out := &musterv1.ListRootsResponse{Roots: rootsToProto(set.list())}
+	for _, p := range set.Problems {
+		out.Problems = append(out.Problems, text.Clean(p.Error(), 512))
+	}
+	err = s.store.View(ctx, func(t store.Reader) (err error) {
+		out.Lab, err = labOf(t, callerOf(ctx).Tenant)
+		return err
+	})
+	return out, s.coded(ctx, "reading roots", err)
+}
+
+// ImportRoots implements the management service.
+func (s management) ImportRoots(ctx context.Context, q *musterv1.ImportRootsRequest) (*musterv1.ImportRootsResponse, error) {
+	reason, err := reasonOf(q.Reason, false)
+	if err != nil {
+		return nil, err
+	}
+	c := callerOf(ctx)
+	by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
+	roots, err := importRoots(ctx, s.store, s.data.file(rootsDir), by, q.Certificates, q.Lab, reason)
+	if err != nil {
+		var bad *badRoots
+		if errors.As(err, &bad) {
+			return nil, invalid("%v", err)
+		}
+		return nil, s.coded(ctx, "importing roots", err)
+	}
+	s.trust.forget()
+	s.hub.changed(eventsTopic(c.Tenant))
+	return &musterv1.ImportRootsResponse{Roots: rootsToProto(roots)}, nil
+}
+
+func rootsToProto(roots []Root) []*musterv1.Root {
+	out := make([]*musterv1.Root, 0, len(roots))
+	for _, r := range roots {
+		out = append(out, &musterv1.Root{File: r.File, Subject: r.Subject, Sha256: r.SHA256, NotAfter: timestamppb.New(r.NotAfter), Lab: r.Lab})
+	}
+	return out
+}
+
+// OpenBootWindow implements the management service.
+func (s management) OpenBootWindow(ctx context.Context, q *musterv1.OpenBootWindowRequest) (*musterv1.OpenBootWindowResponse, error) {
+	reason, err := reasonOf(q.Reason, false)
+	if err != nil {
+		return nil, err
+	}
+	server := s.boot.get()
+	if server == nil {
+		return nil, connect.NewError(connect.CodeFailedPrecondition, errors.New("this centre has no boot role: start it with --boot-interface"))
+	}
+	length := time.Duration(q.Seconds) * time.Second
+	if length > maxBootWindow || q.Count > maxBootMachine || (q.Count > 0) != (q.Seconds > 0) {
+		return nil, invalid("a window has 1 to %d machines and lasts at most %s; both 0 close it", maxBootMachine, maxBootWindow)
+	}
+	c := callerOf(ctx)
+	now := s.cfg.Now()
+	w := bootWindow{Until: now.Add(length), Count: q.Count}
+	err = s.store.Update(ctx, func(t store.Tx) error {
+		by := act{actor: c.actor(), source: c.source, now: now}
+		if err := by.record(t, c.Tenant, audit.BootWindowOpened, "tenant/"+c.Tenant, nil, w, reason); err != nil {
+			return err
+		}
+		_, err := t.AddEvent(fleet.Event{Tenant: c.Tenant, Time: now, Kind: "boot.window", Text: fmt.Sprintf("%s lets %d unknown machines boot until %s", by.actor, w.Count, w.Until.UTC().Format(time.RFC3339))})
+		return err
+	})
+	if err != nil {
+		return nil, s.coded(ctx, "opening the boot window", err)
+	}
+	if q.Count == 0 {
+		server.CloseWindow()
+	} else {
+		server.OpenWindow(w.Until, int(w.Count))
+	}
+	s.hub.changed(eventsTopic(c.Tenant))
+	return &musterv1.OpenBootWindowResponse{Until: timestamppb.New(w.Until), Count: w.Count}, nil
+}

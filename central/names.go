@@ -1,0 +1,36 @@
+package central
+
+import (
+	musterv1connect "github.com/muster-edge/muster/api/muster/v1/musterv1connect"
+)
+
+// Keys of log lines.
+const (
+	logError   = "error"
+	logCount   = "count"
+	logNode    = "node"
+	logRequest = "request"
+	logActor   = "actor"
+	logAddress = "address"
+	logTenant  = "tenant"
+	logFile    = "file"
+	logMethod  = "method"
+)
+
+// DefaultTenant is the tenant of a centre with one owner.
+const DefaultTenant = "default"
+
+// knownMethods may be labels of metrics; what else callers ask for may not.
+var knownMethods = func() map[string]bool {
+	m := map[string]bool{
+		musterv1connect.EnrollmentServiceHelloProcedure:    true,
+		musterv1connect.EnrollmentServiceBeginProcedure:    true,
+		musterv1connect.EnrollmentServiceCompleteProcedure: true,
+		musterv1connect.EnrollmentServiceCollectProcedure:  true,
+		musterv1connect.NodeServiceReportProcedure:         true,
+	}
+	for p := range methodRoles {
+		m[p] = true
+	}
+	return m
+}()

@@ -1,0 +1,307 @@
+package central
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+	"google.golang.org/protobuf/types/known/timestamppb"
+
+	musterv1 "github.com/muster-edge/muster/api/muster/v1"
+	"github.com/muster-edge/muster/central/store"
+	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/audit"
+)
+
+// nodeEntry is what answering a report needs to know: it is in memory, so
+// that a report without news reads no database.
+type nodeEntry struct {
+	tenant     string
+	state      fleet.NodeState
+	ldevidKey  string
+	certified  bool
+	generation int64
+	macs       []string
+}
+
+// nodeIndex holds all nodes of the centre.
+type nodeIndex struct {
+	mu    sync.RWMutex
+	nodes map[fleet.NodeID]nodeEntry
+	// denied counts denied and other machines per MAC, for the boot role.
+	denied, fine map[string]int
+}
+
+func newNodeIndex() *nodeIndex {
+	return &nodeIndex{nodes: make(map[fleet.NodeID]nodeEntry), denied: make(map[string]int), fine: make(map[string]int)}
+}
+
+func (x *nodeIndex) load(ctx context.Context, s store.Store, tenant string) error {
+	return s.View(ctx, func(t store.Reader) error {
+		after := fleet.NodeID("")
+		for {
+			nodes, err := t.Nodes(tenant, after, 1000)
+			if err != nil || len(nodes) == 0 {
+				return err
+			}
+			for _, n := range nodes {
+				x.put(n)
+			}
+			after = nodes[len(nodes)-1].ID
+		}
+	})
+}
+
+func (x *nodeIndex) put(n fleet.Node) {
+	e := nodeEntry{
+		tenant: n.Tenant, state: n.State, ldevidKey: string(n.LDevIDKey), generation: n.Generation,
+		certified: n.Certificate.Serial != "",
+	}
+	for _, nic := range n.Hardware.NICs {
+		if nic.MAC != "" && len(e.macs) < 32 {
+			e.macs = append(e.macs, strings.ToLower(nic.MAC))
+		}
+	}
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	x.count(x.nodes[n.ID], -1)
+	x.count(e, +1)
+	x.nodes[n.ID] = e
+}
+
+func (x *nodeIndex) count(e nodeEntry, by int) {
+	m := x.fine
+	if e.state == fleet.NodeDenied {
+		m = x.denied
+	}
+	for _, mac := range e.macs {
+		if m[mac] += by; m[mac] <= 0 {
+			delete(m, mac)
+		}
+	}
+}
+
+func (x *nodeIndex) get(id fleet.NodeID) (nodeEntry, bool) {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	e, ok := x.nodes[id]
+	return e, ok
+}
+
+// deniedMAC reports whether only denied machines claim the MAC: a denied
+// machine cannot silence another by claiming its address.
+func (x *nodeIndex) deniedMAC(mac string) bool {
+	mac = strings.ToLower(mac)
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.denied[mac] > 0 && x.fine[mac] == 0
+}
+
+// lastSeen gathers when nodes called and writes it every few seconds: it may
+// be lost in a crash, and it must not cost a commit per call.
+type lastSeen struct {
+	store store.Store
+	log   *slog.Logger
+
+	mu   sync.Mutex
+	seen map[fleet.NodeID]seenAt
+}
+
+type seenAt struct {
+	tenant string
+	at     time.Time
+}
+
+const (
+	lastSeenEvery = 5 * time.Second
+	lastSeenBatch = 500
+)
+
+func (l *lastSeen) saw(tenant string, id fleet.NodeID, at time.Time) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.seen[id] = seenAt{tenant, at}
+}
+
+func (l *lastSeen) run(ctx context.Context) {
+	tick := time.NewTicker(lastSeenEvery)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			l.flush(ctx)
+		case <-ctx.Done():
+			end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 5*time.Second)
+			defer cancel()
+			l.flush(end)
+			return
+		}
+	}
+}
+
+func (l *lastSeen) flush(ctx context.Context) {
+	l.mu.Lock()
+	seen := l.seen
+	l.seen = make(map[fleet.NodeID]seenAt)
+	l.mu.Unlock()
+	for len(seen) > 0 {
+		err := l.store.Update(ctx, func(t store.Tx) error {
+			n := 0
+			for id, s := range seen {
+				if err := t.TouchNode(s.tenant, id, s.at); err != nil {
+					return err
+				}
+				delete(seen, id)
+				if n++; n == lastSeenBatch {
+					break
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			l.log.Warn("last-seen times lost", logError, err, logCount, len(seen))
+			return
+		}
+	}
+}
+
+// nodeCaller is the node that makes a call, as its certificate and its key
+// say.
+type nodeCaller struct {
+	id     fleet.NodeID
+	source string
+}
+
+type nodeCallerKey struct{}
+
+// authenticateNode lets only nodes through that hold a certificate of our
+// node CA for the key in their node row and that are not denied.
+func (s *Server) authenticateNode(next http.Handler) http.Handler {
+	errorWriter := connect.NewErrorWriter()
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		id, err := s.nodeOf(r)
+		if err != nil {
+			s.metrics.refused.WithLabelValues("nodes", connect.CodeOf(err).String()).Inc()
+			s.log.Info("call refused", logMethod, r.URL.Path, logAddress, sourceOf(r.RemoteAddr), logNode, id, logError, err)
+			if !errorWriter.IsSupported(r) {
+				http.Error(w, err.Error(), http.StatusUnauthorized)
+				return
+			}
+			_ = errorWriter.Write(w, r, err) // the peer is gone: nothing to do
+			return
+		}
+		c := nodeCaller{id, sourceOf(r.RemoteAddr)}
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), nodeCallerKey{}, c)))
+	})
+}
+
+func (s *Server) nodeOf(r *http.Request) (fleet.NodeID, error) {
+	refuse := func(code connect.Code, format string, args ...any) error {
+		return connect.NewError(code, fmt.Errorf(format, args...))
+	}
+	if r.TLS == nil || len(r.TLS.PeerCertificates) == 0 {
+		return "", refuse(connect.CodeUnauthenticated, "this call wants a node certificate")
+	}
+	leaf := r.TLS.PeerCertificates[0]
+	if _, err := leaf.Verify(x509.VerifyOptions{
+		Roots: s.nodeCA, CurrentTime: s.cfg.Now(),
+		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
+	}); err != nil {
+		return "", refuse(connect.CodeUnauthenticated, "the certificate is not one of ours, or has ended: enroll again")
+	}
+	id, err := nodeIDOf(leaf)
+	if err != nil {
+		return "", refuse(connect.CodeUnauthenticated, "the certificate names no node")
+	}
+	e, there := s.index.get(id)
+	key := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
+	switch {
+	case !there:
+		return id, refuse(connect.CodePermissionDenied, "node %s is not known here: enroll again", id)
+	case e.state == fleet.NodeDenied:
+		return id, refuse(connect.CodePermissionDenied, "node %s is denied", id)
+	case !e.certified || e.ldevidKey != string(key[:]):
+		return id, refuse(connect.CodePermissionDenied, "the certificate is not the one node %s holds now: enroll again", id)
+	}
+	return id, nil
+}
+
+// nodeIDOf reads the node's name from a certificate of our node CA: the URI
+// spiffe://SITE.TENANT.DOMAIN/node/ID.
+func nodeIDOf(c *x509.Certificate) (fleet.NodeID, error) {
+	for _, u := range c.URIs {
+		if name, found := strings.CutPrefix(u.Path, "/node/"); found && u.Scheme == "spiffe" {
+			id := fleet.NodeID(name)
+			return id, id.Validate()
+		}
+	}
+	return "", errors.New("central: certificate has no node name")
+}
+
+// nodeService implements musterv1connect.NodeServiceHandler.
+type nodeService struct{ *Server }
+
+// Report implements the node service. Without news it touches memory only.
+func (s nodeService) Report(ctx context.Context, q *musterv1.ReportRequest) (*musterv1.ReportResponse, error) {
+	c, ok := ctx.Value(nodeCallerKey{}).(nodeCaller)
+	if !ok {
+		return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("no node"))
+	}
+	e, ok := s.index.get(c.id)
+	if !ok || len(q.StatusDigest) > 64 || len(q.BootId) > 64 || len(q.Image) > 256 {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("the report is malformed"))
+	}
+	now := s.cfg.Now()
+	if e.state == fleet.NodeApproved {
+		var err error
+		if e, err = s.activate(ctx, e.tenant, c, now); err != nil {
+			s.log.Error("node not activated", logNode, c.id, logError, err)
+			return nil, connect.NewError(connect.CodeUnavailable, errors.New("try again"))
+		}
+	}
+	s.seen.saw(e.tenant, c.id, now)
+	s.metrics.reports.WithLabelValues("ok").Inc()
+	return &musterv1.ReportResponse{
+		Now: timestamppb.New(now), NextReportSeconds: uint32(s.cfg.ReportEvery / time.Second),
+		Epoch: s.epoch, Generation: e.generation,
+	}, nil
+}
+
+// activate notes the node's first call with its certificate.
+func (s *Server) activate(ctx context.Context, tenant string, c nodeCaller, now time.Time) (nodeEntry, error) {
+	var n fleet.Node
+	err := s.store.Update(ctx, func(t store.Tx) error {
+		var err error
+		if n, err = t.Node(tenant, c.id); err != nil || n.State != fleet.NodeApproved {
+			return err
+		}
+		if n.State, err = n.State.MoveTo(fleet.NodeActive); err != nil {
+			return err
+		}
+		n.Source = c.source
+		if n, err = t.PutNode(n); err != nil {
+			return err
+		}
+		by := act{actor: "node:" + string(c.id), source: c.source, now: now}
+		if err := by.record(t, tenant, audit.NodeActivated, "node/"+string(c.id), nil, nil, ""); err != nil {
+			return err
+		}
+		_, err = t.AddEvent(fleet.Event{Tenant: tenant, Time: now, Kind: "node.active", Node: n.ID, Site: n.Site, MAC: macOf(n.Hardware), Text: n.Words + " has called with its certificate"})
+		return err
+	})
+	if err != nil {
+		return nodeEntry{}, err
+	}
+	s.index.put(n)
+	s.hub.changed(eventsTopic(tenant))
+	e, _ := s.index.get(c.id)
+	return e, nil
+}
