@@ -52,7 +52,9 @@ func ParseLine(line []byte) (Record, error) {
 	d := json.NewDecoder(bytes.NewReader(line))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&r); err != nil {
-		return Record{}, fmt.Errorf("audit: read record: %w", err)
+		// Not wrapped: an empty line gives io.EOF, which would look like the
+		// end of the export.
+		return Record{}, fmt.Errorf("audit: read record: %v", err)
 	}
 	if again, err := json.Marshal(r); err != nil || !bytes.Equal(again, line) {
 		return Record{}, errors.New("audit: read record: the line is not in the form of an export")
