@@ -44,6 +44,8 @@ type Boot struct {
 	File string
 	// VendorOptions goes into option 43, nil for none.
 	VendorOptions []byte
+	// CPU is the processor the file is for (a Go name).
+	CPU string
 }
 
 // URL reports whether File is a URL: it must not go into TFTP fields.
@@ -232,9 +234,9 @@ func bootPart(req Request, pol Policy, class Class, hush func(Cause, bool, strin
 		}
 		// An IP literal needs no DNS: EDK2 ranks it above every name.
 		url := fmt.Sprintf("http://%s/%s", netip.AddrPortFrom(pol.Server, pol.HTTPPort), img.Path)
-		return Boot{VendorClass: VendorHTTP, Server: pol.Server, File: url}, Reply{}, true
+		return Boot{VendorClass: VendorHTTP, Server: pol.Server, File: url, CPU: p.CPU}, Reply{}, true
 	}
-	return Boot{VendorClass: VendorPXE, Server: pol.Server, File: img.Path, VendorOptions: directDiscovery}, Reply{}, true
+	return Boot{VendorClass: VendorPXE, Server: pol.Server, File: img.Path, VendorOptions: directDiscovery, CPU: p.CPU}, Reply{}, true
 }
 
 // climb applies the quirk ladder to a proxy offer.
@@ -263,12 +265,16 @@ func climb(now time.Time, rep Reply, class Class, why string) Reply {
 // Advice is the sentence with the exact options to set in the site's own
 // DHCP server, for firmware that ignores proxies and for mode off.
 func Advice(b Boot) string {
-	if b.URL() {
-		return fmt.Sprintf("set in your DHCP server for clients whose option 60 begins with %q: option 60 = %q, option 67 (bootfile-name) = %q",
-			VendorHTTP, VendorHTTP, b.File)
+	tftp, http := "7 or 9", "16 or 17"
+	if b.CPU == "arm64" {
+		tftp, http = "11", "19"
 	}
-	return fmt.Sprintf("set in your DHCP server for clients with option 93 = 7 or 9: next-server (siaddr) and option 66 = %s, option 67 (bootfile-name) = %q, and no option 43",
-		b.Server, b.File)
+	if b.URL() {
+		return fmt.Sprintf("set in your DHCP server for clients with option 93 = %s: option 60 (vendor class) = %q, option 67 (bootfile-name) = %q",
+			http, VendorHTTP, b.File)
+	}
+	return fmt.Sprintf("set in your DHCP server for clients with option 93 = %s: next-server (siaddr) and option 66 = %s, option 67 (bootfile-name) = %q, and no option 43",
+		tftp, b.Server, b.File)
 }
 
 func because(why string) string {

@@ -229,7 +229,7 @@ func (s *Server) open() error {
 		for _, p := range s.cfg.Pools {
 			reserved = append(reserved, p.Router)
 		}
-		s.leases = newTable(reserved...)
+		s.leases = newTable(s.cfg.Pools, reserved...)
 		j, recs, dropped, err := openJournal(s.cfg.Leases)
 		if err != nil {
 			return err

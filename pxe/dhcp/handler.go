@@ -44,7 +44,7 @@ func (s *Server) handle(ctx context.Context, b []byte, from netip.AddrPort, port
 		// Somebody takes a lease from another server. In full mode that
 		// server must not be here; this packet proves nothing, so look.
 		if s.cfg.Mode == pxe.ModeFull {
-			s.withdraw(req.MAC)
+			s.withdraw(req)
 			s.lookNow()
 		}
 		return nil
@@ -169,9 +169,9 @@ func (s *Server) lease(ctx context.Context, now time.Time, req pxe.Request, rep 
 		a.kind, a.lease = pxe.Ack, 0
 		return a
 	case pxe.Decline:
-		s.decline(now, req)
+		s.decline(now, req, p)
 	case pxe.Release:
-		s.release(req)
+		s.release(req, p)
 	}
 	return nil
 }
@@ -209,7 +209,7 @@ func (s *Server) ask(now time.Time, req pxe.Request, p *Pool, a *answer) *answer
 		return &answer{kind: pxe.Nak, server: s.cfg.Server, message: why}
 	}
 	s.mu.Lock()
-	l, has := s.leases.byMAC[req.MAC]
+	l, has := s.leases.of(req.MAC, p)
 	var ip netip.Addr
 	var no *answer
 	switch {
@@ -246,9 +246,6 @@ func (s *Server) ask(now time.Time, req pxe.Request, p *Pool, a *answer) *answer
 		s.mu.Unlock()
 		return no
 	}
-	if old, taken := s.leases.byIP[ip]; taken && old != req.MAC {
-		s.leases.drop(old) // expired: usable said so
-	}
 	l = Lease{MAC: req.MAC, IP: ip, Expires: now.Add(a.lease), Bound: true}
 	s.leases.set(l)
 	s.mu.Unlock()
@@ -262,9 +259,9 @@ func (s *Server) ask(now time.Time, req pxe.Request, p *Pool, a *answer) *answer
 }
 
 // decline bars the address a client found in use (RFC 2131 section 4.3.3).
-func (s *Server) decline(now time.Time, req pxe.Request) {
+func (s *Server) decline(now time.Time, req pxe.Request, p *Pool) {
 	s.mu.Lock()
-	l, has := s.leases.byMAC[req.MAC]
+	l, has := s.leases.of(req.MAC, p)
 	ok := has && s.own(req.ServerID) && l.IP == req.RequestedIP
 	until := now.Add(declineTime)
 	if ok {
@@ -282,12 +279,12 @@ func (s *Server) decline(now time.Time, req pxe.Request) {
 }
 
 // release takes an address back (RFC 2131 section 4.3.4).
-func (s *Server) release(req pxe.Request) {
+func (s *Server) release(req pxe.Request, p *Pool) {
 	s.mu.Lock()
-	l, has := s.leases.byMAC[req.MAC]
+	l, has := s.leases.of(req.MAC, p)
 	ok := has && s.own(req.ServerID) && l.IP == req.Client
 	if ok {
-		s.leases.drop(req.MAC)
+		s.leases.free(l.IP)
 	}
 	s.mu.Unlock()
 	if !ok {
@@ -299,11 +296,15 @@ func (s *Server) release(req pxe.Request) {
 }
 
 // withdraw ends a promise to a client that took another server's.
-func (s *Server) withdraw(mac pxe.MAC) {
+func (s *Server) withdraw(req pxe.Request) {
+	p := s.pool(req)
+	if p == nil {
+		return
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if l, ok := s.leases.byMAC[mac]; ok && !l.Bound {
-		s.leases.drop(mac)
+	if l, ok := s.leases.of(req.MAC, p); ok && !l.Bound {
+		s.leases.free(l.IP)
 	}
 }
 

@@ -77,10 +77,13 @@ type Lease struct {
 // and drop.
 //
 // The key is the MAC, not option 61: firmware and operating system of one
-// machine send different client identifiers and would take two addresses.
+// machine send different client identifiers and would take two addresses. A
+// machine has one lease per pool, so that a packet forged in one network
+// cannot end its lease in another.
 type table struct {
-	byMAC map[pxe.MAC]Lease
-	byIP  map[netip.Addr]pxe.MAC
+	pools []Pool
+	byMAC map[client]Lease
+	byIP  map[netip.Addr]client
 	// barred addresses are in use by somebody who did not ask us.
 	barred map[netip.Addr]time.Time
 	// reserved addresses are our own and the router's.
@@ -89,8 +92,14 @@ type table struct {
 	cursor map[netip.Addr]uint32
 }
 
-func newTable(reserved ...netip.Addr) *table {
-	t := &table{byMAC: map[pxe.MAC]Lease{}, byIP: map[netip.Addr]pxe.MAC{}, barred: map[netip.Addr]time.Time{},
+// client is a machine in one pool, known by the pool's first address.
+type client struct {
+	mac  pxe.MAC
+	pool netip.Addr
+}
+
+func newTable(pools []Pool, reserved ...netip.Addr) *table {
+	t := &table{pools: pools, byMAC: map[client]Lease{}, byIP: map[netip.Addr]client{}, barred: map[netip.Addr]time.Time{},
 		reserved: map[netip.Addr]bool{}, cursor: map[netip.Addr]uint32{}}
 	for _, a := range reserved {
 		t.reserved[a] = true
@@ -98,20 +107,35 @@ func newTable(reserved ...netip.Addr) *table {
 	return t
 }
 
-// drop forgets mac's lease.
-func (t *table) drop(mac pxe.MAC) {
-	if l, ok := t.byMAC[mac]; ok {
-		delete(t.byMAC, mac)
-		delete(t.byIP, l.IP)
+// of returns mac's lease in p.
+func (t *table) of(mac pxe.MAC, p *Pool) (Lease, bool) {
+	l, ok := t.byMAC[client{mac, p.From}]
+	return l, ok
+}
+
+// free forgets the lease on ip, if there is one.
+func (t *table) free(ip netip.Addr) {
+	if c, ok := t.byIP[ip]; ok {
+		delete(t.byMAC, c)
+		delete(t.byIP, ip)
 	}
 }
 
-// set records l, replacing what l.MAC had. The caller made sure that l.IP is
-// free or l.MAC's own.
+// set records l, replacing what l.MAC had in this pool and what others had on
+// l.IP: the caller made sure that it is free or l.MAC's own. An address of no
+// pool is not recorded (the ranges were changed since it was leased).
 func (t *table) set(l Lease) {
-	t.drop(l.MAC)
-	t.byMAC[l.MAC] = l
-	t.byIP[l.IP] = l.MAC
+	for i := range t.pools {
+		if p := &t.pools[i]; p.contains(l.IP) {
+			c := client{l.MAC, p.From}
+			t.free(l.IP)
+			if old, ok := t.byMAC[c]; ok {
+				t.free(old.IP)
+			}
+			t.byMAC[c], t.byIP[l.IP] = l, c
+			return
+		}
+	}
 }
 
 // apply replays a record from the journal. A record is newer than all before
@@ -119,20 +143,14 @@ func (t *table) set(l Lease) {
 func (t *table) apply(r record) {
 	switch r.kind {
 	case recordBound:
-		if other, ok := t.byIP[r.ip]; ok && other != r.mac {
-			t.drop(other)
-		}
 		t.set(Lease{MAC: r.mac, IP: r.ip, Expires: r.expiry, Bound: true})
 		delete(t.barred, r.ip)
 	case recordReleased:
-		if l, ok := t.byMAC[r.mac]; ok && l.IP == r.ip {
-			t.drop(r.mac)
+		if t.byIP[r.ip].mac == r.mac {
+			t.free(r.ip)
 		}
 	case recordDeclined:
-		if other, ok := t.byIP[r.ip]; ok {
-			t.drop(other)
-		}
-		t.barred[r.ip] = r.expiry
+		t.bar(r.ip, r.expiry)
 	}
 }
 
@@ -154,11 +172,11 @@ func (t *table) live(now time.Time) []record {
 
 // holder returns who holds ip at now.
 func (t *table) holder(now time.Time, ip netip.Addr) (pxe.MAC, bool) {
-	mac, ok := t.byIP[ip]
-	if !ok || !now.Before(t.byMAC[mac].Expires) {
+	c, ok := t.byIP[ip]
+	if !ok || !now.Before(t.byMAC[c].Expires) {
 		return pxe.MAC{}, false
 	}
-	return mac, true
+	return c.mac, true
 }
 
 // usable reports whether ip may be given to mac at now.
@@ -181,7 +199,7 @@ func mask(bits int) uint32 { return ^uint32(0) << (32 - bits) }
 // asks for, then a never-used one, then the next free. known is true when the
 // address is the machine's current lease, so that no probe is needed.
 func (t *table) pick(now time.Time, mac pxe.MAC, want netip.Addr, p *Pool, hold time.Duration) (ip netip.Addr, known, ok bool) {
-	if l, has := t.byMAC[mac]; has && t.usable(now, mac, l.IP, p) {
+	if l, has := t.of(mac, p); has && t.usable(now, mac, l.IP, p) {
 		if now.Before(l.Expires) {
 			if !l.Bound {
 				l.Expires = now.Add(hold)
@@ -197,9 +215,7 @@ func (t *table) pick(now time.Time, mac pxe.MAC, want netip.Addr, p *Pool, hold 
 	if !want.IsValid() {
 		return netip.Addr{}, false, false
 	}
-	if old, taken := t.byIP[want]; taken && old != mac {
-		t.drop(old) // its lease has expired: usable said so
-	}
+	// If somebody else had it, that lease has expired: usable said so.
 	t.set(Lease{MAC: mac, IP: want, Expires: now.Add(hold)})
 	return want, false, true
 }
@@ -230,8 +246,6 @@ func (t *table) next(now time.Time, mac pxe.MAC, p *Pool) netip.Addr {
 
 // bar keeps ip from being leased until the given time.
 func (t *table) bar(ip netip.Addr, until time.Time) {
-	if mac, ok := t.byIP[ip]; ok {
-		t.drop(mac)
-	}
+	t.free(ip)
 	t.barred[ip] = until
 }

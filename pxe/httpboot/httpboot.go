@@ -188,6 +188,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	for _, k := range []string{"If-Modified-Since", "If-None-Match", "If-Match", "If-Unmodified-Since", "If-Range"} {
 		r.Header.Del(k)
 	}
+	// One range resumes a download; several are nothing firmware asks for.
+	if strings.Contains(r.Header.Get("Range"), ",") {
+		r.Header.Del("Range")
+	}
 	h.Set("Content-Type", contentType(name))
 	h.Set("Cache-Control", "no-store")
 	out := &writer{ResponseWriter: w, s: s, p: Progress{Client: client, Name: name, Size: st.Size()}}

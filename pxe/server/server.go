@@ -267,13 +267,24 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// Advice is one sentence per kind of client with the options to set in
-// another DHCP server.
+// Advice is one sentence per kind of client that there is an image for, with
+// the options to set in another DHCP server.
 func (s *Server) Advice() []string {
-	out := []string{pxe.Advice(pxe.Boot{VendorClass: pxe.VendorPXE, Server: s.server, File: "amd64/" + ImageName})}
-	if s.http != nil {
-		url := fmt.Sprintf("http://%s/amd64/%s", netip.AddrPortFrom(s.server, s.http.Addr().Port()), ImageName)
-		out = append(out, pxe.Advice(pxe.Boot{VendorClass: pxe.VendorHTTP, Server: s.server, File: url}))
+	var out []string
+	images := s.images()
+	for _, cpu := range cpus {
+		img, ok := images[cpu]
+		if !ok {
+			continue
+		}
+		out = append(out, pxe.Advice(pxe.Boot{VendorClass: pxe.VendorPXE, Server: s.server, File: img.Path, CPU: cpu}))
+		if s.http != nil {
+			url := fmt.Sprintf("http://%s/%s", netip.AddrPortFrom(s.server, s.http.Addr().Port()), img.Path)
+			out = append(out, pxe.Advice(pxe.Boot{VendorClass: pxe.VendorHTTP, Server: s.server, File: url, CPU: cpu}))
+		}
+	}
+	if len(out) == 0 {
+		out = append(out, "there is no recovery image to serve yet")
 	}
 	return out
 }
