@@ -167,7 +167,7 @@ func verifyChain(ek EndorsementKey, roots *x509.CertPool, pol Policy) ([]*x509.C
 			leaf.UnhandledCriticalExtensions = append(leaf.UnhandledCriticalExtensions, oid)
 		}
 	}
-	var first error
+	var why error
 	for _, at := range instants {
 		chains, err := leaf.Verify(x509.VerifyOptions{
 			Roots:         roots,
@@ -176,8 +176,9 @@ func verifyChain(ek EndorsementKey, roots *x509.CertPool, pol Policy) ([]*x509.C
 			KeyUsages:     []x509.ExtKeyUsage{x509.ExtKeyUsageAny},
 		})
 		if err != nil {
-			if first == nil {
-				first = err
+			// That an instant was the wrong one to ask at tells least.
+			if invalid := (x509.CertificateInvalidError{}); why == nil || errors.As(why, &invalid) && invalid.Reason == x509.Expired {
+				why = err
 			}
 			continue
 		}
@@ -186,10 +187,10 @@ func verifyChain(ek EndorsementKey, roots *x509.CertPool, pol Policy) ([]*x509.C
 			if ended == nil {
 				return chain, nil
 			}
-			first = fmt.Errorf("certificate %q ended at %s, before the time floor", printable(ended.Subject.String()), ended.NotAfter.UTC().Format(time.RFC3339))
+			why = fmt.Errorf("certificate %q ended at %s, before the time floor", printable(ended.Subject.String()), ended.NotAfter.UTC().Format(time.RFC3339))
 		}
 	}
-	return nil, first
+	return nil, why
 }
 
 func endedBefore(chain []*x509.Certificate, floor time.Time) *x509.Certificate {
