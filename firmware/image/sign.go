@@ -43,10 +43,9 @@ func sign(ctx context.Context, cfg RecoveryConfig, m made) (made, error) {
 	}
 	cfg.Note("signing for Secure Boot")
 	if text, err := exec.CommandContext(ctx, "sbsign", "--key", cfg.SignKey, "--cert", cfg.SignCert, "--output", out, in).CombinedOutput(); err != nil {
-		return m, fmt.Errorf("image: sign: sbsign: %w: %s (the key must be an unencrypted PEM file)", err, lastLine(string(text)))
+		return m, fmt.Errorf("image: sign: sbsign: %w: %s (the key must be an unencrypted PEM file and belong to the certificate)", err, lastLine(string(text)))
 	}
-	// sbsign takes a key that does not belong to the certificate without a
-	// word; firmware would refuse the result.
+	// Another look before machines in the field take one.
 	if text, err := exec.CommandContext(ctx, "sbverify", "--cert", cfg.SignCert, out).CombinedOutput(); err != nil {
 		return m, fmt.Errorf("image: sign: the signature does not verify: %s (do key and certificate belong together?)", lastLine(string(text)))
 	}
