@@ -89,30 +89,32 @@ func Skeleton(s string) string {
 // pairs are two letters that look like one in most typefaces.
 var pairs = strings.NewReplacer("rn", "m", "vv", "w", "cl", "d")
 
-// lookalike maps lower-case letters and digits to one representative.
+// lookalike maps lower-case letters and digits to one representative. Where
+// the two cases of a foreign letter look like different Latin ones, upper case
+// decides, since serial numbers are printed so.
 var lookalike = table(
 	"o", "0оοօ๐০०öóòôõøōő°ºσ",
 	"l", "1iіӏι|!íìîïıłįĩīĺ",
 	"a", "аαáàâäãåāăą",
-	"b", "ьв68ъß",
+	"b", "ьв68ъßβ",
 	"c", "сςćčçϲ",
 	"d", "ԁďđ",
-	"e", "еєéèêëēėęě3з",
+	"e", "еєεéèêëēėęě3з",
 	"g", "9ɡğģqԛ",
-	"h", "һнħ",
+	"h", "һнηħ",
 	"k", "кκķ",
 	"m", "мμ",
-	"n", "ñńňņηпи",
+	"n", "ñńňņνп",
 	"p", "рρ",
 	"r", "гŕř",
 	"s", "ѕ5śšşș$",
 	"t", "тτ7ťţț",
-	"u", "υúùûüūůűų",
-	"v", "νѵ",
+	"u", "úùûüūůűų",
+	"v", "ѵ",
 	"w", "ѡωŵш",
 	"x", "хχ×",
-	"y", "уγýÿ",
-	"z", "2żźž",
+	"y", "уγυýÿ",
+	"z", "2ζżźž",
 	"j", "ј",
 )
 

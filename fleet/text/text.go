@@ -22,10 +22,11 @@ import (
 // unassigned code points. Line breaks and tabs become one space, runs of
 // spaces too; ends are trimmed. A cut falls between characters.
 //
-// Clean(Clean(s)) == Clean(s).
+// Clean(Clean(s)) == Clean(s). A max above 1 MiB counts as 1 MiB.
 func Clean(s string, max int) string {
 	// What a machine sends is bounded elsewhere; this bounds the work here.
 	// Every kept byte needs at most a few dropped ones in honest text.
+	max = min(max, maxClean)
 	if limit := 64*max + 1024; max >= 0 && len(s) > limit {
 		s = s[:limit]
 	}
@@ -63,6 +64,8 @@ func Clean(s string, max int) string {
 	}
 	return b.String()
 }
+
+const maxClean = 1 << 20
 
 // escape returns the length of the terminal escape sequence (ECMA-48) that s
 // starts with, 0 if none. Sequences are removed whole: without their ESC the
