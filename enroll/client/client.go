@@ -1,17 +1,25 @@
 // Package client is the node's side of enrollment: it proves the machine's
 // TPM to the centre, files a request, and waits, for ever if need be, until
 // the machine has a certificate for the key in its TPM.
+//
+// It keeps nothing: identity and keys are in the TPM, so after a restart
+// Enroll simply runs again and finds its request where it was.
 package client
 
 import (
 	"context"
 	"crypto"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
 	"log/slog"
 	"net"
-	"net/http"
+	"net/url"
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/pki/tpm/device"
 )
 
 // TPM is what the client needs of the machine's TPM; *device.Device has it.
@@ -23,10 +31,8 @@ type TPM interface {
 	Signer() crypto.Signer
 }
 
-// TPMIdentity is device.Identity.
-type TPMIdentity = placeholder
-
-type placeholder struct{}
+// TPMIdentity is what a TPM shows of itself.
+type TPMIdentity = device.Identity
 
 // Config says what a Client works with. Site and TPM are needed.
 type Config struct {
@@ -46,6 +52,9 @@ type Config struct {
 	Progress func(Progress)
 	// Dial opens TCP connections; default: net.Dialer with 10 s.
 	Dial func(ctx context.Context, network, addr string) (net.Conn, error)
+	// RetryMin and RetryMax bound the pause after a failure, unless the
+	// centre asks for a longer one; default 1 s and 60 s.
+	RetryMin, RetryMax time.Duration
 	// Log gets details for engineers; default: none.
 	Log *slog.Logger
 }
@@ -110,19 +119,89 @@ type Identity struct {
 }
 
 // Client enrolls this machine.
-type Client struct{ cfg Config }
-
-// New checks cfg and makes a Client.
-func New(cfg Config) (*Client, error) { return &Client{cfg: cfg}, nil }
-
-// Enroll runs until the machine has a certificate. It outlives every outage;
-// the error is ctx's, or says that the TPM or the site configuration can
-// never work.
-func (c *Client) Enroll(ctx context.Context) (Identity, error) {
-	return Identity{}, ctx.Err()
+type Client struct {
+	cfg    Config
+	urls   []string
+	roots  []*x509.Certificate
+	proxy  *url.URL
+	screen Progress
 }
 
-// NodeHTTPClient returns an HTTP client that authenticates by the LDevID key
-// in the TPM and id's certificate. It may be used for any of the centre's
-// URLs; connections are kept and TLS sessions resumed.
-func (c *Client) NodeHTTPClient(id Identity) *http.Client { return nil }
+// New checks cfg and makes a Client. A configuration that can never work is
+// an error here, all of its problems at once.
+func New(cfg Config) (*Client, error) {
+	if cfg.Now == nil {
+		cfg.Now = time.Now
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Dial == nil {
+		cfg.Dial = (&net.Dialer{Timeout: 10 * time.Second}).DialContext
+	}
+	if cfg.RetryMin <= 0 {
+		cfg.RetryMin = time.Second
+	}
+	if cfg.RetryMax < cfg.RetryMin {
+		cfg.RetryMax = max(time.Minute, cfg.RetryMin)
+	}
+	c := &Client{cfg: cfg}
+	if err := c.readSite(); err != nil {
+		return nil, err
+	}
+	return c, nil
+}
+
+// readSite parses the site configuration.
+func (c *Client) readSite() error {
+	var problems []error
+	if c.cfg.TPM == nil {
+		problems = append(problems, errors.New("TPM is missing"))
+	}
+	for _, s := range c.cfg.Site.Centre {
+		u, err := url.Parse(s)
+		if err != nil || u.Scheme != "https" || u.Host == "" || u.User != nil || u.RawQuery != "" || u.Fragment != "" {
+			problems = append(problems, fmt.Errorf("centre URL %q: want https://host[:port]", s))
+			continue
+		}
+		c.urls = append(c.urls, u.String())
+	}
+	if len(c.cfg.Site.Centre) == 0 {
+		problems = append(problems, errors.New("there is no centre URL"))
+	}
+	for rest := []byte(c.cfg.Site.RootsPEM); ; {
+		var block *pem.Block
+		if block, rest = pem.Decode(rest); block == nil {
+			break
+		}
+		cert, err := x509.ParseCertificate(block.Bytes)
+		if err != nil {
+			problems = append(problems, fmt.Errorf("root certificate: %w", err))
+			continue
+		}
+		c.roots = append(c.roots, cert)
+	}
+	if len(c.roots) == 0 {
+		problems = append(problems, errors.New("there is no root certificate: no centre can be trusted"))
+	}
+	if p := c.cfg.Site.Network.Proxy; p != "" {
+		u, err := url.Parse(p)
+		if err != nil || u.Scheme != "http" || u.Host == "" {
+			problems = append(problems, errors.New("proxy: want http://host:port"))
+		}
+		c.proxy = u
+	}
+	if err := errors.Join(problems...); err != nil {
+		return fmt.Errorf("client: configuration: %w", err)
+	}
+	return nil
+}
+
+// show tells the screen.
+func (c *Client) show(change func(*Progress)) {
+	c.screen.Text, c.screen.Problem, c.screen.Retry, c.screen.Err = "", false, 0, nil
+	change(&c.screen)
+	if c.cfg.Progress != nil {
+		c.cfg.Progress(c.screen)
+	}
+}
