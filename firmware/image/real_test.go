@@ -75,6 +75,39 @@ func realConfig(t *testing.T) RecoveryConfig {
 	}
 }
 
+// The list must fit the kernel of PCs too; its package is large, so it is not
+// fetched for this.
+func TestModulesOfTheGenericKernel(t *testing.T) {
+	cfg := realConfig(t)
+	debs := archiveCache{dir: cfg.CacheDir, note: t.Logf}
+	lock, err := choosePackages(t.Context(), debs, RecoveryConfig{Flavour: FlavourGeneric})
+	if err != nil {
+		t.Skipf("apt knows no generic kernel here: %v", err)
+	}
+	p := lock.Packages[0]
+	if _, err := os.Stat(debs.path(p)); err != nil {
+		t.Skipf("%s is not in the cache (a build with --kernel generic puts it there): %v", p.Name, err)
+	}
+	deb, err := debs.fetch(t.Context(), p)
+	if err != nil {
+		t.Fatal(err)
+	}
+	k, _, err := readKernel(t.Context(), deb, strings.TrimPrefix(p.Name, "linux-image-"), FlavourGeneric)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var total int64
+	for _, n := range k.sizes {
+		total += n
+	}
+	t.Logf("%d modules, %d bytes", len(k.paths), total)
+	for _, f := range k.modules {
+		if strings.HasSuffix(f.path, "/modules.dep") {
+			checkOrder(t, modulePlan{dep: string(f.data), paths: k.paths})
+		}
+	}
+}
+
 func TestBuildIsReproducible(t *testing.T) {
 	cfg := realConfig(t)
 	one, err := Build(t.Context(), cfg)
@@ -250,6 +283,17 @@ func checkVerify(t *testing.T, cfg RecoveryConfig, efi []byte) {
 	}
 	if err := os.WriteFile(path, efi, 0o644); err != nil {
 		t.Fatal(err)
+	}
+	lockPath := filepath.Join(cfg.OutDir, LockFile)
+	lock, err := os.ReadFile(lockPath)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(lockPath, bytes.Replace(lock, []byte(`"sha256": "`), []byte(`"sha256": "00`), 1)[:len(lock)], 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if bad := strings.Join(failed(), ", "); bad != "lock" {
+		t.Errorf("with another lock, %q fails", bad)
 	}
 	other, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/fleet"
@@ -81,7 +82,32 @@ func Verify(dir string, keys []crypto.PublicKey) ([]Check, error) {
 	add("number of sections", len(measured.Sections) == len(m.Measurements.Sections), "%d measured, the manifest names %d", len(measured.Sections), len(m.Measurements.Sections))
 	add("PCR 11", measured.PCR11 == m.Measurements.PCR11, "%s%s", measured.PCR11, unlike(measured.PCR11, m.Measurements.PCR11))
 	checkSignature(pe, m, measured.Authenticode, add)
+	checkLock(dir, m, add)
 	return checks, nil
+}
+
+// checkLock wants the lock beside the image, if there is one, to name the
+// packages that the manifest does: a later build will trust it.
+func checkLock(dir string, m firmware.Manifest, add func(string, bool, string, ...any) bool) {
+	text, err := readCapped(filepath.Join(dir, LockFile), maxLock)
+	if errors.Is(err, os.ErrNotExist) {
+		return
+	}
+	var lock *Lock
+	if err == nil {
+		lock, err = ParseLock(text)
+	}
+	if err != nil {
+		add("lock", false, "%v", err)
+		return
+	}
+	for _, p := range lock.Packages {
+		if !slices.Contains(m.Inputs, firmware.Input(p)) {
+			add("lock", false, "it names %s %s, which did not go into this image", p.Name, p.Version)
+			return
+		}
+	}
+	add("lock", true, "%d packages, all named by the manifest", len(lock.Packages))
 }
 
 // checkSignature looks at the Secure Boot signature.
