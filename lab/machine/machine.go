@@ -196,10 +196,20 @@ func (m *Machine) connect(ctx context.Context, r *running) (*QMP, error) {
 	for {
 		if c, err := net.Dial("unix", path); err == nil {
 			q, err := newQMP(ctx, c, m.cfg.OnEvent)
-			if err != nil {
-				_ = c.Close()
+			if err == nil {
+				return q, nil
 			}
-			return q, err
+			_ = c.Close()
+			// A QEMU that dies while it starts listens for a moment already;
+			// its own words say more than the lost connection.
+			wait, cancel := context.WithTimeout(ctx, time.Second)
+			defer cancel()
+			select {
+			case <-r.done:
+				return nil, fmt.Errorf("QEMU ended at once (%w): %s", r.waitErr, tailOf(files{m.cfg.Dir}.qemu()))
+			case <-wait.Done():
+				return nil, err
+			}
 		}
 		select {
 		case <-tick.C:

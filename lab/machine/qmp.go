@@ -82,8 +82,8 @@ func newQMP(ctx context.Context, conn net.Conn, onEvent func(Event)) (*QMP, erro
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetReadDeadline(time.Unix(1, 0)) })
 	r := bufio.NewReaderSize(conn, 64<<10)
 	line, err := readMessage(r)
-	if !stop() && err == nil {
-		err = ctx.Err()
+	if !stop() {
+		err = ctx.Err() // a deadline in the past is how the wait was ended
 	}
 	if err != nil {
 		return nil, fmt.Errorf("machine: read QMP greeting: %w", err)
