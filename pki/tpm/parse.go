@@ -257,6 +257,9 @@ func parseAttest(attest, sig []byte) (pki.Statement, *tpm2.TPMSAttest, error) {
 	if err != nil {
 		return pki.Statement{}, nil, err
 	}
+	if err := a.Magic.Check(); err != nil { // go-tpm does not do it by itself
+		return pki.Statement{}, nil, err
+	}
 	if len(a.QualifiedSigner.Buffer) > maxName || len(a.ExtraData.Buffer) > maxName {
 		return pki.Statement{}, nil, errTooLong
 	}
