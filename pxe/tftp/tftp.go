@@ -198,7 +198,10 @@ func (s *Server) Run(ctx context.Context) error {
 		s.tftp.Shutdown()
 		return nil
 	})
-	return g.Wait()
+	err := g.Wait()
+	// Shutdown does not know the socket if it came before Serve.
+	_ = s.conn.Close()
+	return err
 }
 
 // errors that go out to clients: short, and nothing about this host.

@@ -163,6 +163,17 @@ func (l *LAN) Host(t testing.TB, cidr ...string) *Host {
 		}
 		return errors.Join(netlink.LinkSetUp(lo), netlink.LinkSetUp(eth))
 	}))
+	// The kernel may take a second to tell the bridge of its first carrier,
+	// and drops frames until then.
+	up := func(name string) bool {
+		l, err := netlink.LinkByName(name)
+		return err == nil && l.Attrs().OperState == netlink.OperUp
+	}
+	Eventually(t, 5*time.Second, "link is up", func() bool { return up(l.Name) && up(name) })
+	Eventually(t, 5*time.Second, "link is up", func() (ok bool) {
+		must(t, h.Do(func() error { ok = up(h.Iface); return nil }))
+		return ok
+	})
 	return h
 }
 
