@@ -35,7 +35,9 @@ func run(ctx context.Context) int {
 		imageCommand(),
 		releaseCommand(),
 		labCommand(),
+		serveCommand(),
 	)
+	root.SetFlagErrorFunc(onFlagError)
 	err := root.ExecuteContext(ctx)
 	if err == nil {
 		return 0
