@@ -70,9 +70,9 @@ func networkText(nics []netup.NIC) string {
 	case broken != "":
 		return broken
 	case len(nics) == 1:
-		return "no link on " + nics[0].Name + " (" + nics[0].MAC + "): is the cable plugged in and the switch on?"
+		return "waiting for a link on " + nics[0].Name + " (" + nics[0].MAC + "); is the cable plugged in and the switch on?"
 	}
-	return fmt.Sprintf("no link on any of %d interfaces: is a cable plugged in and the switch on?", len(nics))
+	return fmt.Sprintf("waiting for a link on any of %d interfaces; is a cable plugged in and the switch on?", len(nics))
 }
 
 func firstAddress(nics []netup.NIC) string {

@@ -336,6 +336,7 @@ func (m *machine) firstClock() {
 	m.floor = agent.Floor(m.site.TimeFloor, m.cfg.BuildTime)
 	now := m.sys.now()
 	set, adjust := agent.FirstClock(now, m.floor)
+	m.log.Info("clock", "says", now.UTC(), "floor", m.floor.UTC(), "adjust", adjust)
 	if !adjust {
 		return
 	}

@@ -1,15 +1,11 @@
 package netup
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"net"
-	"net/http"
 	"net/netip"
-	"net/url"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -23,38 +19,12 @@ const viaTimeout = 10 * time.Second
 // Dial connects to addr ("host:port"), trying interface after interface: one
 // with a lease may still lead nowhere. The one that worked last is tried
 // first. Names are resolved by the interface's own name servers (or those of
-// site.json), and with a proxy in site.json the connection is an HTTP CONNECT
-// tunnel.
+// site.json). A proxy is the caller's business.
 func (m *Manager) Dial(ctx context.Context, network, addr string) (net.Conn, error) {
-	target, tunnel := addr, ""
-	if p := m.cfg.Network.Proxy; p != "" {
-		u, err := url.Parse(p)
-		if err != nil {
-			return nil, fmt.Errorf("netup: read proxy: %w", err)
-		}
-		port := u.Port()
-		if port == "" {
-			port = "80"
-		}
-		target, tunnel = net.JoinHostPort(u.Hostname(), port), addr
-	}
-	conn, err := m.dialAny(ctx, network, target)
-	if err != nil || tunnel == "" {
-		return conn, err
-	}
-	c, err := connect(ctx, conn, tunnel)
-	if err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return c, nil
-}
-
-func (m *Manager) dialAny(ctx context.Context, network, target string) (net.Conn, error) {
 	var errs []error
 	for _, n := range m.candidates() {
 		nctx, cancel := context.WithTimeout(ctx, viaTimeout)
-		c, err := m.via(n).DialContext(nctx, network, target)
+		c, err := m.via(n).DialContext(nctx, network, addr)
 		cancel()
 		if err == nil {
 			m.mu.Lock()
@@ -69,7 +39,7 @@ func (m *Manager) dialAny(ctx context.Context, network, target string) (net.Conn
 	}
 	// Without a lease the kernel may still have a way: IPv6 by router
 	// advertisement, or the loopback.
-	c, err := m.plain().DialContext(ctx, network, target)
+	c, err := m.plain().DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, errors.Join(append(errs, fmt.Errorf("netup: dial: %w", err))...)
 	}
@@ -128,45 +98,4 @@ func resolver(d *net.Dialer, servers []netip.Addr) *net.Resolver {
 			return plain.DialContext(ctx, network, netip.AddrPortFrom(s, 53).String())
 		},
 	}
-}
-
-// maxProxyAnswer bounds the header of a proxy's answer.
-const maxProxyAnswer = 16 << 10
-
-// connect opens a tunnel (RFC 9110 section 9.3.6).
-func connect(ctx context.Context, conn net.Conn, target string) (net.Conn, error) {
-	deadline := time.Now().Add(viaTimeout)
-	if d, ok := ctx.Deadline(); ok && d.Before(deadline) {
-		deadline = d
-	}
-	if err := conn.SetDeadline(deadline); err != nil {
-		return nil, fmt.Errorf("netup: proxy: %w", err)
-	}
-	req := &http.Request{Method: http.MethodConnect, URL: &url.URL{Opaque: target}, Host: target, Header: http.Header{}}
-	if err := req.Write(conn); err != nil {
-		return nil, fmt.Errorf("netup: proxy: %w", err)
-	}
-	// One byte at a time: whatever follows the header belongs to the tunnel.
-	r := bufio.NewReaderSize(io.LimitReader(oneByte{conn}, maxProxyAnswer), 16)
-	resp, err := http.ReadResponse(r, req)
-	if err != nil {
-		return nil, fmt.Errorf("netup: proxy: read answer: %w", err)
-	}
-	if resp.StatusCode != http.StatusOK {
-		return nil, fmt.Errorf("netup: proxy: refused %s: %.60s", target, resp.Status)
-	}
-	if err := conn.SetDeadline(time.Time{}); err != nil {
-		return nil, fmt.Errorf("netup: proxy: %w", err)
-	}
-	return conn, nil
-}
-
-// oneByte reads at most one byte a call, so that nothing is read ahead.
-type oneByte struct{ io.Reader }
-
-func (o oneByte) Read(p []byte) (int, error) {
-	if len(p) > 1 {
-		p = p[:1]
-	}
-	return o.Reader.Read(p)
 }

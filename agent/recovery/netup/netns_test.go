@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -36,9 +35,6 @@ func TestMain(m *testing.M) {
 		return
 	case "rogue":
 		rogue()
-		return
-	case "proxy":
-		proxy()
 		return
 	}
 	os.Exit(m.Run())
@@ -478,53 +474,4 @@ func TestWhenSiteNamesAMACThenOnlyThatInterfaceIsStatic(t *testing.T) {
 			t.Error("the static address went to the wrong interface")
 		}
 	})
-}
-
-// TestProxy: with a proxy in site.json connections are tunnels through it.
-func TestProxy(t *testing.T) {
-	machineTest(t, func(t *testing.T, w *world) {
-		w.dnsmasq()
-		w.plug()
-		w.start(inside+"=proxy", os.Args[0])
-		m, wait := w.manage(Config{Network: fleet.NetworkConfig{Proxy: "http://192.0.2.1:3128"}})
-		wait("an address", isUp("nic0"))
-		var c net.Conn
-		var err error
-		for end := time.Now().Add(20 * time.Second); time.Now().Before(end); {
-			if c, err = m.Dial(t.Context(), "tcp", "inside.test:7444"); err == nil {
-				break
-			}
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-		defer c.Close()
-		b, err := io.ReadAll(c)
-		if err != nil || string(b) != "tunnel to inside.test:7444" {
-			t.Errorf("read %q, %v", b, err)
-		}
-		if c, err := m.Dial(t.Context(), "tcp", "denied.test:7444"); err == nil {
-			c.Close()
-			t.Error("a refused tunnel was used")
-		}
-	})
-}
-
-// proxy is an HTTP proxy whose tunnels say where they lead, at once, in one
-// write with the answer.
-func proxy() {
-	err := http.ListenAndServe("192.0.2.1:3128", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if r.Method != http.MethodConnect || strings.HasPrefix(r.Host, "denied") {
-			http.Error(w, "no", http.StatusForbidden)
-			return
-		}
-		c, _, err := w.(http.Hijacker).Hijack()
-		if err != nil {
-			return
-		}
-		fmt.Fprintf(c, "HTTP/1.1 200 OK\r\n\r\ntunnel to %s", r.Host)
-		c.Close()
-	}))
-	fmt.Println(err)
-	os.Exit(1)
 }

@@ -1,0 +1,95 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/muster-edge/muster/agent"
+	"github.com/muster-edge/muster/agent/recovery"
+	"github.com/muster-edge/muster/enroll/client"
+	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/pki/tpm"
+	"github.com/muster-edge/muster/pki/tpm/device"
+)
+
+// tpmPath is the kernel's resource manager: objects of others stay theirs.
+const tpmPath = "/dev/tpmrm0"
+
+// openEnroller finds the TPM and ties it to the enrollment protocol.
+func openEnroller(_ context.Context, s recovery.Services) (recovery.Enroller, error) {
+	d, err := device.Open(tpmPath)
+	if errors.Is(err, device.ErrNoTPM) {
+		return nil, fmt.Errorf("%w: %w", recovery.ErrNoTPM, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	c, err := client.New(client.Config{
+		Site: s.Site, TPM: d, Hardware: func() fleet.Hardware { return withTPM(s.Hardware(), d) },
+		EventLog: s.EventLog, Now: s.Now, SetTime: s.SetTime, Dial: s.Dial, Log: s.Log,
+		Progress: func(p client.Progress) { s.Progress(translate(p)) },
+	})
+	if err != nil {
+		return nil, errors.Join(err, d.Close())
+	}
+	return &enroller{tpm: d, client: c}, nil
+}
+
+// withTPM adds what the TPM says of itself.
+func withTPM(h fleet.Hardware, d *device.Device) fleet.Hardware {
+	if vendor, model, firmware, err := d.Properties(); err == nil {
+		h.TPMVendor, h.TPMModel, h.TPMFirmware = vendor, model, firmware
+	}
+	return h
+}
+
+// translate turns the protocol's phases into the machine's states.
+func translate(p client.Progress) recovery.Progress {
+	out := recovery.Progress{State: agent.Time, Text: p.Text, Request: p.Request}
+	switch p.Phase {
+	case client.PhaseProve:
+		out.State = agent.Enrolling
+	case client.PhaseWait:
+		out.State = agent.WaitingForApproval
+	case client.PhaseDone:
+		out.State = agent.Enrolled
+	}
+	return out
+}
+
+// enroller is a TPM with the client that uses it.
+type enroller struct {
+	tpm    *device.Device
+	client *client.Client
+}
+
+// Identity reads the EK: node ID and words follow from it alone, so they are
+// on the screen before any network is.
+func (e *enroller) Identity(ctx context.Context) (recovery.Identity, error) {
+	id, err := e.tpm.Identity(ctx)
+	if err != nil {
+		return recovery.Identity{}, err
+	}
+	if len(id.EKs) == 0 {
+		return recovery.Identity{}, errors.New("the TPM has no usable endorsement key")
+	}
+	key, err := tpm.ParsePublic(id.EKs[0].Public)
+	if err != nil {
+		return recovery.Identity{}, err
+	}
+	ek, err := fleet.HashEK(key.Public)
+	if err != nil {
+		return recovery.Identity{}, err
+	}
+	return recovery.Identity{Node: ek.NodeID(), Words: fleet.Words(ek.NodeID()), EK: ek}, nil
+}
+
+// Enroll runs until there is a certificate.
+func (e *enroller) Enroll(ctx context.Context) error {
+	_, err := e.client.Enroll(ctx)
+	return err
+}
+
+// Close gives the TPM back.
+func (e *enroller) Close() error { return e.tpm.Close() }
