@@ -36,6 +36,18 @@ func run(ctx context.Context) int {
 		releaseCommand(),
 		labCommand(),
 		serveCommand(),
+		getCommand(),
+		describeCommand(),
+		approveCommand(),
+		rejectCommand(),
+		denyCommand(),
+		allowCommand(),
+		eventsCommand(),
+		auditCommand(),
+		rootsCommand(),
+		caCommand(),
+		bootCommand(),
+		configCommand(),
 	)
 	root.SetFlagErrorFunc(onFlagError)
 	err := root.ExecuteContext(ctx)

@@ -107,6 +107,22 @@ func writeJSON(w io.Writer, v any) error {
 	if err != nil {
 		return fmt.Errorf("write JSON: %w", err)
 	}
+	_, err = fmt.Fprintln(w, printable(b))
+	return err
+}
+
+// writeJSONLine writes one object on one line.
+func writeJSONLine(w io.Writer, v any) error {
+	b, err := json.Marshal(v)
+	if err != nil {
+		return fmt.Errorf("write JSON: %w", err)
+	}
+	_, err = fmt.Fprintln(w, printable(b))
+	return err
+}
+
+// printable escapes what is not printable in JSON.
+func printable(b []byte) string {
 	var out strings.Builder
 	for _, r := range string(b) {
 		if r == '\n' || r == ' ' || unicode.IsPrint(r) {
@@ -118,8 +134,7 @@ func writeJSON(w io.Writer, v any) error {
 			fmt.Fprintf(&out, `\u%04x`, r)
 		}
 	}
-	_, err = fmt.Fprintln(w, out.String())
-	return err
+	return out.String()
 }
 
 // writeYAML writes YAML of the same fields as JSON, with all text cleaned.
