@@ -157,7 +157,7 @@ func readInputs(ctx context.Context, debs archiveCache, cfg RecoveryConfig, lock
 	}
 	version := ""
 	if info, err := buildinfo.Read(bytes.NewReader(in.node)); err == nil {
-		version = info.GoVersion
+		version = strings.TrimSpace(info.Main.Version + " " + info.GoVersion)
 		for _, s := range info.Settings {
 			if t, err := time.Parse(time.RFC3339, s.Value); s.Key == "vcs.time" && err == nil {
 				date(t)
