@@ -202,3 +202,12 @@ func tailOf(path string) string {
 	}
 	return s
 }
+
+// Clean returns nil if the program has ended with exit code 0.
+func (c *Child) Clean() error {
+	<-c.done
+	if c.err == nil {
+		return nil
+	}
+	return c.Err()
+}

@@ -15,7 +15,7 @@ var NodeLine = regexp.MustCompile(`muster-node: ([a-z-]+): (.*)`)
 var InitLine = regexp.MustCompile(`muster-node: init started`)
 
 // DeadLine is what a machine prints whose boot cannot succeed any more.
-var DeadLine = regexp.MustCompile(`Kernel panic - not syncing|BdsDxe: No bootable option|muster-node: failed:`)
+var DeadLine = regexp.MustCompile(`Kernel panic - not syncing|BdsDxe: No bootable option`)
 
 // milestones translate what firmware and kernel print into words for people
 // who have never seen a machine boot from the network. First match wins.
