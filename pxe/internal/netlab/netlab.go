@@ -187,7 +187,28 @@ func (h *Host) Do(f func() error) error {
 
 // Run starts a program in the host's namespace and stops it when the test
 // ends. It skips the test if the program is not installed.
-func (h *Host) Run(t testing.TB, out *os.File, name string, args ...string) *exec.Cmd {
+func (h *Host) Run(t testing.TB, out *os.File, name string, args ...string) {
+	t.Helper()
+	launch(t, h.Do, out, name, args)
+}
+
+// Start is Run in the boot host's namespace.
+func Start(t testing.TB, out *os.File, name string, args ...string) {
+	t.Helper()
+	Need(t)
+	// A thread of its own, that lives as long as the program: see launch.
+	h := &Host{work: make(chan func())}
+	go func() {
+		runtime.LockOSThread()
+		for f := range h.work {
+			f()
+		}
+	}()
+	t.Cleanup(func() { close(h.work) })
+	launch(t, h.Do, out, name, args)
+}
+
+func launch(t testing.TB, do func(func() error) error, out *os.File, name string, args []string) {
 	t.Helper()
 	path, err := exec.LookPath(name)
 	if err != nil {
@@ -197,13 +218,14 @@ func (h *Host) Run(t testing.TB, out *os.File, name string, args ...string) *exe
 	}
 	cmd := exec.Command(path, args...)
 	cmd.Stdout, cmd.Stderr = out, out
+	// It ends with this process even if that is killed. The kernel watches
+	// the thread that started it, so do must use one that stays.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	must(t, h.Do(cmd.Start))
+	must(t, do(cmd.Start))
 	t.Cleanup(func() {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 	})
-	return cmd
 }
 
 // Eventually polls until ok or the time is over; it is for things outside
