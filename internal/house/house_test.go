@@ -274,7 +274,7 @@ func TestSiblingsDoNotImportSiblings(t *testing.T) {
 // libraries lists each protocol library with the rooms that may import it.
 // A prefix ending in "/" admits everything below it.
 var libraries = map[string][]string{
-	"github.com/insomniacslk/dhcp":        {"pxe/dhcp", "agent/recovery/netup", "lab/"},
+	"github.com/insomniacslk/dhcp":        {"pxe/dhcp", "pxe/internal/", "agent/recovery/netup", "lab/"},
 	"github.com/pin/tftp":                 {"pxe/tftp", "lab/"},
 	"github.com/hashicorp/mdns":           {"discovery/mdns", "lab/"},
 	"github.com/google/go-tpm":            {"pki/tpm", "pki/tpm/"},
@@ -286,7 +286,7 @@ var libraries = map[string][]string{
 	"github.com/jackc/pgx":                {"central/store/postgres"},
 	"github.com/spf13/cobra":              {"cmd/muster"},
 	"github.com/knadh/koanf":              {"cmd/muster", "internal/config"},
-	"github.com/vishvananda/netlink":      {"agent/recovery", "agent/recovery/", "agent/facts", "lab/", "pxe/", "internal/netnstest"},
+	"github.com/vishvananda/netlink":      {"agent/recovery", "agent/recovery/", "agent/facts", "lab", "lab/", "pxe/"},
 	"github.com/u-root/u-root":            {"agent/", "firmware/"},
 	"github.com/prometheus/client_golang": {"central", "central/", "pxe/server"},
 	"github.com/saferwall/pe":             {"firmware/image"},
