@@ -12,7 +12,6 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
-	"testing"
 	"time"
 )
 
@@ -90,9 +89,18 @@ func New(dir string, o Options) (*TPM, error) {
 	return t, t.Start()
 }
 
+// TB is what Start needs of a *testing.T. The lab, which is no test, uses this
+// package too and does not want to link package testing.
+type TB interface {
+	Helper()
+	Cleanup(func())
+	Fatal(args ...any)
+	Skipf(format string, args ...any)
+}
+
 // Start makes a TPM in a temporary directory of the test and ends it with the
 // test. It skips the test, with the reason, where swtpm is not installed.
-func Start(tb testing.TB, o Options) *TPM {
+func Start(tb TB, o Options) *TPM {
 	tb.Helper()
 	// Not tb.TempDir: its path holds the test's name and gets too long for a
 	// unix socket.
