@@ -116,6 +116,20 @@ type ClockInfo struct {
 	Safe         bool
 }
 
+// Regressed tells whether a TPM whose clock was before once now says c: a
+// copy of a software TPM, or a replayed state. Both must come from statements
+// of one AK. Counters only rise between two TPM2_Clear, which also ends the
+// AK; Clock only rises while both counters stay.
+func (c ClockInfo) Regressed(before ClockInfo) bool {
+	if c.ResetCount != before.ResetCount {
+		return c.ResetCount < before.ResetCount
+	}
+	if c.RestartCount != before.RestartCount {
+		return c.RestartCount < before.RestartCount
+	}
+	return c.Clock < before.Clock
+}
+
 // Certified is TPMS_CERTIFY_INFO.
 type Certified struct{ Name, QualifiedName []byte }
 

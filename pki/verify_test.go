@@ -458,3 +458,34 @@ func flip(b []byte, i int) []byte {
 	b[i] ^= 1
 	return b
 }
+
+func TestClockRegressed(t *testing.T) {
+	before := pki.ClockInfo{Clock: 100, ResetCount: 5, RestartCount: 5}
+	for _, c := range []struct {
+		now  pki.ClockInfo
+		want bool
+	}{
+		{before, false},
+		{pki.ClockInfo{Clock: 101, ResetCount: 5, RestartCount: 5}, false},
+		{pki.ClockInfo{Clock: 99, ResetCount: 5, RestartCount: 5}, true},
+		{pki.ClockInfo{Clock: 1, ResetCount: 6, RestartCount: 5}, false},
+		{pki.ClockInfo{Clock: 1, ResetCount: 5, RestartCount: 6}, false},
+		{pki.ClockInfo{Clock: 200, ResetCount: 4, RestartCount: 9}, true},
+		{pki.ClockInfo{Clock: 200, ResetCount: 5, RestartCount: 4}, true},
+	} {
+		if got := c.now.Regressed(before); got != c.want {
+			t.Errorf("%+v after %+v: %v", c.now, before, got)
+		}
+	}
+	// A real TPM's clock goes on over power cycles, also obfuscated.
+	m := newMachine(t, swtpmtest.Options{NoCertificate: true})
+	first := m.evidence(t).Quote.Clock
+	if err := m.swtpm.Restart(); err != nil {
+		t.Fatal(err)
+	}
+	m.read(t)
+	second := m.evidence(t).Quote.Clock
+	if second.Regressed(first) || !first.Regressed(second) {
+		t.Errorf("%+v, then %+v", first, second)
+	}
+}
