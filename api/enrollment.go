@@ -15,6 +15,9 @@ func RequestToProto(q fleet.Request) *musterv1.Request {
 		Source: q.Source, Warnings: q.Warnings, DecidedBy: q.DecidedBy, DecidedAt: stamp(q.DecidedAt),
 		Reason: q.Reason, Supersedes: string(q.Supersedes), Revision: q.Revision,
 	}
+	if c := q.Clock; c != (fleet.TPMClock{}) {
+		m.TpmClock = &musterv1.TpmClock{Millis: c.Millis, Resets: c.Resets, Restarts: c.Restarts}
+	}
 	for _, f := range q.Findings {
 		m.Findings = append(m.Findings, &musterv1.Finding{Check: f.Check, Ok: f.OK, Detail: f.Detail})
 	}
@@ -36,6 +39,9 @@ func RequestFromProto(m *musterv1.Request) (fleet.Request, error) {
 		Source: m.GetSource(), Warnings: m.GetWarnings(), DecidedBy: m.GetDecidedBy(),
 		DecidedAt: r.time("decided_at", m.GetDecidedAt()), Reason: m.GetReason(),
 		Supersedes: fleet.RequestID(m.GetSupersedes()), Revision: m.GetRevision(),
+		Clock: fleet.TPMClock{
+			Millis: m.GetTpmClock().GetMillis(), Resets: m.GetTpmClock().GetResets(), Restarts: m.GetTpmClock().GetRestarts(),
+		},
 	}
 	for _, f := range m.GetFindings() {
 		q.Findings = append(q.Findings, fleet.Finding{Check: f.GetCheck(), OK: f.GetOk(), Detail: f.GetDetail()})

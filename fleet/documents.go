@@ -137,6 +137,7 @@ func (c Charter) Validate() error {
 		p.add(ValidateName("image", i.Name))
 		p.add(ValidateVersion(i.Version))
 		p.sha256("authenticode of image "+clip(i.Name, 80), i.Authenticode, true)
+		p.sha256("kernel of image "+clip(i.Name, 80), i.Kernel, false)
 		p.sha256("pcr11 of image "+clip(i.Name, 80), i.PCR11, true)
 		p.sha256("signer_cert of image "+clip(i.Name, 80), i.SignerCert, false)
 	}

@@ -14,11 +14,15 @@ func (b HexBytes) String() string { return hex.EncodeToString(b) }
 // MarshalText implements encoding.TextMarshaler.
 func (b HexBytes) MarshalText() ([]byte, error) { return []byte(hex.EncodeToString(b)), nil }
 
-// UnmarshalText implements encoding.TextUnmarshaler.
+// UnmarshalText implements encoding.TextUnmarshaler. Empty text gives nil, so
+// that "none" stays the same on every way.
 func (b *HexBytes) UnmarshalText(t []byte) error {
 	d, err := hex.DecodeString(string(t))
 	if err != nil {
 		return fmt.Errorf("fleet: read hex: %w", err)
+	}
+	if len(d) == 0 {
+		d = nil
 	}
 	*b = d
 	return nil

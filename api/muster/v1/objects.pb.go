@@ -467,6 +467,7 @@ type Request struct {
 	Reason         string                 `protobuf:"bytes,20,opt,name=reason,proto3" json:"reason,omitempty"`
 	Supersedes     string                 `protobuf:"bytes,21,opt,name=supersedes,proto3" json:"supersedes,omitempty"`
 	Revision       int64                  `protobuf:"varint,22,opt,name=revision,proto3" json:"revision,omitempty"`
+	TpmClock       *TpmClock              `protobuf:"bytes,23,opt,name=tpm_clock,json=tpmClock,proto3" json:"tpm_clock,omitempty"`
 	unknownFields  protoimpl.UnknownFields
 	sizeCache      protoimpl.SizeCache
 }
@@ -655,6 +656,74 @@ func (x *Request) GetRevision() int64 {
 	return 0
 }
 
+func (x *Request) GetTpmClock() *TpmClock {
+	if x != nil {
+		return x.TpmClock
+	}
+	return nil
+}
+
+// TpmClock is a TPM's own idea of time in its last quote.
+type TpmClock struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Millis        uint64                 `protobuf:"varint,1,opt,name=millis,proto3" json:"millis,omitempty"`
+	Resets        uint32                 `protobuf:"varint,2,opt,name=resets,proto3" json:"resets,omitempty"`
+	Restarts      uint32                 `protobuf:"varint,3,opt,name=restarts,proto3" json:"restarts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TpmClock) Reset() {
+	*x = TpmClock{}
+	mi := &file_muster_v1_objects_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TpmClock) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TpmClock) ProtoMessage() {}
+
+func (x *TpmClock) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TpmClock.ProtoReflect.Descriptor instead.
+func (*TpmClock) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *TpmClock) GetMillis() uint64 {
+	if x != nil {
+		return x.Millis
+	}
+	return 0
+}
+
+func (x *TpmClock) GetResets() uint32 {
+	if x != nil {
+		return x.Resets
+	}
+	return 0
+}
+
+func (x *TpmClock) GetRestarts() uint32 {
+	if x != nil {
+		return x.Restarts
+	}
+	return 0
+}
+
 // Evidence is the stable part of what a machine proved.
 type Evidence struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -680,7 +749,7 @@ type Evidence struct {
 
 func (x *Evidence) Reset() {
 	*x = Evidence{}
-	mi := &file_muster_v1_objects_proto_msgTypes[2]
+	mi := &file_muster_v1_objects_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -692,7 +761,7 @@ func (x *Evidence) String() string {
 func (*Evidence) ProtoMessage() {}
 
 func (x *Evidence) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[2]
+	mi := &file_muster_v1_objects_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -705,7 +774,7 @@ func (x *Evidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Evidence.ProtoReflect.Descriptor instead.
 func (*Evidence) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{2}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *Evidence) GetEk() []byte {
@@ -831,7 +900,7 @@ type Finding struct {
 
 func (x *Finding) Reset() {
 	*x = Finding{}
-	mi := &file_muster_v1_objects_proto_msgTypes[3]
+	mi := &file_muster_v1_objects_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -843,7 +912,7 @@ func (x *Finding) String() string {
 func (*Finding) ProtoMessage() {}
 
 func (x *Finding) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[3]
+	mi := &file_muster_v1_objects_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -856,7 +925,7 @@ func (x *Finding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Finding.ProtoReflect.Descriptor instead.
 func (*Finding) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{3}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Finding) GetCheck() string {
@@ -912,7 +981,7 @@ type Hardware struct {
 
 func (x *Hardware) Reset() {
 	*x = Hardware{}
-	mi := &file_muster_v1_objects_proto_msgTypes[4]
+	mi := &file_muster_v1_objects_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -924,7 +993,7 @@ func (x *Hardware) String() string {
 func (*Hardware) ProtoMessage() {}
 
 func (x *Hardware) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[4]
+	mi := &file_muster_v1_objects_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -937,7 +1006,7 @@ func (x *Hardware) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Hardware.ProtoReflect.Descriptor instead.
 func (*Hardware) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{4}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Hardware) GetVendor() string {
@@ -1115,7 +1184,7 @@ type Nic struct {
 
 func (x *Nic) Reset() {
 	*x = Nic{}
-	mi := &file_muster_v1_objects_proto_msgTypes[5]
+	mi := &file_muster_v1_objects_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1127,7 +1196,7 @@ func (x *Nic) String() string {
 func (*Nic) ProtoMessage() {}
 
 func (x *Nic) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[5]
+	mi := &file_muster_v1_objects_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1140,7 +1209,7 @@ func (x *Nic) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Nic.ProtoReflect.Descriptor instead.
 func (*Nic) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{5}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Nic) GetName() string {
@@ -1202,7 +1271,7 @@ type Disk struct {
 
 func (x *Disk) Reset() {
 	*x = Disk{}
-	mi := &file_muster_v1_objects_proto_msgTypes[6]
+	mi := &file_muster_v1_objects_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1214,7 +1283,7 @@ func (x *Disk) String() string {
 func (*Disk) ProtoMessage() {}
 
 func (x *Disk) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[6]
+	mi := &file_muster_v1_objects_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1227,7 +1296,7 @@ func (x *Disk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Disk.ProtoReflect.Descriptor instead.
 func (*Disk) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{6}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *Disk) GetPath() string {
@@ -1306,7 +1375,7 @@ type Device struct {
 
 func (x *Device) Reset() {
 	*x = Device{}
-	mi := &file_muster_v1_objects_proto_msgTypes[7]
+	mi := &file_muster_v1_objects_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1318,7 +1387,7 @@ func (x *Device) String() string {
 func (*Device) ProtoMessage() {}
 
 func (x *Device) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[7]
+	mi := &file_muster_v1_objects_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1331,7 +1400,7 @@ func (x *Device) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Device.ProtoReflect.Descriptor instead.
 func (*Device) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{7}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Device) GetBus() string {
@@ -1404,7 +1473,7 @@ type Node struct {
 
 func (x *Node) Reset() {
 	*x = Node{}
-	mi := &file_muster_v1_objects_proto_msgTypes[8]
+	mi := &file_muster_v1_objects_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1416,7 +1485,7 @@ func (x *Node) String() string {
 func (*Node) ProtoMessage() {}
 
 func (x *Node) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[8]
+	mi := &file_muster_v1_objects_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1429,7 +1498,7 @@ func (x *Node) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Node.ProtoReflect.Descriptor instead.
 func (*Node) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{8}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Node) GetId() string {
@@ -1619,7 +1688,7 @@ type Certificate struct {
 
 func (x *Certificate) Reset() {
 	*x = Certificate{}
-	mi := &file_muster_v1_objects_proto_msgTypes[9]
+	mi := &file_muster_v1_objects_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1631,7 +1700,7 @@ func (x *Certificate) String() string {
 func (*Certificate) ProtoMessage() {}
 
 func (x *Certificate) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[9]
+	mi := &file_muster_v1_objects_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1644,7 +1713,7 @@ func (x *Certificate) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Certificate.ProtoReflect.Descriptor instead.
 func (*Certificate) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{9}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Certificate) GetSerial() string {
@@ -1693,7 +1762,7 @@ type Image struct {
 
 func (x *Image) Reset() {
 	*x = Image{}
-	mi := &file_muster_v1_objects_proto_msgTypes[10]
+	mi := &file_muster_v1_objects_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1705,7 +1774,7 @@ func (x *Image) String() string {
 func (*Image) ProtoMessage() {}
 
 func (x *Image) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[10]
+	mi := &file_muster_v1_objects_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1718,7 +1787,7 @@ func (x *Image) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Image.ProtoReflect.Descriptor instead.
 func (*Image) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{10}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Image) GetTenant() string {
@@ -1832,7 +1901,7 @@ type Event struct {
 
 func (x *Event) Reset() {
 	*x = Event{}
-	mi := &file_muster_v1_objects_proto_msgTypes[11]
+	mi := &file_muster_v1_objects_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1844,7 +1913,7 @@ func (x *Event) String() string {
 func (*Event) ProtoMessage() {}
 
 func (x *Event) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[11]
+	mi := &file_muster_v1_objects_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1857,7 +1926,7 @@ func (x *Event) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Event.ProtoReflect.Descriptor instead.
 func (*Event) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{11}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Event) GetTenant() string {
@@ -1960,7 +2029,7 @@ type AuditRecord struct {
 
 func (x *AuditRecord) Reset() {
 	*x = AuditRecord{}
-	mi := &file_muster_v1_objects_proto_msgTypes[12]
+	mi := &file_muster_v1_objects_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1972,7 +2041,7 @@ func (x *AuditRecord) String() string {
 func (*AuditRecord) ProtoMessage() {}
 
 func (x *AuditRecord) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[12]
+	mi := &file_muster_v1_objects_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1985,7 +2054,7 @@ func (x *AuditRecord) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditRecord.ProtoReflect.Descriptor instead.
 func (*AuditRecord) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{12}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *AuditRecord) GetSeq() uint64 {
@@ -2083,7 +2152,7 @@ type Tenant struct {
 
 func (x *Tenant) Reset() {
 	*x = Tenant{}
-	mi := &file_muster_v1_objects_proto_msgTypes[13]
+	mi := &file_muster_v1_objects_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2095,7 +2164,7 @@ func (x *Tenant) String() string {
 func (*Tenant) ProtoMessage() {}
 
 func (x *Tenant) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[13]
+	mi := &file_muster_v1_objects_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2108,7 +2177,7 @@ func (x *Tenant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Tenant.ProtoReflect.Descriptor instead.
 func (*Tenant) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{13}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *Tenant) GetMeta() *Meta {
@@ -2145,7 +2214,7 @@ type Site struct {
 
 func (x *Site) Reset() {
 	*x = Site{}
-	mi := &file_muster_v1_objects_proto_msgTypes[14]
+	mi := &file_muster_v1_objects_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2226,7 @@ func (x *Site) String() string {
 func (*Site) ProtoMessage() {}
 
 func (x *Site) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[14]
+	mi := &file_muster_v1_objects_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2239,7 @@ func (x *Site) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Site.ProtoReflect.Descriptor instead.
 func (*Site) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{14}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *Site) GetMeta() *Meta {
@@ -2219,7 +2288,7 @@ type SiteSpec struct {
 
 func (x *SiteSpec) Reset() {
 	*x = SiteSpec{}
-	mi := &file_muster_v1_objects_proto_msgTypes[15]
+	mi := &file_muster_v1_objects_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2231,7 +2300,7 @@ func (x *SiteSpec) String() string {
 func (*SiteSpec) ProtoMessage() {}
 
 func (x *SiteSpec) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[15]
+	mi := &file_muster_v1_objects_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2244,7 +2313,7 @@ func (x *SiteSpec) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteSpec.ProtoReflect.Descriptor instead.
 func (*SiteSpec) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{15}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *SiteSpec) GetStack() string {
@@ -2285,7 +2354,7 @@ type SiteStatus struct {
 
 func (x *SiteStatus) Reset() {
 	*x = SiteStatus{}
-	mi := &file_muster_v1_objects_proto_msgTypes[16]
+	mi := &file_muster_v1_objects_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2297,7 +2366,7 @@ func (x *SiteStatus) String() string {
 func (*SiteStatus) ProtoMessage() {}
 
 func (x *SiteStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[16]
+	mi := &file_muster_v1_objects_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2310,7 +2379,7 @@ func (x *SiteStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteStatus.ProtoReflect.Descriptor instead.
 func (*SiteStatus) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{16}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *SiteStatus) GetSeen() *timestamppb.Timestamp {
@@ -2387,7 +2456,7 @@ type DocVersion struct {
 
 func (x *DocVersion) Reset() {
 	*x = DocVersion{}
-	mi := &file_muster_v1_objects_proto_msgTypes[17]
+	mi := &file_muster_v1_objects_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2399,7 +2468,7 @@ func (x *DocVersion) String() string {
 func (*DocVersion) ProtoMessage() {}
 
 func (x *DocVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[17]
+	mi := &file_muster_v1_objects_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2412,7 +2481,7 @@ func (x *DocVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DocVersion.ProtoReflect.Descriptor instead.
 func (*DocVersion) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{17}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *DocVersion) GetEpoch() uint64 {
@@ -2450,7 +2519,7 @@ type PreApproval struct {
 
 func (x *PreApproval) Reset() {
 	*x = PreApproval{}
-	mi := &file_muster_v1_objects_proto_msgTypes[18]
+	mi := &file_muster_v1_objects_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2462,7 +2531,7 @@ func (x *PreApproval) String() string {
 func (*PreApproval) ProtoMessage() {}
 
 func (x *PreApproval) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[18]
+	mi := &file_muster_v1_objects_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2475,7 +2544,7 @@ func (x *PreApproval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreApproval.ProtoReflect.Descriptor instead.
 func (*PreApproval) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{18}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *PreApproval) GetMeta() *Meta {
@@ -2574,7 +2643,7 @@ type ListedEk struct {
 
 func (x *ListedEk) Reset() {
 	*x = ListedEk{}
-	mi := &file_muster_v1_objects_proto_msgTypes[19]
+	mi := &file_muster_v1_objects_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2586,7 +2655,7 @@ func (x *ListedEk) String() string {
 func (*ListedEk) ProtoMessage() {}
 
 func (x *ListedEk) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[19]
+	mi := &file_muster_v1_objects_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2599,7 +2668,7 @@ func (x *ListedEk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListedEk.ProtoReflect.Descriptor instead.
 func (*ListedEk) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{19}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *ListedEk) GetEk() []byte {
@@ -2640,7 +2709,7 @@ type Stack struct {
 
 func (x *Stack) Reset() {
 	*x = Stack{}
-	mi := &file_muster_v1_objects_proto_msgTypes[20]
+	mi := &file_muster_v1_objects_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2652,7 +2721,7 @@ func (x *Stack) String() string {
 func (*Stack) ProtoMessage() {}
 
 func (x *Stack) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[20]
+	mi := &file_muster_v1_objects_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2665,7 +2734,7 @@ func (x *Stack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stack.ProtoReflect.Descriptor instead.
 func (*Stack) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{20}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Stack) GetMeta() *Meta {
@@ -2701,7 +2770,7 @@ type Charter struct {
 
 func (x *Charter) Reset() {
 	*x = Charter{}
-	mi := &file_muster_v1_objects_proto_msgTypes[21]
+	mi := &file_muster_v1_objects_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2713,7 +2782,7 @@ func (x *Charter) String() string {
 func (*Charter) ProtoMessage() {}
 
 func (x *Charter) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[21]
+	mi := &file_muster_v1_objects_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2726,7 +2795,7 @@ func (x *Charter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Charter.ProtoReflect.Descriptor instead.
 func (*Charter) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{21}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Charter) GetTenant() string {
@@ -2818,7 +2887,7 @@ type Founding struct {
 
 func (x *Founding) Reset() {
 	*x = Founding{}
-	mi := &file_muster_v1_objects_proto_msgTypes[22]
+	mi := &file_muster_v1_objects_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2830,7 +2899,7 @@ func (x *Founding) String() string {
 func (*Founding) ProtoMessage() {}
 
 func (x *Founding) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[22]
+	mi := &file_muster_v1_objects_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2843,7 +2912,7 @@ func (x *Founding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Founding.ProtoReflect.Descriptor instead.
 func (*Founding) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{22}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Founding) GetMode() string {
@@ -2879,7 +2948,7 @@ type SitePolicy struct {
 
 func (x *SitePolicy) Reset() {
 	*x = SitePolicy{}
-	mi := &file_muster_v1_objects_proto_msgTypes[23]
+	mi := &file_muster_v1_objects_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2891,7 +2960,7 @@ func (x *SitePolicy) String() string {
 func (*SitePolicy) ProtoMessage() {}
 
 func (x *SitePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[23]
+	mi := &file_muster_v1_objects_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2904,7 +2973,7 @@ func (x *SitePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SitePolicy.ProtoReflect.Descriptor instead.
 func (*SitePolicy) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{23}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *SitePolicy) GetServers() int64 {
@@ -2949,7 +3018,7 @@ type ImageEvidence struct {
 
 func (x *ImageEvidence) Reset() {
 	*x = ImageEvidence{}
-	mi := &file_muster_v1_objects_proto_msgTypes[24]
+	mi := &file_muster_v1_objects_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2961,7 +3030,7 @@ func (x *ImageEvidence) String() string {
 func (*ImageEvidence) ProtoMessage() {}
 
 func (x *ImageEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[24]
+	mi := &file_muster_v1_objects_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2974,7 +3043,7 @@ func (x *ImageEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageEvidence.ProtoReflect.Descriptor instead.
 func (*ImageEvidence) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{24}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ImageEvidence) GetName() string {
@@ -3034,7 +3103,7 @@ type BirthSettings struct {
 
 func (x *BirthSettings) Reset() {
 	*x = BirthSettings{}
-	mi := &file_muster_v1_objects_proto_msgTypes[25]
+	mi := &file_muster_v1_objects_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3046,7 +3115,7 @@ func (x *BirthSettings) String() string {
 func (*BirthSettings) ProtoMessage() {}
 
 func (x *BirthSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[25]
+	mi := &file_muster_v1_objects_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3059,7 +3128,7 @@ func (x *BirthSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BirthSettings.ProtoReflect.Descriptor instead.
 func (*BirthSettings) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{25}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *BirthSettings) GetClusterCidr() string {
@@ -3128,7 +3197,7 @@ type Admission struct {
 
 func (x *Admission) Reset() {
 	*x = Admission{}
-	mi := &file_muster_v1_objects_proto_msgTypes[26]
+	mi := &file_muster_v1_objects_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3140,7 +3209,7 @@ func (x *Admission) String() string {
 func (*Admission) ProtoMessage() {}
 
 func (x *Admission) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[26]
+	mi := &file_muster_v1_objects_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3153,7 +3222,7 @@ func (x *Admission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admission.ProtoReflect.Descriptor instead.
 func (*Admission) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{26}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Admission) GetTenant() string {
@@ -3235,7 +3304,7 @@ type Removal struct {
 
 func (x *Removal) Reset() {
 	*x = Removal{}
-	mi := &file_muster_v1_objects_proto_msgTypes[27]
+	mi := &file_muster_v1_objects_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3247,7 +3316,7 @@ func (x *Removal) String() string {
 func (*Removal) ProtoMessage() {}
 
 func (x *Removal) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[27]
+	mi := &file_muster_v1_objects_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3260,7 +3329,7 @@ func (x *Removal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removal.ProtoReflect.Descriptor instead.
 func (*Removal) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{27}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Removal) GetTenant() string {
@@ -3342,7 +3411,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_muster_v1_objects_proto_msgTypes[28]
+	mi := &file_muster_v1_objects_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3354,7 +3423,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[28]
+	mi := &file_muster_v1_objects_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3367,7 +3436,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{28}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Order) GetId() string {
@@ -3473,7 +3542,7 @@ type DiskTarget struct {
 
 func (x *DiskTarget) Reset() {
 	*x = DiskTarget{}
-	mi := &file_muster_v1_objects_proto_msgTypes[29]
+	mi := &file_muster_v1_objects_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3485,7 +3554,7 @@ func (x *DiskTarget) String() string {
 func (*DiskTarget) ProtoMessage() {}
 
 func (x *DiskTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[29]
+	mi := &file_muster_v1_objects_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3498,7 +3567,7 @@ func (x *DiskTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskTarget.ProtoReflect.Descriptor instead.
 func (*DiskTarget) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{29}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DiskTarget) GetSerial() string {
@@ -3541,7 +3610,7 @@ type ImageRef struct {
 
 func (x *ImageRef) Reset() {
 	*x = ImageRef{}
-	mi := &file_muster_v1_objects_proto_msgTypes[30]
+	mi := &file_muster_v1_objects_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3553,7 +3622,7 @@ func (x *ImageRef) String() string {
 func (*ImageRef) ProtoMessage() {}
 
 func (x *ImageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[30]
+	mi := &file_muster_v1_objects_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3566,7 +3635,7 @@ func (x *ImageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
 func (*ImageRef) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{30}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ImageRef) GetName() string {
@@ -3613,7 +3682,7 @@ type StackVersion struct {
 
 func (x *StackVersion) Reset() {
 	*x = StackVersion{}
-	mi := &file_muster_v1_objects_proto_msgTypes[31]
+	mi := &file_muster_v1_objects_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3625,7 +3694,7 @@ func (x *StackVersion) String() string {
 func (*StackVersion) ProtoMessage() {}
 
 func (x *StackVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[31]
+	mi := &file_muster_v1_objects_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3638,7 +3707,7 @@ func (x *StackVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StackVersion.ProtoReflect.Descriptor instead.
 func (*StackVersion) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{31}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StackVersion) GetTenant() string {
@@ -3708,7 +3777,7 @@ type AddOn struct {
 
 func (x *AddOn) Reset() {
 	*x = AddOn{}
-	mi := &file_muster_v1_objects_proto_msgTypes[32]
+	mi := &file_muster_v1_objects_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3720,7 +3789,7 @@ func (x *AddOn) String() string {
 func (*AddOn) ProtoMessage() {}
 
 func (x *AddOn) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[32]
+	mi := &file_muster_v1_objects_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3733,7 +3802,7 @@ func (x *AddOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOn.ProtoReflect.Descriptor instead.
 func (*AddOn) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{32}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *AddOn) GetName() string {
@@ -3774,7 +3843,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\aupdated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aupdated\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xe7\x06\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x99\a\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -3803,10 +3872,15 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"supersedes\x18\x15 \x01(\tR\n" +
 	"supersedes\x12\x1a\n" +
-	"\brevision\x18\x16 \x01(\x03R\brevision\x1a9\n" +
+	"\brevision\x18\x16 \x01(\x03R\brevision\x120\n" +
+	"\ttpm_clock\x18\x17 \x01(\v2\x13.muster.v1.TpmClockR\btpmClock\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xc6\x04\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"V\n" +
+	"\bTpmClock\x12\x16\n" +
+	"\x06millis\x18\x01 \x01(\x04R\x06millis\x12\x16\n" +
+	"\x06resets\x18\x02 \x01(\rR\x06resets\x12\x1a\n" +
+	"\brestarts\x18\x03 \x01(\rR\brestarts\"\xc6\x04\n" +
 	"\bEvidence\x12\x0e\n" +
 	"\x02ek\x18\x01 \x01(\fR\x02ek\x12\x1d\n" +
 	"\n" +
@@ -4195,7 +4269,7 @@ func file_muster_v1_objects_proto_rawDescGZIP() []byte {
 }
 
 var file_muster_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_muster_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 40)
+var file_muster_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
 var file_muster_v1_objects_proto_goTypes = []any{
 	(IdentityTrust)(0),            // 0: muster.v1.IdentityTrust
 	(BootTrust)(0),                // 1: muster.v1.BootTrust
@@ -4205,118 +4279,120 @@ var file_muster_v1_objects_proto_goTypes = []any{
 	(OrderState)(0),               // 5: muster.v1.OrderState
 	(*Meta)(nil),                  // 6: muster.v1.Meta
 	(*Request)(nil),               // 7: muster.v1.Request
-	(*Evidence)(nil),              // 8: muster.v1.Evidence
-	(*Finding)(nil),               // 9: muster.v1.Finding
-	(*Hardware)(nil),              // 10: muster.v1.Hardware
-	(*Nic)(nil),                   // 11: muster.v1.Nic
-	(*Disk)(nil),                  // 12: muster.v1.Disk
-	(*Device)(nil),                // 13: muster.v1.Device
-	(*Node)(nil),                  // 14: muster.v1.Node
-	(*Certificate)(nil),           // 15: muster.v1.Certificate
-	(*Image)(nil),                 // 16: muster.v1.Image
-	(*Event)(nil),                 // 17: muster.v1.Event
-	(*AuditRecord)(nil),           // 18: muster.v1.AuditRecord
-	(*Tenant)(nil),                // 19: muster.v1.Tenant
-	(*Site)(nil),                  // 20: muster.v1.Site
-	(*SiteSpec)(nil),              // 21: muster.v1.SiteSpec
-	(*SiteStatus)(nil),            // 22: muster.v1.SiteStatus
-	(*DocVersion)(nil),            // 23: muster.v1.DocVersion
-	(*PreApproval)(nil),           // 24: muster.v1.PreApproval
-	(*ListedEk)(nil),              // 25: muster.v1.ListedEk
-	(*Stack)(nil),                 // 26: muster.v1.Stack
-	(*Charter)(nil),               // 27: muster.v1.Charter
-	(*Founding)(nil),              // 28: muster.v1.Founding
-	(*SitePolicy)(nil),            // 29: muster.v1.SitePolicy
-	(*ImageEvidence)(nil),         // 30: muster.v1.ImageEvidence
-	(*BirthSettings)(nil),         // 31: muster.v1.BirthSettings
-	(*Admission)(nil),             // 32: muster.v1.Admission
-	(*Removal)(nil),               // 33: muster.v1.Removal
-	(*Order)(nil),                 // 34: muster.v1.Order
-	(*DiskTarget)(nil),            // 35: muster.v1.DiskTarget
-	(*ImageRef)(nil),              // 36: muster.v1.ImageRef
-	(*StackVersion)(nil),          // 37: muster.v1.StackVersion
-	(*AddOn)(nil),                 // 38: muster.v1.AddOn
-	nil,                           // 39: muster.v1.Meta.LabelsEntry
-	nil,                           // 40: muster.v1.Request.LabelsEntry
-	nil,                           // 41: muster.v1.Evidence.PcrsEntry
-	nil,                           // 42: muster.v1.Node.LabelsEntry
-	nil,                           // 43: muster.v1.Event.FieldsEntry
-	nil,                           // 44: muster.v1.PreApproval.NodeLabelsEntry
-	nil,                           // 45: muster.v1.Admission.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 46: google.protobuf.Timestamp
+	(*TpmClock)(nil),              // 8: muster.v1.TpmClock
+	(*Evidence)(nil),              // 9: muster.v1.Evidence
+	(*Finding)(nil),               // 10: muster.v1.Finding
+	(*Hardware)(nil),              // 11: muster.v1.Hardware
+	(*Nic)(nil),                   // 12: muster.v1.Nic
+	(*Disk)(nil),                  // 13: muster.v1.Disk
+	(*Device)(nil),                // 14: muster.v1.Device
+	(*Node)(nil),                  // 15: muster.v1.Node
+	(*Certificate)(nil),           // 16: muster.v1.Certificate
+	(*Image)(nil),                 // 17: muster.v1.Image
+	(*Event)(nil),                 // 18: muster.v1.Event
+	(*AuditRecord)(nil),           // 19: muster.v1.AuditRecord
+	(*Tenant)(nil),                // 20: muster.v1.Tenant
+	(*Site)(nil),                  // 21: muster.v1.Site
+	(*SiteSpec)(nil),              // 22: muster.v1.SiteSpec
+	(*SiteStatus)(nil),            // 23: muster.v1.SiteStatus
+	(*DocVersion)(nil),            // 24: muster.v1.DocVersion
+	(*PreApproval)(nil),           // 25: muster.v1.PreApproval
+	(*ListedEk)(nil),              // 26: muster.v1.ListedEk
+	(*Stack)(nil),                 // 27: muster.v1.Stack
+	(*Charter)(nil),               // 28: muster.v1.Charter
+	(*Founding)(nil),              // 29: muster.v1.Founding
+	(*SitePolicy)(nil),            // 30: muster.v1.SitePolicy
+	(*ImageEvidence)(nil),         // 31: muster.v1.ImageEvidence
+	(*BirthSettings)(nil),         // 32: muster.v1.BirthSettings
+	(*Admission)(nil),             // 33: muster.v1.Admission
+	(*Removal)(nil),               // 34: muster.v1.Removal
+	(*Order)(nil),                 // 35: muster.v1.Order
+	(*DiskTarget)(nil),            // 36: muster.v1.DiskTarget
+	(*ImageRef)(nil),              // 37: muster.v1.ImageRef
+	(*StackVersion)(nil),          // 38: muster.v1.StackVersion
+	(*AddOn)(nil),                 // 39: muster.v1.AddOn
+	nil,                           // 40: muster.v1.Meta.LabelsEntry
+	nil,                           // 41: muster.v1.Request.LabelsEntry
+	nil,                           // 42: muster.v1.Evidence.PcrsEntry
+	nil,                           // 43: muster.v1.Node.LabelsEntry
+	nil,                           // 44: muster.v1.Event.FieldsEntry
+	nil,                           // 45: muster.v1.PreApproval.NodeLabelsEntry
+	nil,                           // 46: muster.v1.Admission.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
 }
 var file_muster_v1_objects_proto_depIdxs = []int32{
-	39, // 0: muster.v1.Meta.labels:type_name -> muster.v1.Meta.LabelsEntry
-	46, // 1: muster.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	46, // 2: muster.v1.Meta.updated:type_name -> google.protobuf.Timestamp
+	40, // 0: muster.v1.Meta.labels:type_name -> muster.v1.Meta.LabelsEntry
+	47, // 1: muster.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	47, // 2: muster.v1.Meta.updated:type_name -> google.protobuf.Timestamp
 	2,  // 3: muster.v1.Request.state:type_name -> muster.v1.RequestState
 	0,  // 4: muster.v1.Request.identity:type_name -> muster.v1.IdentityTrust
 	1,  // 5: muster.v1.Request.boot:type_name -> muster.v1.BootTrust
-	40, // 6: muster.v1.Request.labels:type_name -> muster.v1.Request.LabelsEntry
-	8,  // 7: muster.v1.Request.evidence:type_name -> muster.v1.Evidence
-	46, // 8: muster.v1.Request.first_seen:type_name -> google.protobuf.Timestamp
-	46, // 9: muster.v1.Request.last_seen:type_name -> google.protobuf.Timestamp
-	9,  // 10: muster.v1.Request.findings:type_name -> muster.v1.Finding
-	46, // 11: muster.v1.Request.decided_at:type_name -> google.protobuf.Timestamp
-	0,  // 12: muster.v1.Evidence.identity:type_name -> muster.v1.IdentityTrust
-	1,  // 13: muster.v1.Evidence.boot:type_name -> muster.v1.BootTrust
-	41, // 14: muster.v1.Evidence.pcrs:type_name -> muster.v1.Evidence.PcrsEntry
-	10, // 15: muster.v1.Evidence.hardware:type_name -> muster.v1.Hardware
-	11, // 16: muster.v1.Hardware.nics:type_name -> muster.v1.Nic
-	12, // 17: muster.v1.Hardware.disks:type_name -> muster.v1.Disk
-	13, // 18: muster.v1.Hardware.devices:type_name -> muster.v1.Device
-	3,  // 19: muster.v1.Node.state:type_name -> muster.v1.NodeState
-	42, // 20: muster.v1.Node.labels:type_name -> muster.v1.Node.LabelsEntry
-	0,  // 21: muster.v1.Node.identity:type_name -> muster.v1.IdentityTrust
-	1,  // 22: muster.v1.Node.boot:type_name -> muster.v1.BootTrust
-	15, // 23: muster.v1.Node.certificate:type_name -> muster.v1.Certificate
-	10, // 24: muster.v1.Node.hardware:type_name -> muster.v1.Hardware
-	46, // 25: muster.v1.Node.created:type_name -> google.protobuf.Timestamp
-	46, // 26: muster.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	46, // 27: muster.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	46, // 28: muster.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	46, // 29: muster.v1.Image.registered:type_name -> google.protobuf.Timestamp
-	46, // 30: muster.v1.Event.time:type_name -> google.protobuf.Timestamp
-	4,  // 31: muster.v1.Event.level:type_name -> muster.v1.EventLevel
-	43, // 32: muster.v1.Event.fields:type_name -> muster.v1.Event.FieldsEntry
-	46, // 33: muster.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	6,  // 34: muster.v1.Tenant.meta:type_name -> muster.v1.Meta
-	6,  // 35: muster.v1.Site.meta:type_name -> muster.v1.Meta
-	21, // 36: muster.v1.Site.spec:type_name -> muster.v1.SiteSpec
-	22, // 37: muster.v1.Site.status:type_name -> muster.v1.SiteStatus
-	23, // 38: muster.v1.SiteSpec.charter:type_name -> muster.v1.DocVersion
-	46, // 39: muster.v1.SiteStatus.seen:type_name -> google.protobuf.Timestamp
-	6,  // 40: muster.v1.PreApproval.meta:type_name -> muster.v1.Meta
-	44, // 41: muster.v1.PreApproval.node_labels:type_name -> muster.v1.PreApproval.NodeLabelsEntry
-	25, // 42: muster.v1.PreApproval.eks:type_name -> muster.v1.ListedEk
-	0,  // 43: muster.v1.PreApproval.min_identity:type_name -> muster.v1.IdentityTrust
-	1,  // 44: muster.v1.PreApproval.min_boot:type_name -> muster.v1.BootTrust
-	46, // 45: muster.v1.PreApproval.not_after:type_name -> google.protobuf.Timestamp
-	6,  // 46: muster.v1.Stack.meta:type_name -> muster.v1.Meta
-	23, // 47: muster.v1.Charter.version:type_name -> muster.v1.DocVersion
-	28, // 48: muster.v1.Charter.founding:type_name -> muster.v1.Founding
-	29, // 49: muster.v1.Charter.policy:type_name -> muster.v1.SitePolicy
-	30, // 50: muster.v1.Charter.images:type_name -> muster.v1.ImageEvidence
-	31, // 51: muster.v1.Charter.birth:type_name -> muster.v1.BirthSettings
-	46, // 52: muster.v1.Charter.issued:type_name -> google.protobuf.Timestamp
-	45, // 53: muster.v1.Admission.labels:type_name -> muster.v1.Admission.LabelsEntry
-	23, // 54: muster.v1.Admission.version:type_name -> muster.v1.DocVersion
-	46, // 55: muster.v1.Admission.issued:type_name -> google.protobuf.Timestamp
-	23, // 56: muster.v1.Removal.version:type_name -> muster.v1.DocVersion
-	46, // 57: muster.v1.Removal.issued:type_name -> google.protobuf.Timestamp
-	35, // 58: muster.v1.Order.disk:type_name -> muster.v1.DiskTarget
-	36, // 59: muster.v1.Order.image:type_name -> muster.v1.ImageRef
-	23, // 60: muster.v1.Order.version:type_name -> muster.v1.DocVersion
-	46, // 61: muster.v1.Order.issued:type_name -> google.protobuf.Timestamp
-	46, // 62: muster.v1.Order.not_after:type_name -> google.protobuf.Timestamp
-	36, // 63: muster.v1.StackVersion.images:type_name -> muster.v1.ImageRef
-	38, // 64: muster.v1.StackVersion.add_ons:type_name -> muster.v1.AddOn
-	46, // 65: muster.v1.StackVersion.created:type_name -> google.protobuf.Timestamp
-	66, // [66:66] is the sub-list for method output_type
-	66, // [66:66] is the sub-list for method input_type
-	66, // [66:66] is the sub-list for extension type_name
-	66, // [66:66] is the sub-list for extension extendee
-	0,  // [0:66] is the sub-list for field type_name
+	41, // 6: muster.v1.Request.labels:type_name -> muster.v1.Request.LabelsEntry
+	9,  // 7: muster.v1.Request.evidence:type_name -> muster.v1.Evidence
+	47, // 8: muster.v1.Request.first_seen:type_name -> google.protobuf.Timestamp
+	47, // 9: muster.v1.Request.last_seen:type_name -> google.protobuf.Timestamp
+	10, // 10: muster.v1.Request.findings:type_name -> muster.v1.Finding
+	47, // 11: muster.v1.Request.decided_at:type_name -> google.protobuf.Timestamp
+	8,  // 12: muster.v1.Request.tpm_clock:type_name -> muster.v1.TpmClock
+	0,  // 13: muster.v1.Evidence.identity:type_name -> muster.v1.IdentityTrust
+	1,  // 14: muster.v1.Evidence.boot:type_name -> muster.v1.BootTrust
+	42, // 15: muster.v1.Evidence.pcrs:type_name -> muster.v1.Evidence.PcrsEntry
+	11, // 16: muster.v1.Evidence.hardware:type_name -> muster.v1.Hardware
+	12, // 17: muster.v1.Hardware.nics:type_name -> muster.v1.Nic
+	13, // 18: muster.v1.Hardware.disks:type_name -> muster.v1.Disk
+	14, // 19: muster.v1.Hardware.devices:type_name -> muster.v1.Device
+	3,  // 20: muster.v1.Node.state:type_name -> muster.v1.NodeState
+	43, // 21: muster.v1.Node.labels:type_name -> muster.v1.Node.LabelsEntry
+	0,  // 22: muster.v1.Node.identity:type_name -> muster.v1.IdentityTrust
+	1,  // 23: muster.v1.Node.boot:type_name -> muster.v1.BootTrust
+	16, // 24: muster.v1.Node.certificate:type_name -> muster.v1.Certificate
+	11, // 25: muster.v1.Node.hardware:type_name -> muster.v1.Hardware
+	47, // 26: muster.v1.Node.created:type_name -> google.protobuf.Timestamp
+	47, // 27: muster.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	47, // 28: muster.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	47, // 29: muster.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	47, // 30: muster.v1.Image.registered:type_name -> google.protobuf.Timestamp
+	47, // 31: muster.v1.Event.time:type_name -> google.protobuf.Timestamp
+	4,  // 32: muster.v1.Event.level:type_name -> muster.v1.EventLevel
+	44, // 33: muster.v1.Event.fields:type_name -> muster.v1.Event.FieldsEntry
+	47, // 34: muster.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	6,  // 35: muster.v1.Tenant.meta:type_name -> muster.v1.Meta
+	6,  // 36: muster.v1.Site.meta:type_name -> muster.v1.Meta
+	22, // 37: muster.v1.Site.spec:type_name -> muster.v1.SiteSpec
+	23, // 38: muster.v1.Site.status:type_name -> muster.v1.SiteStatus
+	24, // 39: muster.v1.SiteSpec.charter:type_name -> muster.v1.DocVersion
+	47, // 40: muster.v1.SiteStatus.seen:type_name -> google.protobuf.Timestamp
+	6,  // 41: muster.v1.PreApproval.meta:type_name -> muster.v1.Meta
+	45, // 42: muster.v1.PreApproval.node_labels:type_name -> muster.v1.PreApproval.NodeLabelsEntry
+	26, // 43: muster.v1.PreApproval.eks:type_name -> muster.v1.ListedEk
+	0,  // 44: muster.v1.PreApproval.min_identity:type_name -> muster.v1.IdentityTrust
+	1,  // 45: muster.v1.PreApproval.min_boot:type_name -> muster.v1.BootTrust
+	47, // 46: muster.v1.PreApproval.not_after:type_name -> google.protobuf.Timestamp
+	6,  // 47: muster.v1.Stack.meta:type_name -> muster.v1.Meta
+	24, // 48: muster.v1.Charter.version:type_name -> muster.v1.DocVersion
+	29, // 49: muster.v1.Charter.founding:type_name -> muster.v1.Founding
+	30, // 50: muster.v1.Charter.policy:type_name -> muster.v1.SitePolicy
+	31, // 51: muster.v1.Charter.images:type_name -> muster.v1.ImageEvidence
+	32, // 52: muster.v1.Charter.birth:type_name -> muster.v1.BirthSettings
+	47, // 53: muster.v1.Charter.issued:type_name -> google.protobuf.Timestamp
+	46, // 54: muster.v1.Admission.labels:type_name -> muster.v1.Admission.LabelsEntry
+	24, // 55: muster.v1.Admission.version:type_name -> muster.v1.DocVersion
+	47, // 56: muster.v1.Admission.issued:type_name -> google.protobuf.Timestamp
+	24, // 57: muster.v1.Removal.version:type_name -> muster.v1.DocVersion
+	47, // 58: muster.v1.Removal.issued:type_name -> google.protobuf.Timestamp
+	36, // 59: muster.v1.Order.disk:type_name -> muster.v1.DiskTarget
+	37, // 60: muster.v1.Order.image:type_name -> muster.v1.ImageRef
+	24, // 61: muster.v1.Order.version:type_name -> muster.v1.DocVersion
+	47, // 62: muster.v1.Order.issued:type_name -> google.protobuf.Timestamp
+	47, // 63: muster.v1.Order.not_after:type_name -> google.protobuf.Timestamp
+	37, // 64: muster.v1.StackVersion.images:type_name -> muster.v1.ImageRef
+	39, // 65: muster.v1.StackVersion.add_ons:type_name -> muster.v1.AddOn
+	47, // 66: muster.v1.StackVersion.created:type_name -> google.protobuf.Timestamp
+	67, // [67:67] is the sub-list for method output_type
+	67, // [67:67] is the sub-list for method input_type
+	67, // [67:67] is the sub-list for extension type_name
+	67, // [67:67] is the sub-list for extension extendee
+	0,  // [0:67] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_objects_proto_init() }
@@ -4330,7 +4406,7 @@ func file_muster_v1_objects_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_objects_proto_rawDesc), len(file_muster_v1_objects_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   40,
+			NumMessages:   41,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -1,0 +1,86 @@
+package api
+
+import (
+	musterv1 "github.com/muster-edge/muster/api/muster/v1"
+	"github.com/muster-edge/muster/fleet"
+)
+
+// The messages of documents are for showing. There is no Format in them, and
+// no way back to the payload that was signed: who has to trust a document
+// verifies its envelope.
+
+// CharterToProto converts a charter.
+func CharterToProto(c fleet.Charter) *musterv1.Charter {
+	m := &musterv1.Charter{
+		Tenant: c.Tenant, Site: c.Site, Version: docVersionToProto(c.Version), Lab: c.Lab, AnyBoot: c.AnyBoot,
+		Founding: &musterv1.Founding{Mode: string(c.Founding.Mode), Founder: string(c.Founding.Founder)},
+		Policy: &musterv1.SitePolicy{
+			Servers: int64(c.Policy.Servers), PromoteAt: int64(c.Policy.PromoteAt),
+			PromoteAfterSeconds: c.Policy.PromoteAfter, ReplaceAfterSeconds: c.Policy.ReplaceAfter,
+		},
+		Birth: &musterv1.BirthSettings{
+			ClusterCidr: c.Birth.ClusterCIDR, ServiceCidr: c.Birth.ServiceCIDR, ClusterDns: c.Birth.ClusterDNS,
+			FlannelBackend: c.Birth.FlannelBackend, SecretsEncryption: c.Birth.SecretsEncryption,
+			Disable: c.Birth.Disable, MaxLearners: int64(c.Birth.MaxLearners),
+		},
+		Delegates: c.Delegates, Issued: stamp(c.Issued),
+	}
+	for _, s := range c.Founding.Successors {
+		m.Founding.Successors = append(m.Founding.Successors, string(s))
+	}
+	for _, i := range c.Images {
+		m.Images = append(m.Images, &musterv1.ImageEvidence{
+			Name: i.Name, Version: i.Version, Authenticode: i.Authenticode, Kernel: i.Kernel, Pcr11: i.PCR11, SignerCert: i.SignerCert,
+		})
+	}
+	return m
+}
+
+// AdmissionToProto converts an admission.
+func AdmissionToProto(a fleet.Admission) *musterv1.Admission {
+	return &musterv1.Admission{
+		Tenant: a.Tenant, Site: a.Site, Node: string(a.Node), Incarnation: a.Incarnation, LdevidKey: a.LDevIDKey,
+		Labels: a.Labels, MayServe: a.MayServe, Version: docVersionToProto(a.Version), Issued: stamp(a.Issued),
+	}
+}
+
+// RemovalToProto converts a removal.
+func RemovalToProto(r fleet.Removal) *musterv1.Removal {
+	return &musterv1.Removal{
+		Tenant: r.Tenant, Site: r.Site, Node: string(r.Node), Incarnation: r.Incarnation, LdevidKey: r.LDevIDKey,
+		Reason: r.Reason, Version: docVersionToProto(r.Version), Issued: stamp(r.Issued),
+	}
+}
+
+// OrderToProto converts an order.
+func OrderToProto(o fleet.Order) *musterv1.Order {
+	m := &musterv1.Order{
+		Id: o.ID, Tenant: o.Tenant, Site: o.Site, Node: string(o.Node), Kind: string(o.Kind), Snapshot: o.Snapshot,
+		Digest: o.Digest, Reason: o.Reason, Version: docVersionToProto(o.Version), Issued: stamp(o.Issued), NotAfter: stamp(o.NotAfter),
+	}
+	if d := o.Disk; d != nil {
+		m.Disk = &musterv1.DiskTarget{Serial: d.Serial, Wwn: d.WWN, Model: d.Model, SizeBytes: d.SizeBytes}
+	}
+	if i := o.Image; i != nil {
+		m.Image = imageRefToProto(*i)
+	}
+	return m
+}
+
+// StackVersionToProto converts a stack version.
+func StackVersionToProto(v fleet.StackVersion) *musterv1.StackVersion {
+	m := &musterv1.StackVersion{
+		Tenant: v.Tenant, Stack: v.Stack, Version: v.Version, K3S: v.K3s, EtcdMinor: v.EtcdMinor, Created: stamp(v.Created),
+	}
+	for _, i := range v.Images {
+		m.Images = append(m.Images, imageRefToProto(i))
+	}
+	for _, a := range v.AddOns {
+		m.AddOns = append(m.AddOns, &musterv1.AddOn{Name: a.Name, Version: a.Version, Sha256: a.SHA256})
+	}
+	return m
+}
+
+func imageRefToProto(i fleet.ImageRef) *musterv1.ImageRef {
+	return &musterv1.ImageRef{Name: i.Name, Version: i.Version, Arch: i.Arch, Sha256: i.SHA256}
+}
