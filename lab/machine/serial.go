@@ -111,22 +111,27 @@ func (s *Serial) feed(c *cleaner, raw []byte) {
 		}
 		text = rest
 	}
-	s.wake()
 	s.mu.Unlock()
+	// The callback knows a line before anybody who waits for it acts on it:
+	// what people read is in order.
 	if s.onLine != nil {
 		for _, l := range fresh {
 			s.onLine(l)
 		}
 	}
+	s.mu.Lock()
+	s.lines = append(s.lines, fresh...)
+	if len(s.lines) > maxLines {
+		s.lines = append(s.lines[:0], s.lines[len(s.lines)-maxLines*3/4:]...)
+	}
+	s.wake()
+	s.mu.Unlock()
 }
 
+// add numbers a line; mu is held.
 func (s *Serial) add(text string, now time.Time) Line {
 	l := Line{N: s.next, At: now, Text: strings.TrimRight(text, " ")}
 	s.next++
-	if len(s.lines) == maxLines {
-		s.lines = append(s.lines[:0], s.lines[maxLines/4:]...)
-	}
-	s.lines = append(s.lines, l)
 	return l
 }
 
@@ -144,9 +149,9 @@ func (s *Serial) Mark() int {
 	return s.next
 }
 
-// Wait returns the first line at or after number from that matches. A line
-// that has no end yet (a prompt) matches too. It returns ErrSerialEnded when
-// the machine is off, and the context's error with the last line seen.
+// Wait returns the first whole line at or after number from that matches. It
+// returns ErrSerialEnded when the machine is off, and the context's error
+// with the last line seen.
 func (s *Serial) Wait(ctx context.Context, from int, pattern *regexp.Regexp) (Line, error) {
 	for {
 		s.mu.Lock()
@@ -157,16 +162,9 @@ func (s *Serial) Wait(ctx context.Context, from int, pattern *regexp.Regexp) (Li
 				return l, nil
 			}
 		}
-		if s.next >= from {
-			from = s.next
-		}
-		if s.partial != "" && pattern.MatchString(s.partial) {
-			l := Line{N: s.next, At: s.now(), Text: s.partial}
-			s.mu.Unlock()
-			return l, nil
-		}
 		last := "nothing was printed"
 		if len(s.lines) > 0 {
+			from = max(from, s.lines[len(s.lines)-1].N+1) // seen
 			last = fmt.Sprintf("the last line was %q", s.lines[len(s.lines)-1].Text)
 		}
 		s.mu.Unlock()

@@ -32,7 +32,8 @@ func runEnroll(ctx context.Context, l *lab.Lab) error {
 	if err != nil {
 		return err
 	}
-	return c.alive(ctx, func(ctx context.Context) error {
+	var requests []fleet.Request
+	err = c.alive(ctx, func(ctx context.Context) error {
 		switch {
 		case l.Spec.Forged && l.Spec.SecureBoot:
 			err = refusedByFirmware(ctx, l, c, machines)
@@ -44,8 +45,17 @@ func runEnroll(ctx context.Context, l *lab.Lab) error {
 		if err != nil {
 			return err
 		}
-		return aftermath(ctx, l, c, machines)
+		requests, err = lastLook(ctx, l, c, machines)
+		return err
 	})
+	if err != nil {
+		return err
+	}
+	if l.Spec.Keep {
+		l.Say("lab", "keep", "the checks of what the centre has on its disk are left out, since it goes on")
+		return nil
+	}
+	return aftermath(ctx, l, c, machines, requests)
 }
 
 // runUp is the scenario that stays.
@@ -308,23 +318,21 @@ func refusedByFirmware(ctx context.Context, l *lab.Lab, c *centre, machines []*m
 	return nothingGranted(ctx, l, c, machines, "with an altered image")
 }
 
-// aftermath is what must hold at the end of every run.
-func aftermath(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Machine) error {
+// lastLook is what must hold at the end of every run, while all still runs.
+func lastLook(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Machine) ([]fleet.Request, error) {
 	_, err := c.muster(ctx, "audit", "verify")
 	if err := l.Check("the audit log's chain of hashes is whole", err); err != nil {
-		return err
+		return nil, err
 	}
 	requests, err := c.requests(ctx)
 	if err != nil {
-		return err
+		return nil, err
 	}
-	if err := checkSecrets(l, machines, "at the end"); err != nil {
-		return err
-	}
-	if l.Spec.Keep {
-		l.Say("lab", "keep", "the checks of what the centre has on disk are left out, since it goes on")
-		return nil
-	}
+	return requests, checkSecrets(l, machines, "at the end")
+}
+
+// aftermath ends machines and centre and looks at what is left.
+func aftermath(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Machine, requests []fleet.Request) error {
 	// QEMU writes the rest of its captures when it ends.
 	for _, m := range machines {
 		if err := m.PowerOff(ctx); err != nil {
