@@ -142,6 +142,16 @@ func (s *Server) step(mac pxe.MAC, addr netip.Addr, to pxe.State, alarm bool, te
 		return
 	}
 	e.Text, e.said = text, now
+	if to == pxe.StateRefused && !alarm {
+		unsaid, ok := m.mayRefuse(now)
+		if !ok {
+			m.mu.Unlock()
+			return
+		}
+		if unsaid > 0 {
+			text = fmt.Sprintf("%s (and %d more machines refused, not shown)", text, unsaid)
+		}
+	}
 	ev := pxe.Event{Time: now, MAC: mac, UUID: e.UUID, Arch: e.Arch, Addr: e.Addr, Step: to, Alarm: alarm, Text: text}
 	m.mu.Unlock()
 	s.Event(ev)

@@ -24,6 +24,10 @@ const (
 	repeatAfter = time.Minute
 	// maxLearnt bounds what is read from disk.
 	maxLearnt = 1 << 20
+	// refusalBurst and refusalEvery bound the lines about refused machines:
+	// a flood of invented MACs must not bury what matters.
+	refusalBurst = 60
+	refusalEvery = time.Second
 )
 
 // Status is a machine as the boot host knows it.
@@ -60,6 +64,10 @@ type machines struct {
 	// taken as let in by the new.
 	number int
 	dirty  bool
+	// refusals is a bucket of lines; unsaid counts those that found it empty.
+	refusals   int
+	refusalsAt time.Time
+	unsaid     int
 }
 
 func newMachines(dir string, log *slog.Logger) *machines {
@@ -116,6 +124,25 @@ func (m *machines) at(e *machine, a netip.Addr) {
 	delete(m.byAddr, e.Addr)
 	e.Addr = a
 	m.byAddr[a] = e.MAC
+}
+
+// mayRefuse reports whether one more refusal may be told, and how many were
+// kept back before it. The caller holds mu.
+func (m *machines) mayRefuse(now time.Time) (unsaid int, ok bool) {
+	if n := int(now.Sub(m.refusalsAt) / refusalEvery); n > 0 || m.refusalsAt.IsZero() {
+		m.refusals = min(refusalBurst, m.refusals+n)
+		if m.refusalsAt.IsZero() {
+			m.refusals = refusalBurst
+		}
+		m.refusalsAt = now
+	}
+	if m.refusals == 0 {
+		m.unsaid++
+		return 0, false
+	}
+	m.refusals--
+	unsaid, m.unsaid = m.unsaid, 0
+	return unsaid, true
 }
 
 // learnt is the file of rungs that worked: without it a firmware that needs

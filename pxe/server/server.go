@@ -106,7 +106,7 @@ type Config struct {
 	// mode; they are served besides the interface's own.
 	Relays []netip.Prefix
 	// HTTPAddr is where UEFI HTTP boot is served, ":7480" by default; "-"
-	// switches it off.
+	// switches it off. Without a host part it is our address.
 	HTTPAddr string
 	// StateDir keeps the leases and what was learnt of firmware. Required
 	// in full mode; without it a proxy forgets when it stops.
@@ -221,6 +221,10 @@ func (s *Server) open(local netip.Prefix) error {
 		return err
 	}
 	if cfg.HTTPAddr != "-" {
+		if strings.HasPrefix(cfg.HTTPAddr, ":") {
+			// Like the rest, it is there for this network and no other.
+			cfg.HTTPAddr = s.server.String() + cfg.HTTPAddr
+		}
 		s.http, err = httpboot.New(httpboot.Config{Addr: cfg.HTTPAddr, Source: httpSource{s}, Allow: s.served, Progress: s.httpProgress, Log: s.log})
 		if err != nil {
 			return err

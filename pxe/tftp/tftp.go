@@ -71,7 +71,7 @@ type Config struct {
 	// its headers fills an Ethernet frame).
 	BlockSize int
 	// Timeout is how long one block waits for its acknowledgement before it
-	// is sent again (250 ms by default).
+	// is sent again (150 ms by default).
 	Timeout time.Duration
 	Log     *slog.Logger
 }
@@ -123,7 +123,7 @@ func New(cfg Config) (*Server, error) {
 		cfg.BlockSize = 1468
 	}
 	if cfg.Timeout == 0 {
-		cfg.Timeout = 250 * time.Millisecond
+		cfg.Timeout = 150 * time.Millisecond
 	}
 	if cfg.Log == nil {
 		cfg.Log = slog.Default()
