@@ -98,12 +98,12 @@ func choosePackages(ctx context.Context, debs archiveCache, cfg RecoveryConfig) 
 	if cfg.Lock != nil {
 		return *cfg.Lock, nil
 	}
-	stub, _, err := debs.candidate(ctx, stubPackage, "")
+	stub, _, err := debs.candidate(ctx, stubPackage)
 	if err != nil {
 		return Lock{}, err
 	}
 	meta := map[string]string{FlavourCloud: "linux-image-cloud-amd64", FlavourGeneric: "linux-image-amd64"}[cfg.Flavour]
-	_, depends, err := debs.candidate(ctx, meta, "")
+	_, depends, err := debs.candidate(ctx, meta)
 	if err != nil {
 		return Lock{}, err
 	}
@@ -112,7 +112,7 @@ func choosePackages(ctx context.Context, debs archiveCache, cfg RecoveryConfig) 
 	if flavourOf(name) != cfg.Flavour {
 		return Lock{}, fmt.Errorf("image: find kernel: %s depends on %.80q, which is no kernel package", meta, depends)
 	}
-	kernel, _, err := debs.candidate(ctx, name, "")
+	kernel, _, err := debs.candidate(ctx, name)
 	if err != nil {
 		return Lock{}, err
 	}

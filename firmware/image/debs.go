@@ -42,24 +42,19 @@ var (
 	versionForm = regexp.MustCompile(`^[A-Za-z0-9.+~:-]{1,127}$`)
 )
 
-// candidate asks apt for the version it would install now, and its digest.
-// With version set, for that version.
-func (a archiveCache) candidate(ctx context.Context, name, version string) (Package, string, error) {
-	what := name
+// candidate asks apt for the version it would install now, its digest, and
+// what it depends on.
+func (a archiveCache) candidate(ctx context.Context, name string) (Package, string, error) {
 	args := []string{"show", "--no-all-versions", name}
-	if version != "" {
-		what = name + "=" + version
-		args = []string{"show", what}
-	}
 	out, err := a.run(ctx, "", "apt-cache", args...)
 	if err != nil || len(bytes.TrimSpace(out)) == 0 {
 		// A fresh machine has no package lists.
-		a.note("apt does not know %s; updating the package lists once (apt-get update)", what)
+		a.note("apt does not know %s; updating the package lists once (apt-get update)", name)
 		if _, err := a.run(ctx, "", "apt-get", "update", "-q"); err != nil {
-			return Package{}, "", fmt.Errorf("image: find package %s: %w (run `apt-get update` as root, or give --lock with a filled --cache)", what, err)
+			return Package{}, "", fmt.Errorf("image: find package %s: %w (run `apt-get update` as root, or give --lock with a filled --cache)", name, err)
 		}
 		if out, err = a.run(ctx, "", "apt-cache", args...); err != nil {
-			return Package{}, "", fmt.Errorf("image: find package %s: %w", what, err)
+			return Package{}, "", fmt.Errorf("image: find package %s: %w", name, err)
 		}
 	}
 	// One stanza is enough: archives of the same version carry the same file.
@@ -72,10 +67,10 @@ func (a archiveCache) candidate(ctx context.Context, name, version string) (Pack
 	}
 	p := Package{Name: field["Package"], Version: field["Version"]}
 	if err := p.SHA256.UnmarshalText([]byte(field["SHA256"])); err != nil {
-		return Package{}, "", fmt.Errorf("image: find package %s: apt names no SHA-256 for it: %w", what, err)
+		return Package{}, "", fmt.Errorf("image: find package %s: apt names no SHA-256 for it: %w", name, err)
 	}
-	if p.Name != name || version != "" && p.Version != version {
-		return Package{}, "", fmt.Errorf("image: find package %s: apt answered with %s %s", what, p.Name, p.Version)
+	if p.Name != name {
+		return Package{}, "", fmt.Errorf("image: find package %s: apt answered with %s %s", name, p.Name, p.Version)
 	}
 	return p, field["Depends"], nil
 }
@@ -112,7 +107,7 @@ func (a archiveCache) fetch(ctx context.Context, p Package) (string, error) {
 	// As root, apt drops to a user who may not write here, and warns: the
 	// digest is checked below, so the sandbox adds nothing.
 	if _, err := a.run(ctx, tmp, "apt-get", "-q", "-o", "APT::Sandbox::User=root", "download", p.Name+"="+p.Version); err != nil {
-		return "", fmt.Errorf("image: fetch %s %s: %w (if the archive has moved on, drop --lock to take today's version, or put the file from https://snapshot.debian.org into %s)", p.Name, p.Version, err, a.dir)
+		return "", fmt.Errorf("image: fetch %s %s: %w (run `apt-get update`; if the archive has moved on, drop --lock to take today's version, or put the file from https://snapshot.debian.org into %s)", p.Name, p.Version, err, a.dir)
 	}
 	found, err := filepath.Glob(filepath.Join(tmp, "*.deb"))
 	if err != nil || len(found) != 1 {

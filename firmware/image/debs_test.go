@@ -42,7 +42,7 @@ func TestPackagesComeByDigest(t *testing.T) {
 	var notes []string
 	a := archiveCache{dir: filepath.Join(t.TempDir(), "cache"), note: func(f string, v ...any) { notes = append(notes, fmt.Sprintf(f, v...)) }}
 
-	p, depends, err := a.candidate(t.Context(), "pkg", "")
+	p, depends, err := a.candidate(t.Context(), "pkg")
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -92,7 +92,7 @@ func TestPackagesThatAreRefused(t *testing.T) {
 			t.Errorf("%+v was fetched", p)
 		}
 	}
-	if _, _, err := a.candidate(t.Context(), "other", ""); err == nil {
+	if _, _, err := a.candidate(t.Context(), "other"); err == nil {
 		t.Error("apt's answer for another package was taken")
 	}
 }
