@@ -47,7 +47,11 @@ func assess(c conditions) (agent.State, string) {
 	case c.Progress == nil:
 		return agent.Time, "address " + firstAddress(c.NICs) + ", asking " + c.Centre
 	case c.Progress.State == agent.Enrolled:
-		return agent.Enrolled, "enrolled as " + c.Words + "; waiting for orders"
+		text := c.Progress.Text
+		if text == "" {
+			text = "waiting for orders"
+		}
+		return agent.Enrolled, "enrolled as " + c.Words + "; " + text
 	}
 	return c.Progress.State, c.Progress.Text
 }

@@ -25,6 +25,9 @@ type Enroller interface {
 	// Services.Progress. It tries for ever; an error means that it cannot go
 	// on at all (the TPM is gone) or that ctx ended.
 	Enroll(ctx context.Context) error
+	// Stay keeps an enrolled machine in touch with the centre. It ends with
+	// ctx, or with an error when the machine has to enroll again.
+	Stay(ctx context.Context) error
 	Close() error
 }
 
@@ -79,27 +82,29 @@ type enrollment struct {
 	log      *slog.Logger
 }
 
-// run returns nil once the machine is enrolled, else ctx's error.
+// run returns ctx's error when that ends, and nothing else ends it.
 func (e *enrollment) run(ctx context.Context) error {
 	wait := agent.Backoff{First: time.Second, Most: 30 * time.Second}
 	for {
 		err := e.once(ctx, &wait)
-		if err == nil || ctx.Err() != nil {
-			return err
+		if ctx.Err() != nil {
+			return ctx.Err()
 		}
 		e.log.Warn("enrollment stopped", "err", err)
-		if errors.Is(err, ErrNoTPM) {
+		switch {
+		case errors.Is(err, ErrNoTPM):
 			e.failed(NoTPM)
 			wait = agent.Backoff{First: 2 * time.Second, Most: 5 * time.Second}
-		} else if !errors.Is(err, errRedo) {
+		case errors.Is(err, ErrNotANode):
+			e.failed(firstLine(err))
+		default:
 			e.failed("enrollment stopped, starting again: " + firstLine(err))
 		}
-		if !errors.Is(err, errRedo) {
-			e.pause(ctx, wait.Next(rand.Float64()))
-		}
+		e.pause(ctx, wait.Next(rand.Float64()))
 	}
 }
 
+// errRedo ends an attempt that waits out a backoff from before the outage.
 var errRedo = errors.New("recovery: the network is back, trying at once")
 
 // once is one life of an Enroller. A panic in it is its end, not the
@@ -132,10 +137,17 @@ func (e *enrollment) once(ctx context.Context, wait *agent.Backoff) (err error) 
 		case <-e.up():
 		}
 		err := e.enroll(ctx, en)
-		if !errors.Is(err, errRedo) {
+		if errors.Is(err, errRedo) {
+			continue
+		}
+		if err != nil {
 			return err
 		}
 		wait.Reset()
+		if err := en.Stay(ctx); err != nil {
+			return err
+		}
+		return errors.New("recovery: the connection habit ended")
 	}
 }
 

@@ -150,6 +150,15 @@ type fake struct {
 	panics           bool
 	block            bool
 	closed           *int
+	stay             error // nil: until the end
+}
+
+func (f *fake) Stay(ctx context.Context) error {
+	if f.stay != nil {
+		return f.stay
+	}
+	<-ctx.Done()
+	return ctx.Err()
 }
 
 func (f *fake) Identity(context.Context) (Identity, error) {
@@ -177,6 +186,7 @@ func TestEnrollmentOutlivesEverything(t *testing.T) {
 			&fake{identity: errors.New("TPM is busy"), closed: &closed},
 			&fake{panics: true, closed: &closed},
 			&fake{enroll: errors.New("TPM went away"), closed: &closed},
+			&fake{closed: &closed, stay: fmt.Errorf("%w: expired", ErrNotANode)},
 			&fake{closed: &closed},
 		}
 		var texts []string
@@ -195,14 +205,16 @@ func TestEnrollmentOutlivesEverything(t *testing.T) {
 			up: func() <-chan struct{} { return isUp }, identity: func(id Identity) { words = id.Words },
 			failed: func(s string) { texts = append(texts, s) }, pause: pause, log: slog.New(slog.DiscardHandler),
 		}
-		if err := e.run(t.Context()); err != nil {
+		ctx, cancel := context.WithTimeout(t.Context(), time.Hour)
+		defer cancel()
+		if err := e.run(ctx); !errors.Is(err, context.DeadlineExceeded) {
 			t.Fatal(err)
 		}
-		if opened != len(lives) || closed != 4 || words != "a b c" {
+		if opened != len(lives) || closed != 5 || words != "a b c" {
 			t.Errorf("opened %d, closed %d, words %q", opened, closed, words)
 		}
 		all := strings.Join(texts, "|")
-		for _, want := range []string{NoTPM, "TPM is busy", "panic: boom", "TPM went away"} {
+		for _, want := range []string{NoTPM, "TPM is busy", "panic: boom", "TPM went away", "renewed: expired"} {
 			if !strings.Contains(all, want) {
 				t.Errorf("nobody was told %q: %s", want, all)
 			}

@@ -2,11 +2,16 @@ package main
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
+	"slices"
+
+	"connectrpc.com/connect"
 
 	"github.com/muster-edge/muster/agent"
 	"github.com/muster-edge/muster/agent/recovery"
+	"github.com/muster-edge/muster/api/muster/v1/musterv1connect"
 	"github.com/muster-edge/muster/enroll/client"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/pki/tpm"
@@ -33,7 +38,7 @@ func openEnroller(_ context.Context, s recovery.Services) (recovery.Enroller, er
 	if err != nil {
 		return nil, errors.Join(err, d.Close())
 	}
-	return &enroller{tpm: d, client: c}, nil
+	return &enroller{services: s, tpm: d, client: c}, nil
 }
 
 // withTPM adds what the TPM says of itself.
@@ -53,15 +58,17 @@ func translate(p client.Progress) recovery.Progress {
 	case client.PhaseWait:
 		out.State = agent.WaitingForApproval
 	case client.PhaseDone:
-		out.State = agent.Enrolled
+		out.State, out.Text = agent.Enrolled, ""
 	}
 	return out
 }
 
 // enroller is a TPM with the client that uses it.
 type enroller struct {
-	tpm    *device.Device
-	client *client.Client
+	services recovery.Services
+	tpm      *device.Device
+	client   *client.Client
+	identity client.Identity
 }
 
 // Identity reads the EK: node ID and words follow from it alone, so they are
@@ -87,8 +94,42 @@ func (e *enroller) Identity(ctx context.Context) (recovery.Identity, error) {
 
 // Enroll runs until there is a certificate.
 func (e *enroller) Enroll(ctx context.Context) error {
-	_, err := e.client.Enroll(ctx)
+	id, err := e.client.Enroll(ctx)
+	e.identity = id
 	return err
+}
+
+// Stay reports to the centre by the certificate, the URL that enrolled the
+// machine first.
+func (e *enroller) Stay(ctx context.Context) error {
+	if len(e.identity.Certificates) == 0 {
+		return errors.New("the centre gave no certificate")
+	}
+	leaf, err := x509.ParseCertificate(e.identity.Certificates[0])
+	if err != nil {
+		return fmt.Errorf("read the certificate: %w", err)
+	}
+	hc := e.client.NodeHTTPClient(e.identity)
+	defer hc.CloseIdleConnections()
+	urls := append([]string{e.identity.Centre}, e.services.Site.Centre...)
+	var centres []recovery.Centre
+	for i, u := range urls {
+		if u != "" && slices.Index(urls, u) == i {
+			centres = append(centres, musterv1connect.NewNodeServiceClient(hc, u, connect.WithReadMaxBytes(64<<10)))
+		}
+	}
+	r := recovery.Reporter{
+		Centres: centres, Leaf: leaf, Image: e.services.Site.Image + "@" + e.services.Site.Version,
+		Hardware: e.services.Hardware, Now: e.services.Now, HangUp: hc.CloseIdleConnections, Log: e.services.Log,
+		Heard: func(answered bool) {
+			p := recovery.Progress{State: agent.Enrolled, Request: e.identity.Request}
+			if !answered {
+				p.Text = "the centre does not answer at the moment"
+			}
+			e.services.Progress(p)
+		},
+	}
+	return r.Run(ctx)
 }
 
 // Close gives the TPM back.
