@@ -230,7 +230,7 @@ func Clean(p string) (string, bool) {
 		}
 	}
 	n := strings.Join(parts, "/")
-	if n == "" || !fs.ValidPath(n) {
+	if n == "" || n == "." || !fs.ValidPath(n) {
 		return "", false
 	}
 	for i := range len(n) {

@@ -355,7 +355,7 @@ func TestConfig(t *testing.T) {
 }
 
 func FuzzClean(f *testing.F) {
-	for _, s := range []string{"/" + name, "//a//b", "/../x", "/a/./b", "/\x00", `/a\b`, "", "/"} {
+	for _, s := range []string{"/" + name, ".", "//a//b", "/../x", "/a/./b", "/\x00", `/a\b`, "", "/"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {

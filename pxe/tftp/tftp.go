@@ -325,7 +325,7 @@ func Clean(raw string) (string, bool) {
 		}
 	}
 	n := strings.TrimLeft(strings.ReplaceAll(raw, `\`, "/"), "/")
-	if n == "" || path.Clean(n) != n || strings.HasPrefix(n, "..") || !fs.ValidPath(n) {
+	if n == "" || n == "." || path.Clean(n) != n || strings.HasPrefix(n, "..") || !fs.ValidPath(n) {
 		return "", false
 	}
 	return n, true

@@ -395,7 +395,7 @@ func TestConfig(t *testing.T) {
 }
 
 func FuzzClean(f *testing.F) {
-	for _, s := range []string{name, "/" + name, `\\amd64\recovery.efi`, "..", "a/../../b", "a\x00b", strings.Repeat("/", 200), ""} {
+	for _, s := range []string{name, "/" + name, `\\amd64\recovery.efi`, ".", "..", "a/../../b", "a\x00b", strings.Repeat("/", 200), ""} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, s string) {
