@@ -1,0 +1,198 @@
+package central
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/muster-edge/muster/central/store"
+	"github.com/muster-edge/muster/enroll"
+	"github.com/muster-edge/muster/enroll/service/servicetest"
+	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/audit"
+)
+
+// clock is a clock that a test moves.
+type clock struct{ at atomic.Pointer[time.Time] }
+
+func newClock() *clock {
+	c := &clock{}
+	c.set(servicetest.Start)
+	return c
+}
+
+func (c *clock) set(t time.Time) { c.at.Store(&t) }
+func (c *clock) now() time.Time  { return *c.at.Load() }
+
+// harness is a Server that is not running: its parts, without sockets.
+type harness struct {
+	*enrollment
+	s     *Server
+	clock *clock
+}
+
+var testCaller = caller{Operator: store.Operator{Tenant: DefaultTenant, Name: "test", Role: "admin"}, source: "192.0.2.7"}
+
+// newHarness opens a centre in a new directory. The tenant is a lab.
+func newHarness(t testing.TB, dir string) *harness {
+	t.Helper()
+	h, err := openHarness(dir, newClock())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := h.s.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return h
+}
+
+func openHarness(dir string, c *clock) (*harness, error) {
+	s, err := New(context.Background(), Config{Data: dir, Now: c.now, LabUnknownBoot: true, LabUnverified: true})
+	if err != nil {
+		return nil, err
+	}
+	if err := markLab(context.Background(), s.store, act{actor: "system", now: c.now()}, "test"); err != nil {
+		return nil, errors.Join(err, s.Close())
+	}
+	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: c.now}
+	return &harness{e, s, c}, nil
+}
+
+// The acts of people, as servicetest.Harness wants them.
+
+func (h *harness) SetNow(t time.Time) { h.clock.set(t) }
+
+func (h *harness) Approve(id fleet.RequestID, revision int64) error {
+	_, _, err := h.s.approve(context.Background(), testCaller, approval{id: string(id), revision: revision, site: "shop-7", createSite: true})
+	return err
+}
+
+func (h *harness) Reject(id fleet.RequestID, revision int64) error {
+	_, err := h.s.reject(context.Background(), testCaller, string(id), revision, "test")
+	return err
+}
+
+func (h *harness) Deny(n fleet.NodeID) error {
+	_, err := h.s.deny(context.Background(), testCaller, string(n), 0, "test")
+	return err
+}
+
+func (h *harness) Allow(n fleet.NodeID) error {
+	_, err := h.s.allow(context.Background(), testCaller, string(n), 0, "test")
+	return err
+}
+
+func (h *harness) Requests() (out []fleet.Request, err error) {
+	err = h.store.View(context.Background(), func(t store.Reader) error {
+		out, err = t.Requests(DefaultTenant, nil, 1000)
+		return err
+	})
+	return out, err
+}
+
+func (h *harness) records() (out []fleet.AuditRecord, err error) {
+	err = h.store.View(context.Background(), func(t store.Reader) error {
+		out, err = t.Audit(DefaultTenant, 0, 10000)
+		return err
+	})
+	return out, err
+}
+
+func (h *harness) Audit() (kinds []fleet.AuditKind, err error) {
+	records, err := h.records()
+	for _, r := range records {
+		kinds = append(kinds, r.Kind)
+	}
+	return kinds, err
+}
+
+// sound fails the test unless what must always hold does: the chain is
+// whole, a node has one live request and one row, and each certificate has
+// one record.
+func (h *harness) sound(t testing.TB) {
+	t.Helper()
+	records, err := h.records()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := audit.Verify(records); err != nil {
+		t.Error(err)
+	}
+	requests, err := h.Requests()
+	if err != nil {
+		t.Fatal(err)
+	}
+	live := make(map[fleet.NodeID]fleet.RequestID)
+	for _, r := range requests {
+		if !r.State.Live() {
+			continue
+		}
+		if other, two := live[r.Node]; two {
+			t.Errorf("node %s has the live requests %s and %s", r.Node, other, r.ID)
+		}
+		live[r.Node] = r.ID
+	}
+	issued := 0
+	for _, r := range records {
+		if r.Kind == audit.CertificateIssued || r.Kind == audit.CertificateRenewed {
+			issued++
+		}
+	}
+	certificates := 0
+	err = h.store.View(context.Background(), func(tx store.Reader) error {
+		nodes, err := tx.Nodes(DefaultTenant, "", 1000)
+		if err != nil {
+			return err
+		}
+		for _, n := range nodes {
+			all, err := tx.IssuedToNode(DefaultTenant, n.ID)
+			if err != nil {
+				return err
+			}
+			certificates += len(all)
+			if len(all) > 0 && n.State != fleet.NodeDenied && n.Certificate.Serial != "" && !hasSerial(all, n.Certificate.Serial) {
+				return fmt.Errorf("node %s holds certificate %s, which nobody issued", n.ID, n.Certificate.Serial)
+			}
+		}
+		return nil
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	if issued != certificates {
+		t.Errorf("%d certificates, but %d records of issuing", certificates, issued)
+	}
+}
+
+func hasSerial(all []store.Issued, serial string) bool {
+	for _, i := range all {
+		if i.Serial == serial {
+			return true
+		}
+	}
+	return false
+}
+
+// issueNow makes a certificate as the service would.
+func (h *harness) issueNow(id fleet.RequestID, serial string) (enroll.Issued, error) {
+	return h.Issue(context.Background(), DefaultTenant, id, func(r fleet.Request) (enroll.Issued, error) {
+		now := h.clock.now()
+		return enroll.Issued{
+			Certificates: [][]byte{[]byte("leaf " + serial)}, Serial: serial, NotBefore: now, NotAfter: now.Add(30 * 24 * time.Hour),
+			LDevIDKey: r.Evidence.LDevIDKey,
+		}, nil
+	})
+}
+
+func TestEnrollmentStore(t *testing.T) {
+	servicetest.Run(t, func(t *testing.T) servicetest.Harness {
+		h := newHarness(t, t.TempDir())
+		t.Cleanup(func() { h.sound(t) })
+		return h
+	})
+}

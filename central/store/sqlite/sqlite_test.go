@@ -1,0 +1,185 @@
+package sqlite
+
+import (
+	"bufio"
+	"context"
+	"database/sql"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/muster-edge/muster/central/store"
+	"github.com/muster-edge/muster/central/store/storetest"
+	"github.com/muster-edge/muster/fleet/audit"
+)
+
+// crashDir, in the environment, makes this test binary the process that is
+// killed.
+const crashDir = "MUSTER_TEST_CRASH_DIR"
+
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(crashDir); dir != "" {
+		if err := writeForEver(dir); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+	}
+	os.Exit(m.Run())
+}
+
+func open(t testing.TB, dir string) store.Store {
+	t.Helper()
+	s, err := Open(context.Background(), Config{Path: filepath.Join(dir, "test.db"), MaxEvents: storetest.Ring})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return s
+}
+
+func TestStore(t *testing.T) { storetest.Run(t, open) }
+
+// writeForEver writes one site and one record per transaction and prints its
+// number once it is acknowledged.
+func writeForEver(dir string) error {
+	s, err := Open(context.Background(), Config{Path: filepath.Join(dir, "test.db")})
+	if err != nil {
+		return err
+	}
+	for {
+		n := 0
+		err := s.Update(context.Background(), func(t store.Tx) error {
+			sites, err := t.Sites("one", "", 1<<30)
+			if err != nil {
+				return err
+			}
+			n = len(sites)
+			if _, err := t.PutSite(storetest.Site("one", fmt.Sprintf("s%08d", n))); err != nil {
+				return err
+			}
+			_, err = t.AddAudit(storetest.Record("one", fmt.Sprint(n)))
+			return err
+		})
+		if err != nil {
+			return err
+		}
+		fmt.Println(n)
+	}
+}
+
+// TestKilled: whatever was acknowledged before SIGKILL is there, nothing is
+// there by half, and the chain holds.
+func TestKilled(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	if err := s.Update(context.Background(), func(tx store.Tx) error { _, err := tx.PutTenant(storetest.Tenant("one")); return err }); err != nil {
+		t.Fatal(err)
+	}
+	if err := s.Close(); err != nil {
+		t.Fatal(err)
+	}
+	total := 0
+	for round := range 12 {
+		acknowledged := killAfter(t, dir, 1+rand.IntN(25))
+		s := open(t, dir)
+		err := s.View(context.Background(), func(tx store.Reader) error {
+			sites, err := tx.Sites("one", "", 1<<30)
+			if err != nil {
+				return err
+			}
+			records, err := tx.Audit("one", 0, 1<<30)
+			if err != nil {
+				return err
+			}
+			if len(sites) <= acknowledged {
+				t.Errorf("round %d: %d was acknowledged, but there are %d sites", round, acknowledged, len(sites))
+			}
+			if len(sites) > acknowledged+2 {
+				t.Errorf("round %d: %d sites, but only %d acknowledged", round, len(sites), acknowledged)
+			}
+			if len(sites) != len(records) {
+				t.Errorf("round %d: %d sites and %d records", round, len(sites), len(records))
+			}
+			total = len(sites)
+			return audit.Verify(records)
+		})
+		if err := errors.Join(err, s.Close()); err != nil {
+			t.Fatalf("round %d: %v", round, err)
+		}
+	}
+	if total < 12 {
+		t.Errorf("only %d transactions were tried", total)
+	}
+}
+
+// killAfter runs the writer until it has acknowledged so many transactions,
+// kills it, and returns the last number it printed.
+func killAfter(t *testing.T, dir string, lines int) int {
+	t.Helper()
+	cmd := exec.Command(os.Args[0])
+	cmd.Env = append(os.Environ(), crashDir+"="+dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	last := -1
+	for scan := bufio.NewScanner(out); scan.Scan(); {
+		if _, err := fmt.Sscan(scan.Text(), &last); err != nil {
+			t.Fatalf("the writer said %q", scan.Text())
+		}
+		if lines--; lines == 0 {
+			if err := cmd.Process.Kill(); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	if err := cmd.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Fatalf("the writer ended by itself: %v", err)
+	}
+	return last
+}
+
+func TestFileIsPrivate(t *testing.T) {
+	dir := t.TempDir()
+	s := open(t, dir)
+	defer s.Close()
+	for _, name := range []string{"test.db", "test.db-wal"} {
+		info, err := os.Stat(filepath.Join(dir, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if info.Mode().Perm() != 0o600 {
+			t.Errorf("%s has mode %04o", name, info.Mode().Perm())
+		}
+	}
+}
+
+// TestPragmas: what makes an acknowledged commit durable is set on the
+// connection that writes.
+func TestPragmas(t *testing.T) {
+	s := open(t, t.TempDir()).(*Store)
+	defer s.Close()
+	for _, c := range []struct {
+		db         *sql.DB
+		name, want string
+	}{
+		{s.writer, "journal_mode", "wal"}, {s.writer, "synchronous", "2"},
+		{s.writer, "foreign_keys", "1"}, {s.reader, "query_only", "1"},
+	} {
+		var got string
+		if err := c.db.QueryRow("PRAGMA " + c.name).Scan(&got); err != nil || got != c.want {
+			t.Errorf("%s is %q, want %q (%v)", c.name, got, c.want, err)
+		}
+	}
+	if s.writer.Stats().MaxOpenConnections != 1 {
+		t.Error("there must be one writer")
+	}
+}
