@@ -3,6 +3,7 @@ package pki
 import (
 	"bytes"
 	"crypto/sha256"
+	"errors"
 	"fmt"
 	"strings"
 
@@ -91,7 +92,7 @@ func (v *verifier) measured(ev Evidence, pol Policy) (fleet.Image, error) {
 			return image, nil
 		}
 	}
-	return none, fmt.Errorf("PCR 11 is not that of image %s", images[0].ID())
+	return none, fmt.Errorf("the value of PCR 11 is not that of image %s", images[0].ID())
 }
 
 // programs returns the registered images among the digests of PCR 4, and an
@@ -171,6 +172,8 @@ func blank(v []byte) bool {
 
 func allZero(v []byte) bool { return len(bytes.Trim(v, "\x00")) == 0 }
 
+var errSecureBootOff = errors.New("firmware runs with Secure Boot off")
+
 // enforced checks the PCR 7 part of a log that is known to replay: Secure
 // Boot was on before any program could run, and every program was admitted
 // by the certificate that signed the image, nothing else.
@@ -186,7 +189,7 @@ func enforced(log []LogEvent, image fleet.Image) error {
 		}
 		if e.Digest == separator {
 			if separated {
-				return fmt.Errorf("PCR 7 has two separators")
+				return fmt.Errorf("there are two separators in PCR 7")
 			}
 			separated = true
 			continue
@@ -194,7 +197,7 @@ func enforced(log []LogEvent, image fleet.Image) error {
 		// The digest is recomputed from the data: only so is the data proved.
 		variable, err := parseVariable(e.Data)
 		if err != nil || sha256.Sum256(e.Data) != e.Digest {
-			return fmt.Errorf("PCR 7 has a measurement that its data does not explain")
+			return fmt.Errorf("there is a measurement in PCR 7 that its data does not explain")
 		}
 		if !separated {
 			if err := configuration(variable, &on); err != nil {
@@ -209,11 +212,11 @@ func enforced(log []LogEvent, image fleet.Image) error {
 	}
 	switch {
 	case !on:
-		return fmt.Errorf("Secure Boot is off")
+		return errSecureBootOff
 	case !separated:
-		return fmt.Errorf("PCR 7 has no separator")
+		return fmt.Errorf("there is no separator in PCR 7")
 	case authorities == 0:
-		return fmt.Errorf("Secure Boot admitted no program")
+		return fmt.Errorf("no program was admitted by Secure Boot")
 	}
 	return nil
 }
@@ -225,22 +228,22 @@ func configuration(variable efiVariable, on *bool) error {
 	switch variable.Name {
 	case "SecureBoot":
 		if variable.GUID != guidGlobal {
-			return fmt.Errorf("SecureBoot was measured under a foreign GUID")
+			return fmt.Errorf("variable SecureBoot has a foreign GUID")
 		}
 		if !bytes.Equal(variable.Data, []byte{1}) {
-			return fmt.Errorf("Secure Boot is off")
+			return errSecureBootOff
 		}
 		if *on {
-			return fmt.Errorf("SecureBoot was measured twice")
+			return fmt.Errorf("variable SecureBoot was measured twice")
 		}
 		*on = true
 	case "AuditMode":
 		if !allZero(variable.Data) {
-			return fmt.Errorf("Secure Boot is in audit mode")
+			return fmt.Errorf("firmware is in audit mode")
 		}
 	case "PK", "KEK", "db", "dbx", "dbt", "dbr", "DeployedMode", "SetupMode", "VendorKeys":
 	default:
-		return fmt.Errorf("PCR 7 has an unknown variable %q", printable(variable.Name))
+		return fmt.Errorf("there is an unknown variable in PCR 7, %q", printable(variable.Name))
 	}
 	return nil
 }

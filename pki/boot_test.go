@@ -107,8 +107,8 @@ func TestVerifyBoot(t *testing.T) {
 		// why is part of the finding that says why not more.
 		why string
 	}{
-		{"when booted from disk without Secure Boot then measured", "disk", nil, fleet.BootMeasured, "Secure Boot is off"},
-		{"when booted by PXE without Secure Boot then measured", "pxe", nil, fleet.BootMeasured, "Secure Boot is off"},
+		{"when booted from disk without Secure Boot then measured", "disk", nil, fleet.BootMeasured, "Secure Boot off"},
+		{"when booted by PXE without Secure Boot then measured", "pxe", nil, fleet.BootMeasured, "Secure Boot off"},
 		{"when booted with Secure Boot under our key then enforced", "secureboot", nil, fleet.BootEnforced, ""},
 		{"when an older image of ours failed before then measured", "disk", func(b *bootCase) {
 			older := event(4, evApplication, []byte("our older image"))
@@ -194,7 +194,7 @@ func TestVerifyBoot(t *testing.T) {
 		{"when PCR 11 is not the manifest's then unknown", "disk", func(b *bootCase) {
 			b.log = append(slices.Clone(b.log), event(11, evIPL, []byte("more")))
 			b.replayed()
-		}, fleet.BootUnknown, "PCR 11 is not that of image"},
+		}, fleet.BootUnknown, "PCR 11 is not that"},
 		{"when the image promises no PCR 11 then unknown", "disk", func(b *bootCase) { b.images[0].PCR11 = nil }, fleet.BootUnknown, "PCR 11 is not that"},
 		{"when the command line came from outside then unknown", "disk", func(b *bootCase) {
 			b.log = append(slices.Clone(b.log), event(12, evIPL, []byte("init=/bin/sh")))
@@ -257,7 +257,7 @@ func TestVerifyBoot(t *testing.T) {
 		{"when SecureBoot is measured off, then on, then measured", "secureboot", func(b *bootCase) {
 			b.insert(event(7, evConfig, efiVariable(guidGlobal, "SecureBoot", []byte{0})), is(7, evConfig))
 			b.replayed()
-		}, fleet.BootMeasured, "Secure Boot is off"},
+		}, fleet.BootMeasured, "Secure Boot off"},
 		{"when SecureBoot is measured twice then measured", "secureboot", func(b *bootCase) {
 			b.insert(event(7, evConfig, efiVariable(guidGlobal, "SecureBoot", []byte{1})), is(7, evConfig))
 			b.replayed()
@@ -285,7 +285,7 @@ func TestVerifyBoot(t *testing.T) {
 		{"when nothing was admitted then measured", "secureboot", func(b *bootCase) {
 			b.log = slices.DeleteFunc(slices.Clone(b.log), is(7, evAuthority))
 			b.replayed()
-		}, fleet.BootMeasured, "admitted no program"},
+		}, fleet.BootMeasured, "no program was admitted"},
 	} {
 		t.Run(c.when, func(t *testing.T) {
 			log, pcrs := golden(t, c.log)

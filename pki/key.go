@@ -156,7 +156,13 @@ func samePublic(a, b any) bool {
 		return ok && x != nil && y != nil && x.N != nil && y.N != nil && x.Equal(y)
 	case *ecdsa.PublicKey:
 		y, ok := b.(*ecdsa.PublicKey)
-		return ok && x != nil && y != nil && x.X != nil && y.X != nil && x.Y != nil && y.Y != nil && x.Equal(y)
+		if !ok || x == nil || y == nil || x.Curve != y.Curve {
+			return false
+		}
+		// Bytes knows only the curves that we do, and refuses bad points.
+		a, errA := x.Bytes()
+		b, errB := y.Bytes()
+		return errA == nil && errB == nil && bytes.Equal(a, b)
 	}
 	return false
 }

@@ -391,6 +391,10 @@ func TestVerifyDoesNotTrustTheParser(t *testing.T) {
 		{"when the AK's public key is a nil pointer", func(ev *pki.Evidence) { ev.AK.Public = (*ecdsa.PublicKey)(nil) }, "ak"},
 		{"when the AK's public key is empty", func(ev *pki.Evidence) { ev.AK.Public = &ecdsa.PublicKey{} }, "ak"},
 		{"when the AK is empty", func(ev *pki.Evidence) { ev.AK = pki.Key{} }, "ak-name"},
+		{"when one software key is both AK and LDevID", func(ev *pki.Evidence) {
+			one := &soft{ek: newSoft().ek, ak: newSoft().ak, ldevid: newSoft().ak}
+			*ev = one.evidence(t, nil, nil)
+		}, "distinct-keys"},
 		{"when the LDevID is empty", func(ev *pki.Evidence) { ev.LDevID = pki.Key{} }, "ldevid-name"},
 		{"when the LDevID's policy is hidden", func(ev *pki.Evidence) {
 			p := tpm.LDevIDTemplate(0)

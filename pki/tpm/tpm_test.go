@@ -205,11 +205,10 @@ func TestParsePublic(t *testing.T) {
 			}
 		})
 	}
-	stripped := withPoint(tpm.AKTemplate(0), x, y)
 	for x[0] != 0 { // a key whose X begins with a zero, as 1 in 256 does
 		x, y = point(t, softKey(t, elliptic.P256()))
 	}
-	stripped = withPoint(tpm.AKTemplate(0), x[1:], y)
+	stripped := withPoint(tpm.AKTemplate(0), x[1:], y)
 	if _, err := tpm.ParsePublic(stripped); err != nil {
 		t.Errorf("a TPM that drops leading zeros: %v", err)
 	}
