@@ -272,6 +272,8 @@ func TestOnlyTheListIsServed(t *testing.T) {
 			t.Errorf("%q: %v", n, err)
 		}
 	}
+	r.src.mu.Lock()
+	defer r.src.mu.Unlock()
 	for _, n := range r.src.asks {
 		if !fs.ValidPath(n) {
 			t.Errorf("the source was asked for %q", n)
