@@ -126,7 +126,7 @@ func (s *Server) approve(ctx context.Context, c caller, a approval) (r fleet.Req
 		var fact enroll.Fact
 		r, fact, err = enroll.Approve(by.now, old, enroll.Approval{
 			Ruling: enroll.Ruling{Revision: a.revision, Actor: by.actor, Reason: a.reason},
-			Site:    a.site, Labels: a.labels, Policy: s.approvalPolicy(tenant),
+			Site:   a.site, Labels: a.labels, Policy: s.approvalPolicy(tenant),
 		})
 		if err != nil {
 			return err

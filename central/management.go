@@ -457,6 +457,12 @@ func (s management) WatchEvents(ctx context.Context, q *musterv1.WatchEventsRequ
 			return s.coded(ctx, "reading events", err)
 		}
 	}
+	if q.Follow {
+		// Tell the caller at once that somebody is there.
+		if err := out.Send(&musterv1.WatchEventsResponse{}); err != nil {
+			return err
+		}
+	}
 	beat := time.NewTicker(heartbeat)
 	defer beat.Stop()
 	for {

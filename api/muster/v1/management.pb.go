@@ -1945,7 +1945,8 @@ func (x *WatchEventsRequest) GetFollow() bool {
 
 type WatchEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Absent in a heartbeat, which is sent every 15 s while nothing happens.
+	// Absent in the first message of a call that follows, and in a heartbeat,
+	// which is sent every 15 s while nothing happens.
 	Event         *Event `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
