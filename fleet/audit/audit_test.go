@@ -223,6 +223,15 @@ func TestAWholeNewChainIsFoundByThePin(t *testing.T) {
 func TestRecordsOfOtherTenantsAreFound(t *testing.T) {
 	a, b := chain(t, "a", 3), chain(t, "b", 3)
 	wantBreak(t, Verify([]Record{a[0], b[1], a[2]}), 2)
+	// A chain that holds, but is another tenant's.
+	wantBreak(t, NewVerifier("a", Head{}).Add(b[0]), 1)
+	// A record of another tenant that was linked into the chain.
+	r := b[1]
+	r, err := Append(HeadOf(a[0]), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	wantBreak(t, Verify([]Record{a[0], r}), 2)
 }
 
 func TestVerifierGoesOnFromAHead(t *testing.T) {
