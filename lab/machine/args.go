@@ -82,13 +82,15 @@ func (c Config) args(fw firmware, tpm string) []string {
 			"-object", "filter-dump,id=dump0,netdev=net0,file="+f.pcap(),
 		)
 	}
+	if c.Tap != "" && c.Boot != BootDisk {
+		// The firmware would try IPv6 for over a minute after IPv4 failed, and
+		// nobody here answers it (OvmfPkg/RUNTIME_CONFIG.md).
+		a = append(a, "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
+	}
 	if c.Boot == BootHTTP {
-		// bootindex picks the card, not the protocol; these leave HTTP as the
-		// only one (OvmfPkg/RUNTIME_CONFIG.md).
-		a = append(a,
-			"-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no",
-			"-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no",
-		)
+		// bootindex picks the card, not the protocol; without PXE, HTTP is
+		// the first that is left.
+		a = append(a, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no")
 	}
 	for i, d := range c.Disks {
 		id := fmt.Sprintf("disk%d", i)
