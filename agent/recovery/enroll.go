@@ -14,6 +14,9 @@ import (
 	"github.com/muster-edge/muster/fleet"
 )
 
+// tpmLook is the pause between two looks for a TPM.
+const tpmLook = 2 * time.Second
+
 // ErrNoTPM is returned (wrapped) by Config.Open when the machine has none.
 var ErrNoTPM = errors.New("recovery: no TPM 2.0")
 
@@ -90,11 +93,14 @@ func (e *enrollment) run(ctx context.Context) error {
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
+		if errors.Is(err, ErrNoTPM) { // a look costs nothing
+			e.failed(NoTPM)
+			e.log.Debug("no TPM", "err", err)
+			e.pause(ctx, tpmLook)
+			continue
+		}
 		e.log.Warn("enrollment stopped", "err", err)
 		switch {
-		case errors.Is(err, ErrNoTPM):
-			e.failed(NoTPM)
-			wait = agent.Backoff{First: 2 * time.Second, Most: 5 * time.Second}
 		case errors.Is(err, ErrNotANode):
 			e.failed(firstLine(err))
 		default:

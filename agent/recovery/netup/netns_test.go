@@ -475,3 +475,38 @@ func TestWhenSiteNamesAMACThenOnlyThatInterfaceIsStatic(t *testing.T) {
 		}
 	})
 }
+
+// TestWhenOneInterfaceLeadsNowhereThenDialTakesTheOther: a lease alone does
+// not mean that the centre is behind it.
+func TestWhenOneInterfaceLeadsNowhereThenDialTakesTheOther(t *testing.T) {
+	machineTest(t, func(t *testing.T, w *world) {
+		stop := w.dnsmasq()
+		w.plug()
+		m, wait := w.manage(Config{})
+		wait("nic0", isUp("nic0"))
+		stop()
+		w.inFar("ip", "addr", "flush", "dev", "far0") // nobody answers there any more
+		w.cable("nic1", "far1")
+		w.inFar("ip", "addr", "add", "198.51.100.1/24", "dev", "far1")
+		w.inFar("ip", "link", "set", "far1", "up")
+		if _, err := m.Dial(t.Context(), "tcp", "198.51.100.1:53"); err == nil {
+			t.Fatal("reached something that only nic1 can reach")
+		}
+		w.start("X=y", "dnsmasq", "--no-daemon", "--conf-file=/dev/null", "--no-resolv", "--no-hosts", "--user=root",
+			"--bind-interfaces", "--interface=far1", "--except-interface=lo", "--dhcp-range=198.51.100.50,198.51.100.60,255.255.255.0,2m",
+			"--dhcp-leasefile="+filepath.Join(w.dir, "leases1"), "--pid-file=", "--dhcp-authoritative", "--no-ping",
+			"--address=/centre.test/198.51.100.1")
+		wait("nic1", isUp("nic1"))
+		for i := range 2 { // the second time the good one is known
+			start := time.Now()
+			c, err := m.Dial(t.Context(), "tcp", "centre.test:53")
+			if err != nil {
+				t.Fatal(err)
+			}
+			c.Close()
+			if took := time.Since(start); i == 1 && took > 2*time.Second {
+				t.Errorf("took %s although the good interface was known", took)
+			}
+		}
+	})
+}
