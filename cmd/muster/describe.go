@@ -70,12 +70,19 @@ func kindOf(args []string) (kind, id string) {
 	return "", id
 }
 
-// sheet prints "Name:  value" lines; each value is cleaned.
+// label cleans a name, which may hold what a machine calls its parts; the
+// indentation of our own stays.
+func label(name string) string {
+	indent := name[:len(name)-len(strings.TrimLeft(name, " "))]
+	return indent + cell(strings.TrimLeft(name, " "))
+}
+
+// sheet prints "Name:  value" lines; both are cleaned.
 type sheet struct{ w io.Writer }
 
 func (s sheet) line(name, value string) {
 	if value != "" {
-		fmt.Fprintf(s.w, "%-15s %s\n", name+":", cell(value))
+		fmt.Fprintf(s.w, "%-15s %s\n", label(name)+":", cell(value))
 	}
 }
 

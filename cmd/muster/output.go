@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -144,7 +145,9 @@ func writeYAML(w io.Writer, v any) error {
 		return fmt.Errorf("write YAML: %w", err)
 	}
 	var tree any
-	if err := yaml.Unmarshal(b, &tree); err != nil {
+	d := json.NewDecoder(bytes.NewReader(b))
+	d.UseNumber()
+	if err := d.Decode(&tree); err != nil {
 		return fmt.Errorf("write YAML: %w", err)
 	}
 	if b, err = yaml.Marshal(cleaned(tree)); err != nil {
