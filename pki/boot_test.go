@@ -282,6 +282,35 @@ func TestVerifyBoot(t *testing.T) {
 			b.insert(event(7, evSeparator, []byte{0, 0, 0, 0}), is(7, evConfig))
 			b.replayed()
 		}, fleet.BootMeasured, "admitted by"},
+		{"when a separator follows the authority then measured", "secureboot", func(b *bootCase) {
+			b.log = append(slices.Clone(b.log), event(7, evSeparator, []byte{0, 0, 0, 0}))
+			b.replayed()
+		}, fleet.BootMeasured, "two separators"},
+		{"when the authority's entry is 10 bytes then measured", "secureboot", func(b *bootCase) {
+			b.insert(event(7, evAuthority, efiVariable(guidDB, "db", make([]byte, 10))), is(4, evApplication))
+			b.replayed()
+		}, fleet.BootMeasured, "empty db entry"},
+		{"when the authority's entry has an owner only then measured", "secureboot", func(b *bootCase) {
+			b.insert(event(7, evAuthority, efiVariable(guidDB, "db", make([]byte, 16))), is(4, evApplication))
+			b.replayed()
+		}, fleet.BootMeasured, "empty db entry"},
+		{"when a variable's name is endless then measured", "secureboot", func(b *bootCase) {
+			d := efiVariable(guidDB, "db", nil)
+			binary.LittleEndian.PutUint64(d[16:], 1<<63)
+			b.insert(event(7, evAuthority, d), is(4, evApplication))
+			b.replayed()
+		}, fleet.BootMeasured, "does not explain"},
+		{"when a variable's lengths wrap around then measured", "secureboot", func(b *bootCase) {
+			d := efiVariable(guidDB, "db", nil)
+			binary.LittleEndian.PutUint64(d[16:], 200)
+			binary.LittleEndian.PutUint64(d[24:], 1<<64-1-395)
+			b.insert(event(7, evAuthority, d), is(4, evApplication))
+			b.replayed()
+		}, fleet.BootMeasured, "does not explain"},
+		{"when a variable is followed by bytes then measured", "secureboot", func(b *bootCase) {
+			b.change(is(7, evAuthority), func(e *pki.LogEvent) { *e = event(7, evAuthority, append(e.Data, 0)) })
+			b.replayed()
+		}, fleet.BootMeasured, "does not explain"},
 		{"when nothing was admitted then measured", "secureboot", func(b *bootCase) {
 			b.log = slices.DeleteFunc(slices.Clone(b.log), is(7, evAuthority))
 			b.replayed()
@@ -356,6 +385,9 @@ func TestReplayStartupLocality(t *testing.T) {
 	want := sha256.Sum256(append(start, crtm.Digest[:]...))
 	if got := pki.Replay([]pki.LogEvent{locality, crtm})[0]; got != want {
 		t.Errorf("got %x, want %x", got, want)
+	}
+	if v, ok := pki.Replay([]pki.LogEvent{event(24, 1, nil), event(-1, 1, nil)})[24]; ok {
+		t.Errorf("PCR 24 is %x", v)
 	}
 	zero := sha256.Sum256(append(make([]byte, 32), crtm.Digest[:]...))
 	if got := pki.Replay([]pki.LogEvent{crtm, locality})[0]; got != zero {

@@ -154,9 +154,6 @@ func verifyChain(ek EndorsementKey, roots *x509.CertPool, pol Policy) ([]*x509.C
 			instants = append(instants, c.NotBefore)
 		}
 	}
-	if tooBig(ek.Certificate) {
-		return nil, errors.New("its key is too big")
-	}
 	leaf := *ek.Certificate
 	// EK certificates name the TPM in a critical subjectAltName that Go cannot
 	// read (golang/go#47618). We read it ourselves; any other critical
@@ -202,7 +199,8 @@ func endedBefore(chain []*x509.Certificate, floor time.Time) *x509.Certificate {
 	return nil
 }
 
-// tooBig keeps machines from making the centre do arithmetic for minutes.
+// tooBig keeps machines from making the centre do arithmetic for minutes. The
+// leaf's key is the EK's, whose kind is known by then.
 func tooBig(c *x509.Certificate) bool {
 	k, ok := c.PublicKey.(*rsa.PublicKey)
 	return ok && (k.N == nil || k.N.BitLen() > maxRSABits)

@@ -1,6 +1,7 @@
 package pki_test
 
 import (
+	"bytes"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -200,6 +201,54 @@ func TestVerifyNamesOfTheTPM(t *testing.T) {
 	}
 }
 
+// TestVerifyOddNamesOfTheTPM: names are for display, so whatever a maker
+// wrote must come out as something, or as nothing.
+func TestVerifyOddNamesOfTheTPM(t *testing.T) {
+	s, ca := newSoft(), newCA(t, false)
+	good := criticalSAN(t).Value
+	for _, c := range []struct {
+		when  string
+		value []byte
+		want  string
+	}{
+		{"when all is well", good, "IFX"},
+		{"when the vendor is no hex", bytes.Replace(good, []byte("id:49465800"), []byte("id:49xy5800"), 1), "49xy5800"},
+		{"when the vendor is zero", bytes.Replace(good, []byte("id:49465800"), []byte("id:00000000"), 1), "00000000"},
+		{"when the vendor is not text", bytes.Replace(good, []byte("id:49465800"), []byte("id:00001014"), 1), "00001014"},
+		{"when the vendor moves the cursor", bytes.Replace(good, []byte("id:49465800"), []byte("id:\x1b[2J\x07\x00\xff\xfe"), 1), ".[2J...."},
+		{"when it is empty", []byte{0x30, 0}, ""},
+		{"when it holds a cut name", []byte{0x30, 4, 0xa4, 0x7f, 0x30, 0}, ""},
+		{"when it holds a cut directory", []byte{0x30, 4, 0xa4, 2, 0x30, 0x7f}, ""},
+		{"when it holds a cut set", []byte{0x30, 6, 0xa4, 4, 0x30, 2, 0x31, 0x7f}, ""},
+		{"when it holds a cut attribute", []byte{0x30, 8, 0xa4, 6, 0x30, 4, 0x31, 2, 0x30, 0x7f}, ""},
+		{"when it holds only a DNS name", []byte{0x30, 3, 0x82, 1, 'x'}, ""},
+	} {
+		t.Run(c.when, func(t *testing.T) {
+			ev := s.evidence(t, nil, nil)
+			der, err := ca.Certify(&s.ek.PublicKey, func(x *x509.Certificate) {
+				x.ExtraExtensions = append(x.ExtraExtensions, pkix.Extension{Id: asn1.ObjectIdentifier{2, 5, 29, 17}, Critical: true, Value: good})
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			cert, err := ekcert.ParseCertificate(der)
+			if err != nil {
+				t.Fatal(err)
+			}
+			for i := range cert.Extensions {
+				if cert.Extensions[i].Id.Equal(asn1.ObjectIdentifier{2, 5, 29, 17}) {
+					cert.Extensions[i].Value = c.value // x509 itself is strict about some
+				}
+			}
+			ev.EKs[0].Certificate = cert
+			v := verify(t, ev, pki.Policy{VendorRoots: ca.Roots()})
+			if v.Identity != fleet.IdentityHardware || v.TPMVendor != c.want {
+				t.Errorf("%v, vendor %q, want %q", v.Identity, v.TPMVendor, c.want)
+			}
+		})
+	}
+}
+
 func TestVerifyHostileIssuerText(t *testing.T) {
 	s := newSoft()
 	key := softKey()
@@ -292,6 +341,15 @@ func TestVerifyEKs(t *testing.T) {
 			}
 		})
 	}
+	t.Run("a good chain to a key that cannot be read is no trust", func(t *testing.T) {
+		ev := base
+		ek := with(rsaEK)
+		ek.Certificate.PublicKey = nil
+		ev.EKs = []pki.EndorsementKey{ek}
+		if v := verify(t, ev, pki.Policy{VendorRoots: vendor.Roots()}); v.Identity != fleet.IdentityUnverified {
+			t.Errorf("identity %v", v.Identity)
+		}
+	})
 	t.Run("an alias on a list is a warning, not trust", func(t *testing.T) {
 		ev := base
 		ev.EKs = []pki.EndorsementKey{bare(rsaEK), bare(p384)}

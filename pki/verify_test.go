@@ -3,9 +3,13 @@ package pki_test
 import (
 	"bytes"
 	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/rsa"
 	"crypto/sha256"
 	"crypto/x509"
 	"encoding/binary"
+	"math/big"
 	"slices"
 	"testing"
 
@@ -390,6 +394,10 @@ func TestVerifyDoesNotTrustTheParser(t *testing.T) {
 		{"when the AK's public key is missing", func(ev *pki.Evidence) { ev.AK.Public = nil }, "ak"},
 		{"when the AK's public key is a nil pointer", func(ev *pki.Evidence) { ev.AK.Public = (*ecdsa.PublicKey)(nil) }, "ak"},
 		{"when the AK's public key is empty", func(ev *pki.Evidence) { ev.AK.Public = &ecdsa.PublicKey{} }, "ak"},
+		{"when the AK's point is off the curve", func(ev *pki.Evidence) {
+			//lint:ignore SA1019 the constructors make no bad points
+			ev.AK.Public = &ecdsa.PublicKey{Curve: elliptic.P256(), X: big.NewInt(1), Y: big.NewInt(1)}
+		}, "ak"},
 		{"when the AK is empty", func(ev *pki.Evidence) { ev.AK = pki.Key{} }, "ak-name"},
 		{"when one software key is both AK and LDevID", func(ev *pki.Evidence) {
 			one := &soft{ek: newSoft().ek, ak: newSoft().ak, ldevid: newSoft().ak}
@@ -404,6 +412,23 @@ func TestVerifyDoesNotTrustTheParser(t *testing.T) {
 		}, "ldevid"},
 		{"when the magic is in the field only", func(ev *pki.Evidence) { ev.Certify.Raw = flip(ev.Certify.Raw, 0) }, "certify"},
 		{"when the magic is wrong", func(ev *pki.Evidence) { ev.Certify.Magic ^= 1 }, "certify"},
+		{"when the magic is wrong and signed so", func(ev *pki.Evidence) {
+			// A restricted key signs data from outside that does not begin with
+			// the magic: only the magic tells the TPM's own statements.
+			ev.Certify.Raw = flip(ev.Certify.Raw, 0)
+			ev.Certify.Magic ^= 1 << 24
+			digest := sha256.Sum256(ev.Certify.Raw)
+			r, s, err := ecdsa.Sign(rand.Reader, newSoft().ak, digest[:])
+			if err != nil {
+				t.Fatal(err)
+			}
+			ev.Certify.Signature.R, ev.Certify.Signature.S = r.Bytes(), s.Bytes()
+		}, "certify"},
+		{"when a byte moves from one PCR value to the next", func(ev *pki.Evidence) {
+			ev.PCRs = clonePCRs(ev.PCRs)
+			ev.PCRs[2] = append([]byte{ev.PCRs[0][31]}, ev.PCRs[2]...)
+			ev.PCRs[0] = ev.PCRs[0][:31]
+		}, "quote-pcrs"},
 		{"when the type is wrong", func(ev *pki.Evidence) { ev.Quote.Type++ }, "quote"},
 		{"when the transcript is in the field only", func(ev *pki.Evidence) { ev.Transcript[0] ^= 1; ev.Certify.ExtraData = ev.Transcript[:] }, "certify"},
 		{"when the extra data is empty", func(ev *pki.Evidence) { ev.Quote.ExtraData = nil }, "quote"},
@@ -437,6 +462,18 @@ func TestVerifyDoesNotTrustTheParser(t *testing.T) {
 		{"when the EK's name is another", func(ev *pki.Evidence) {
 			ev.EKs = slices.Clone(ev.EKs)
 			ev.EKs[0].Key.Name = ev.AK.Name
+		}, "ek"},
+		{"when the EK has 3072 bits", func(ev *pki.Evidence) {
+			ev.EKs = slices.Clone(ev.EKs)
+			ev.EKs[0].Key.Bits = 3072
+		}, "ek"},
+		{"when the EK's modulus is missing", func(ev *pki.Evidence) {
+			ev.EKs = slices.Clone(ev.EKs)
+			ev.EKs[0].Key.Public = &rsa.PublicKey{}
+		}, "ek"},
+		{"when the EK's modulus is shorter than its bits", func(ev *pki.Evidence) {
+			ev.EKs = slices.Clone(ev.EKs)
+			ev.EKs[0].Key.Public = &rsa.PublicKey{N: big.NewInt(15), E: 65537}
 		}, "ek"},
 		{"when the EK signs", func(ev *pki.Evidence) {
 			ev.EKs = slices.Clone(ev.EKs)
