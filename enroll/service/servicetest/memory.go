@@ -38,8 +38,11 @@ const Tenant = "default"
 
 // Memory is a Harness in memory.
 type Memory struct {
+	// The clock has a lock of its own: who makes a certificate asks for the
+	// time while the store is locked.
+	clock    sync.Mutex
+	time     time.Time
 	mu       sync.Mutex
-	now      time.Time
 	requests map[fleet.RequestID]fleet.Request
 	issued   map[fleet.RequestID]enroll.Issued
 	denied   map[fleet.EKHash]bool
@@ -53,7 +56,7 @@ var _ Harness = (*Memory)(nil)
 // NewMemory makes an empty store.
 func NewMemory() *Memory {
 	return &Memory{
-		now: Start, requests: map[fleet.RequestID]fleet.Request{}, issued: map[fleet.RequestID]enroll.Issued{},
+		time: Start, requests: map[fleet.RequestID]fleet.Request{}, issued: map[fleet.RequestID]enroll.Issued{},
 		denied: map[fleet.EKHash]bool{}, watchers: map[fleet.RequestID]map[chan struct{}]bool{},
 	}
 }
@@ -67,16 +70,16 @@ func (m *Memory) Calls() int {
 
 // SetNow implements Harness.
 func (m *Memory) SetNow(t time.Time) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	m.now = t
+	m.clock.Lock()
+	defer m.clock.Unlock()
+	m.time = t
 }
 
 // Now is the store's clock.
 func (m *Memory) Now() time.Time {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.now
+	m.clock.Lock()
+	defer m.clock.Unlock()
+	return m.time
 }
 
 func (m *Memory) put(r fleet.Request, facts ...enroll.Fact) {
@@ -113,7 +116,7 @@ func (m *Memory) File(_ context.Context, f enroll.Filing) (fleet.Request, error)
 			known.UnverifiedWaiting++
 		}
 	}
-	d, err := enroll.File(m.now, known, f)
+	d, err := enroll.File(m.Now(), known, f)
 	if err != nil {
 		return fleet.Request{}, err
 	}
@@ -152,17 +155,17 @@ func (m *Memory) Issue(_ context.Context, tenant string, id fleet.RequestID, mak
 	if m.denied[r.Evidence.EK] {
 		return enroll.Issued{}, enroll.ErrDenied
 	}
-	if err := enroll.MayIssue(m.now, r, r.Evidence.LDevIDKey); err != nil {
+	if err := enroll.MayIssue(m.Now(), r, r.Evidence.LDevIDKey); err != nil {
 		return enroll.Issued{}, err
 	}
-	if i, ok := m.issued[id]; ok && i.Reusable(r.Evidence.LDevIDKey, m.now) {
+	if i, ok := m.issued[id]; ok && i.Reusable(r.Evidence.LDevIDKey, m.Now()) {
 		return i, nil
 	}
 	i, err := make(r)
 	if err != nil {
 		return enroll.Issued{}, err
 	}
-	r, fact, err := enroll.Issue(m.now, r, i)
+	r, fact, err := enroll.Issue(m.Now(), r, i)
 	if err != nil {
 		return enroll.Issued{}, err
 	}
@@ -216,7 +219,7 @@ func (m *Memory) Approve(id fleet.RequestID, revision int64) error {
 	if err != nil {
 		return err
 	}
-	r, f, err := enroll.Approve(m.now, r, enroll.Approval{
+	r, f, err := enroll.Approve(m.Now(), r, enroll.Approval{
 		Ruling: enroll.Ruling{Revision: revision, Actor: "user:test"}, Site: "shop-7",
 		Policy: enroll.Policy{Lab: true, UnknownBoot: true, Unverified: true},
 	})
@@ -234,7 +237,7 @@ func (m *Memory) Reject(id fleet.RequestID, revision int64) error {
 	if err != nil {
 		return err
 	}
-	r, f, err := enroll.Reject(m.now, r, enroll.Ruling{Revision: revision, Actor: "user:test"})
+	r, f, err := enroll.Reject(m.Now(), r, enroll.Ruling{Revision: revision, Actor: "user:test"})
 	if err == nil {
 		m.put(r, f)
 	}
@@ -255,7 +258,7 @@ func (m *Memory) Deny(n fleet.NodeID) error {
 		return errors.New("servicetest: deny: no such node")
 	}
 	m.denied[of[0].Evidence.EK] = true
-	if r, f, ok := enroll.Deny(m.now, of, enroll.Ruling{Actor: "user:test"}); ok {
+	if r, f, ok := enroll.Deny(m.Now(), of, enroll.Ruling{Actor: "user:test"}); ok {
 		m.put(r, f)
 	}
 	return nil
