@@ -177,6 +177,19 @@ func (l *LAN) Host(t testing.TB, cidr ...string) *Host {
 	return h
 }
 
+// Tap plugs in a tap device for a virtual machine and returns its name.
+func (l *LAN) Tap(t testing.TB) string {
+	t.Helper()
+	tap := &netlink.Tuntap{LinkAttrs: netlink.LinkAttrs{Name: fmt.Sprintf("tap%d", serial.Add(1))}, Mode: netlink.TUNTAP_MODE_TAP}
+	if err := netlink.LinkAdd(tap); err != nil {
+		t.Skipf("no tap device to be had: %v", err)
+	}
+	t.Cleanup(func() { _ = netlink.LinkDel(tap) })
+	must(t, netlink.LinkSetMaster(tap, l.bridge))
+	must(t, netlink.LinkSetUp(tap))
+	return tap.Name
+}
+
 // Do runs f on the host's thread: sockets that f itself opens, and programs
 // it starts, live in the host's namespace.
 func (h *Host) Do(f func() error) error {
