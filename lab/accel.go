@@ -66,8 +66,8 @@ func (l *Lab) kvm(ctx context.Context, image string) (kvmVerdict, error) {
 	}
 	v.Works = err == nil
 	if err != nil {
-		v.Reason = "/dev/kvm is there but a probe boot failed"
-		l.Note("lab", "probe", err.Error())
+		v.Reason = "/dev/kvm is there, but a probe boot with it failed"
+		l.Note("lab", "probe", err.Error()) // long: for events.jsonl
 	}
 	if cacheErr == nil {
 		if b, err := json.Marshal(v); err == nil && os.MkdirAll(filepath.Dir(path), 0o755) == nil {

@@ -29,7 +29,7 @@ var milestones = []struct {
 	{regexp.MustCompile(`>>Start PXE over IPv6|>>Start HTTP Boot over IPv6`), "firmware-ipv6", "firmware tries IPv6 (nobody answers in this lab)"},
 	{regexp.MustCompile(`NBP file downloaded successfully`), "firmware-loaded", "firmware has the boot file"},
 	{regexp.MustCompile(`Downloading NBP file|NBP filename is`), "firmware-loads", "firmware loads the boot file"},
-	{regexp.MustCompile(`URI: (http://\S+)`), "firmware-loads", "firmware loads the boot file by HTTP (slow in emulation: about two minutes)"},
+	{regexp.MustCompile(`URI: (http://\S+)`), "firmware-loads", "firmware loads the boot file by HTTP"},
 	{regexp.MustCompile(`BdsDxe: failed to load .*Access Denied|Security Violation|Access Denied`), "firmware-refused", "firmware REFUSES the boot file: its signature is not from our key"},
 	{regexp.MustCompile(`PXE-E\d+: .*`), "firmware-error", "firmware reports a network boot error"},
 	{regexp.MustCompile(`BdsDxe: No bootable option|No bootable option or device`), "firmware-gave-up", "firmware found nothing to boot"},

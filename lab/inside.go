@@ -52,7 +52,7 @@ func Inside(ctx context.Context, in io.Reader, people io.Writer, find func(name 
 			l.Say("lab", "failed", runErr.Error())
 		}
 		l.autopsy(people)
-	} else if runErr == nil {
+	} else if runErr == nil && ctx.Err() == nil {
 		l.Say("lab", "held", "everything held")
 	}
 	// The verdict is on disk before machines are kept or ended: a person can

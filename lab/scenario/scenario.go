@@ -88,7 +88,12 @@ func buildImage(ctx context.Context, l *lab.Lab, args ...string) error {
 		}
 		args = append(args, "--sign-key", key, "--sign-cert", machine.SnakeoilCert)
 	}
-	if _, err := l.Muster(ctx, args...); err != nil {
+	_, err := l.Muster(ctx, args...)
+	var refused *lab.CommandError
+	if errors.As(err, &refused) && refused.Code == 3 {
+		return &lab.Unable{Reason: "the recovery image cannot be built: " + refused.Stderr}
+	}
+	if err != nil {
 		return fmt.Errorf("scenario: build image: %w", err)
 	}
 	l.Timing("", "image_build_s", time.Since(began))
