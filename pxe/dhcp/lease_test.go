@@ -159,6 +159,13 @@ func TestDeclineAndRelease(t *testing.T) {
 	if len(w.alarms()) != 1 {
 		t.Errorf("alarms: %v", w.alarms())
 	}
+	// Not even to one who asks for it by name.
+	if p, _ := evil.send(67, evil.packet(dhcpv4.MessageTypeDiscover, asks(a))); p == nil || addr(p.YourIPAddr) == a {
+		t.Error("the declined address is offered again")
+	}
+	if p, _ := evil.send(67, evil.packet(dhcpv4.MessageTypeRequest, holds(a))); p != nil && p.MessageType() == dhcpv4.MessageTypeAck {
+		t.Error("the declined address is leased again")
+	}
 	b := st.dora()
 	if b == a {
 		t.Fatal("the declined address is leased again")
