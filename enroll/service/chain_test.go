@@ -5,6 +5,7 @@ import (
 	"crypto/x509"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"strings"
 	"testing"
@@ -210,5 +211,30 @@ func TestWhenRejectedThenNothingIsIssued(t *testing.T) {
 	}
 	if n := c.calls.of(musterv1connect.EnrollmentServiceCollectProcedure); n == 0 {
 		t.Error("the client did not collect")
+	}
+}
+
+// A centre that is down is passed over, and an outage is waited out.
+func TestWhenTheFirstCentreIsDeadThenTheNextIsCalled(t *testing.T) {
+	m := newMachine(t, swtpmtest.Options{})
+	c := newCentre(t, options{roots: m.tpm.CA})
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	dead := "https://" + l.Addr().String()
+	must(t, l.Close())
+	lost := c.enroll(t.Context(), t, m, func(cfg *client.Config) { cfg.Site.Centre = []string{dead} })
+	p := lost.until(t, "a problem", func(p client.Progress) bool { return p.Problem })
+	if !strings.Contains(p.Text, "does not run") || p.Retry <= 0 {
+		t.Errorf("the screen says %q, again in %v", p.Text, p.Retry)
+	}
+	lost.until(t, "another attempt", func(p client.Progress) bool { return p.Problem })
+	lost.stop()
+	<-lost.done
+	run := c.enroll(t.Context(), t, m, func(cfg *client.Config) { cfg.Site.Centre = []string{dead, c.url} })
+	run.until(t, "waiting", waits)
+	r := c.only()
+	must(t, c.store.Approve(r.ID, r.Revision))
+	if id := run.wait(t); id.Centre != c.url {
+		t.Errorf("answered by %s", id.Centre)
 	}
 }
