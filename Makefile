@@ -5,8 +5,10 @@
 SHELL       := /bin/bash
 .DELETE_ON_ERROR:
 VERSION     ?= $(shell git describe --tags --always --dirty 2>/dev/null || echo 0.0.0-dev)
+# The time floor: of the commit, not of the build, so that the same source gives the same bytes.
+BUILDTIME   ?= $(shell git log -1 --format=%cI 2>/dev/null)
 LDFLAGS     := -s -w -X main.version=$(VERSION)
-GOBUILD     := CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
+GOBUILD      = CGO_ENABLED=0 go build -trimpath -ldflags "$(LDFLAGS)"
 STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 SHARD       ?= 1
 FUZZTIME    ?= 60s
@@ -21,6 +23,7 @@ build: bin/muster bin/muster-node ## build bin/muster and bin/muster-node (stati
 bin/muster: FORCE
 	@$(GOBUILD) -o $@ ./cmd/muster
 
+bin/muster-node: LDFLAGS += -X main.buildTime=$(BUILDTIME)
 bin/muster-node: FORCE
 	@$(GOBUILD) -o $@ ./cmd/muster-node
 

@@ -268,6 +268,7 @@ func TestCheckKey(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	//lint:ignore SA1019 a point off the curve cannot be made otherwise
 	for _, bad := range []any{nil, k, p521.Public(), (*ecdsa.PublicKey)(nil), &ecdsa.PublicKey{}, &ecdsa.PublicKey{Curve: elliptic.P256(), X: big.NewInt(1), Y: big.NewInt(1)}, "x"} {
 		if CheckKey(bad) == nil {
 			t.Errorf("%#v was taken", bad)

@@ -135,7 +135,9 @@ func TestHostileProfilesAreRefused(t *testing.T) {
 		t.Fatal(err)
 	}
 	good := p256(t)
+	//lint:ignore SA1019 a point off the curve cannot be made otherwise
 	offCurve := &ecdsa.PublicKey{Curve: elliptic.P256(), X: new(big.Int).Add(good.X, big.NewInt(1)), Y: good.Y}
+	//lint:ignore SA1019 as above
 	wrongCurve := &ecdsa.PublicKey{Curve: elliptic.P384(), X: good.X, Y: good.Y}
 	rows := []struct {
 		name   string
