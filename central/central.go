@@ -306,6 +306,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		g.Go(func() error { return ignoreClosed(metricsServer.Serve(metricsListener)) })
 	}
 	g.Go(func() error { return cert.renew(ctx) })
+	g.Go(func() error { return s.sweep(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
 		s.ready.Store(false)

@@ -29,6 +29,9 @@ type nodeEntry struct {
 	ldevidKey  string
 	certified  bool
 	generation int64
+	// revision orders writes: two that were committed one after the other
+	// may arrive here the other way round.
+	revision int64
 	macs       []string
 }
 
@@ -46,24 +49,46 @@ func newNodeIndex() *nodeIndex {
 
 func (x *nodeIndex) load(ctx context.Context, s store.Store, tenant string) error {
 	return s.View(ctx, func(t store.Reader) error {
-		after := fleet.NodeID("")
-		for {
+		for after := fleet.NodeID(""); ; {
 			nodes, err := t.Nodes(tenant, after, 1000)
-			if err != nil || len(nodes) == 0 {
+			if err != nil {
 				return err
+			}
+			if len(nodes) == 0 {
+				break
 			}
 			for _, n := range nodes {
 				x.put(n)
 			}
 			after = nodes[len(nodes)-1].ID
 		}
+		// Machines that were denied before they became nodes.
+		denials, err := t.Denials(tenant)
+		if err != nil {
+			return err
+		}
+		for _, d := range denials {
+			if _, there := x.get(d.Node); there {
+				continue
+			}
+			requests, err := t.RequestsOfNode(tenant, d.Node)
+			if err != nil {
+				return err
+			}
+			n := fleet.Node{ID: d.Node, Tenant: tenant, State: fleet.NodeDenied}
+			if len(requests) > 0 {
+				n.Hardware = requests[len(requests)-1].Evidence.Hardware
+			}
+			x.put(n)
+		}
+		return nil
 	})
 }
 
 func (x *nodeIndex) put(n fleet.Node) {
 	e := nodeEntry{
 		tenant: n.Tenant, state: n.State, ldevidKey: string(n.LDevIDKey), generation: n.Generation,
-		certified: n.Certificate.Serial != "",
+		certified: n.Certificate.Serial != "", revision: n.Revision,
 	}
 	for _, nic := range n.Hardware.NICs {
 		if nic.MAC != "" && len(e.macs) < 32 {
@@ -72,7 +97,11 @@ func (x *nodeIndex) put(n fleet.Node) {
 	}
 	x.mu.Lock()
 	defer x.mu.Unlock()
-	x.count(x.nodes[n.ID], -1)
+	old := x.nodes[n.ID]
+	if old.revision > e.revision {
+		return
+	}
+	x.count(old, -1)
 	x.count(e, +1)
 	x.nodes[n.ID] = e
 }
