@@ -32,7 +32,7 @@ type nodeEntry struct {
 	// revision orders writes: two that were committed one after the other
 	// may arrive here the other way round.
 	revision int64
-	macs       []string
+	macs     []string
 }
 
 // nodeIndex holds all nodes of the centre.
