@@ -10,9 +10,14 @@ import (
 	"time"
 )
 
-// ProbeTime is how long a probe boot may take with working KVM: some ten
-// times what it needs.
-const ProbeTime = 45 * time.Second
+// ProbeTime is how long a probe boot may take, probeSilence how long it may
+// take to print anything: each some ten times what working KVM needs.
+const (
+	ProbeTime    = 45 * time.Second
+	probeSilence = 15 * time.Second
+)
+
+var anything = regexp.MustCompile(`.`)
 
 // ProbeKVM boots image (a UKI) with KVM and returns nil when the console
 // shows a line that matches started. That /dev/kvm can be opened says too
@@ -43,7 +48,12 @@ func ProbeKVM(ctx context.Context, image, scratch string, started *regexp.Regexp
 	if err := m.PowerOn(ctx); err != nil {
 		return fmt.Errorf("machine: probe KVM: %w", err)
 	}
-	_, waitErr := m.Serial().Wait(ctx, 0, started)
+	first, cancelFirst := context.WithTimeout(ctx, probeSilence)
+	defer cancelFirst()
+	_, waitErr := m.Serial().Wait(first, 0, anything)
+	if waitErr == nil {
+		_, waitErr = m.Serial().Wait(ctx, 0, started)
+	}
 	if waitErr != nil {
 		waitErr = fmt.Errorf("machine: probe KVM: the guest did not start: %w", waitErr)
 	}

@@ -25,7 +25,8 @@ func (c Config) args(fw firmware, tpm string) []string {
 	}
 	cpu := "max"
 	if c.Accel == AccelKVM {
-		cpu = "host"
+		// Nested hosts offer this feature and then refuse its register.
+		cpu = "host,-arch-capabilities"
 	}
 	a := []string{
 		"-name", "muster-lab-" + c.Name,

@@ -15,8 +15,13 @@ import (
 	"github.com/muster-edge/muster/pxe/server"
 )
 
-// prepareBoot builds an image that calls nobody.
-func prepareBoot(ctx context.Context, l *lab.Lab) error { return buildImage(ctx, l) }
+// prepareBoot builds an image like any other; its centre is never started.
+func prepareBoot(ctx context.Context, l *lab.Lab) error {
+	if l.Spec.Image != "" {
+		return buildImage(ctx, l)
+	}
+	return prepareEnroll(ctx, l)
+}
 
 // runBoot: given machines and a boot host, when they are powered on, then
 // each runs the recovery image's /init.
