@@ -9,7 +9,6 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
-	"encoding/hex"
 	"encoding/pem"
 	"fmt"
 	"io"
@@ -471,5 +470,3 @@ func must(t testing.TB, err error) {
 		t.Fatal(err)
 	}
 }
-
-func hexOf(b []byte) string { return hex.EncodeToString(b) }
