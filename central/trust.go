@@ -107,7 +107,6 @@ func rootOf(file string, c *x509.Certificate, lab bool) Root {
 type trust struct {
 	store store.Store
 	dir   string
-	hub   *hub
 	now   func() time.Time
 
 	mu     sync.Mutex

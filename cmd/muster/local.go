@@ -5,9 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"strings"
 	"time"
 
 	"github.com/muster-edge/muster/central"
+	"github.com/muster-edge/muster/enroll"
 )
 
 // either runs one of two ways to do the same: on the data directory of
@@ -19,7 +21,7 @@ func (a *access) either(ctx context.Context, local func(*central.Local) error, r
 		}
 		l, err := central.OpenLocal(ctx, a.data, time.Now())
 		if err == nil {
-			return errors.Join(local(l), l.Close())
+			return errors.Join(plain(local(l)), l.Close())
 		}
 		if !errors.Is(err, central.ErrRunning) {
 			return err
@@ -30,4 +32,13 @@ func (a *access) either(ctx context.Context, local func(*central.Local) error, r
 		return err
 	}
 	return c.explain(remote(c))
+}
+
+// plain takes the name of the package from what is meant for people.
+func plain(err error) error {
+	var refused *enroll.Refused
+	if errors.As(err, &refused) {
+		return errors.New(strings.TrimPrefix(refused.Error(), "enroll: "))
+	}
+	return err
 }
