@@ -47,6 +47,10 @@ type Config struct {
 	LabUnknownBoot, LabUnverified bool
 	// ReportEvery is how often nodes shall call; default 60 s.
 	ReportEvery time.Duration
+	// MaxConns and MaxConnsPerSource bound the open connections of an
+	// endpoint, in all (default 8192) and per address (default 1024; behind a
+	// load balancer that hides addresses, give the same as MaxConns).
+	MaxConns, MaxConnsPerSource int
 	// Boot switches the boot role on.
 	Boot *BootConfig
 	// Version is shown to operators.
@@ -69,6 +73,12 @@ func (c *Config) setDefaults() {
 	}
 	if c.Nodes == "" {
 		c.Nodes = ":7444"
+	}
+	if c.MaxConns <= 0 {
+		c.MaxConns = defaultConns
+	}
+	if c.MaxConnsPerSource <= 0 {
+		c.MaxConnsPerSource = defaultConnsPerSource
 	}
 	if c.ReportEvery <= 0 {
 		c.ReportEvery = time.Minute
@@ -367,7 +377,7 @@ func (s *Server) listen(endpoint, address string) (net.Listener, error) {
 	if err != nil {
 		return nil, fmt.Errorf("central: listen for %s: %w", endpoint, err)
 	}
-	return newLimitListener(l, maxConns, maxConnsPerSource, s.metrics.conns.WithLabelValues(endpoint).Inc), nil
+	return newLimitListener(l, s.cfg.MaxConns, s.cfg.MaxConnsPerSource, s.metrics.conns.WithLabelValues(endpoint).Inc), nil
 }
 
 // names are all names the centre can be reached by, as far as it knows.

@@ -16,11 +16,11 @@ const (
 	handshakeTimeout = 10 * time.Second
 	idleTimeout      = 90 * time.Second
 	maxHeaderBytes   = 16 << 10
-	maxConns         = 8192
+	maxStreams       = 64
+	defaultConns     = 8192
 	// A site behind one address may have hundreds of nodes; more sockets
 	// than this from one address is no site.
-	maxConnsPerSource = 1024
-	maxStreams        = 64
+	defaultConnsPerSource = 1024
 )
 
 // httpServer returns a server with our limits. read bounds reading one

@@ -19,6 +19,7 @@ import (
 
 // serveSettings are the flags of `muster serve`.
 type serveSettings struct {
+	maxConns, maxConnsPerSource                                          int
 	data, operators, nodes, metrics                                      string
 	advertise, releaseKeys                                               []string
 	reportEvery                                                          time.Duration
@@ -36,6 +37,8 @@ func (s *serveSettings) flags(cmd *cobra.Command) {
 	f.StringSliceVar(&s.advertise, "advertise", nil, "further host names and addresses of the centre, for its TLS certificate")
 	f.StringSliceVar(&s.releaseKeys, "release-key", nil, "PEM file with a public release key to trust; may be repeated")
 	f.DurationVar(&s.reportEvery, "report-every", time.Minute, "how often nodes shall call")
+	f.IntVar(&s.maxConns, "max-conns", 8192, "most open connections of an endpoint")
+	f.IntVar(&s.maxConnsPerSource, "max-conns-per-source", 1024, "most open connections from one address; behind a load balancer that hides addresses, as --max-conns")
 	f.BoolVar(&s.labUnknownBoot, "lab-allow-unknown-boot", false, "let people approve machines of a lab tenant whose boot is not proved")
 	f.BoolVar(&s.labUnverified, "lab-allow-unverified", false, "let people approve machines of a lab tenant whose TPM nobody vouches for")
 	f.StringVar(&s.bootInterface, "boot-interface", "", "serve network boot on this interface")
@@ -105,6 +108,7 @@ func (s *serveSettings) config(cmd *cobra.Command) (central.Config, error) {
 	cfg := central.Config{
 		Data: s.data, Operators: s.operators, Nodes: s.nodes, Metrics: s.metrics, Advertise: s.advertise,
 		LabUnknownBoot: s.labUnknownBoot, LabUnverified: s.labUnverified, ReportEvery: s.reportEvery, Version: version,
+		MaxConns: s.maxConns, MaxConnsPerSource: s.maxConnsPerSource,
 	}
 	if s.data == "" {
 		bad("--data DIR is missing: the centre needs a directory to keep things in")
