@@ -206,6 +206,26 @@ func labPrint(w io.Writer, r lab.Result) {
 	}
 	_ = t.Flush()
 	fmt.Fprintf(w, "logs and packet captures: %s\n", r.Dir)
+	if words := labOutcome(r); words != "" {
+		fmt.Fprintf(w, "\n%s\n", words)
+	}
+}
+
+// labOutcome tells a newcomer what has just happened.
+func labOutcome(r lab.Result) string {
+	if !r.OK || r.Scenario != "enroll" || r.Forged || len(r.Machines) == 0 {
+		return ""
+	}
+	who := "A machine without an operating system was"
+	it := "It"
+	if n := len(r.Machines); n > 1 {
+		who, it = fmt.Sprintf("%d machines without an operating system were", n), "Each"
+	}
+	return who + ` switched on. The firmware loaded muster's recovery image from the
+network, the TPM proved which machine this is and what it runs, and it waited in the approval
+queue with no secret in its hands. After approval it got a certificate for a key that never
+leaves its TPM. ` + it + ` is now an enrolled node.
+To look around in a lab that stays: bin/muster lab up`
 }
 
 func labUpCommand() *cobra.Command {
