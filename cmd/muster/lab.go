@@ -221,8 +221,12 @@ func labOutcome(r lab.Result) string {
 	if n := len(r.Machines); n > 1 {
 		who, it = fmt.Sprintf("%d machines without an operating system were", n), "Each"
 	}
-	return who + ` switched on. The firmware loaded muster's recovery image from the
-network, the TPM proved which machine this is and what it runs, and it waited in the approval
+	from := "the network"
+	if r.Boot == "disk" {
+		from = "a disk"
+	}
+	return who + ` switched on. The firmware loaded muster's recovery image from
+` + from + `, the TPM proved which machine this is and what it runs, and it waited in the approval
 queue with no secret in its hands. After approval it got a certificate for a key that never
 leaves its TPM. ` + it + ` is now an enrolled node.
 To look around in a lab that stays: bin/muster lab up`
