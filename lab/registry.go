@@ -49,6 +49,7 @@ func writeRecord(s Spec, pid int, detached bool) error {
 	if err := renameio.WriteFile(filepath.Join(s.Dir, recordFile), b, 0o644); err != nil {
 		return fmt.Errorf("lab: write run record: %w", err)
 	}
+	enlist(s.Dir)
 	return nil
 }
 
@@ -68,6 +69,27 @@ type Running struct {
 
 // Alive reports whether the run's processes exist.
 func (r Running) Alive() bool { return r.PID != 0 }
+
+// enlist makes a run that lives elsewhere findable by its name: a link in
+// Home. The name may be taken, or Home not writable; then the run is known by
+// its directory only, which is no reason to fail.
+func enlist(dir string) {
+	home, err := Home()
+	if err != nil || filepath.Dir(dir) == home {
+		return
+	}
+	if os.MkdirAll(home, 0o700) != nil {
+		return
+	}
+	link := filepath.Join(home, filepath.Base(dir))
+	if at, err := os.Readlink(link); err == nil {
+		if r, err := Find(at); err == nil && at != dir && (r.State == "up" || r.State == "running") {
+			return
+		}
+		_ = os.Remove(link)
+	}
+	_ = os.Symlink(dir, link)
+}
 
 // List returns the runs of this user, newest first. Runs that were killed are
 // cleaned of their sockets and get a result that says so.
