@@ -11,13 +11,20 @@ type files struct{ dir string }
 func (f files) vars() string   { return filepath.Join(f.dir, "firmware-variables.fd") }
 func (f files) qmp() string    { return filepath.Join(f.dir, "qmp.sock") }
 func (f files) serial() string { return filepath.Join(f.dir, "serial.log") }
-func (f files) pcap() string   { return filepath.Join(f.dir, "net0.pcap") }
 func (f files) qemu() string   { return filepath.Join(f.dir, "qemu.log") }
 func (f files) tpm() string    { return filepath.Join(f.dir, "tpm") }
 
-// args is QEMU's command line. c has its defaults. tpm is the control socket
-// of the software TPM, "" for none.
-func (c Config) args(fw firmware, tpm string) []string {
+// pcap is the capture of the n-th power-on (from 1): QEMU begins each anew.
+func (f files) pcap(n int) string {
+	if n <= 1 {
+		return filepath.Join(f.dir, "net0.pcap")
+	}
+	return filepath.Join(f.dir, fmt.Sprintf("net0-%d.pcap", n))
+}
+
+// args is QEMU's command line at the n-th power-on. c has its defaults. tpm is
+// the control socket of the software TPM, "" for none.
+func (c Config) args(fw firmware, tpm string, n int) []string {
 	f := files{c.Dir}
 	machine := "q35,accel=" + c.Accel
 	if fw.smm {
@@ -55,14 +62,7 @@ func (c Config) args(fw firmware, tpm string) []string {
 		"-drive", "if=pflash,unit=0,format=raw,readonly=on,file="+fw.code,
 		"-drive", "if=pflash,unit=1,format=raw,file="+f.vars(),
 	)
-	system := "type=1,manufacturer=muster,product=lab"
-	if c.Serial != "" {
-		system += ",serial=" + c.Serial
-	}
-	if c.UUID != "" {
-		system += ",uuid=" + c.UUID
-	}
-	a = append(a, "-smbios", system)
+	a = append(a, c.smbiosArgs()...)
 	if tpm != "" {
 		a = append(a,
 			"-chardev", "socket,id=tpm,path="+tpm,
@@ -74,13 +74,17 @@ func (c Config) args(fw firmware, tpm string) []string {
 		// An empty romfile leaves QEMU's iPXE out, so that the firmware's own
 		// network stack boots, as on a real PC.
 		card := c.NIC + ",netdev=net0,mac=" + c.MAC + ",romfile="
-		if c.Boot != BootDisk {
+		switch {
+		case c.Boot == BootDisk:
+		case c.DiskFirst:
+			card += ",bootindex=2"
+		default:
 			card += ",bootindex=1"
 		}
 		a = append(a,
 			"-netdev", "tap,id=net0,ifname="+c.Tap+",script=no,downscript=no",
 			"-device", card,
-			"-object", "filter-dump,id=dump0,netdev=net0,file="+f.pcap(),
+			"-object", "filter-dump,id=dump0,netdev=net0,file="+f.pcap(n),
 		)
 	}
 	if c.Tap != "" && c.Boot != BootDisk {
@@ -114,7 +118,7 @@ func (c Config) args(fw firmware, tpm string) []string {
 			device += ",serial=" + serial
 		}
 		switch {
-		case d.Boot && c.Boot == BootDisk:
+		case d.Boot && (c.Boot == BootDisk || c.DiskFirst):
 			device += ",bootindex=1"
 		case d.Boot:
 			device += ",bootindex=2"

@@ -21,22 +21,27 @@ func TestArgs(t *testing.T) {
 		cfg  Config
 		fw   firmware
 		tpm  string
+		run  int
 	}{
-		{"tftp", base, plain, "/run/lab/node1/tpm/tpm.ctrl"},
-		{"http", with(func(c *Config) { c.Boot = BootHTTP }), plain, "/run/lab/node1/tpm/tpm.ctrl"},
-		{"secure-boot", with(func(c *Config) { c.SecureBoot = true }), secure, "/run/lab/node1/tpm/tpm.ctrl"},
+		{"tftp", base, plain, "/run/lab/node1/tpm/tpm.ctrl", 0},
+		{"http", with(func(c *Config) { c.Boot = BootHTTP }), plain, "/run/lab/node1/tpm/tpm.ctrl", 0},
+		{"secure-boot", with(func(c *Config) { c.SecureBoot = true }), secure, "/run/lab/node1/tpm/tpm.ctrl", 0},
 		{"disk-nvme-e1000e-1970", with(func(c *Config) {
 			c.Boot, c.NIC, c.Clock, c.MemoryMB, c.CPUs = BootDisk, NICE1000E, time.Unix(0, 0), 2048, 2
 			c.Disks = []Disk{{Folder: "/run/lab/stick1", Serial: "STICK", Boot: true}, {File: "/run/lab/target.img", Bus: BusNVMe}}
-		}), plain, ""},
-		{"kvm-bare", Config{Name: "probe", Dir: "/p", Accel: AccelKVM, Boot: BootDisk, Disks: []Disk{{Folder: "/p/disk", Boot: true}}}, plain, ""},
+		}), plain, "", 0},
+		{"smbios-disk-first-again", with(func(c *Config) {
+			c.SMBIOS = SMBIOS{Product: "a,serial=b\x1b[31m", SKU: "x", BoardProduct: "<b>,,\u202e"}
+			c.DiskFirst, c.Disks = true, []Disk{{Folder: "/run/lab/stick1", Boot: true}}
+		}), plain, "/run/lab/node1/tpm/tpm.ctrl", 2},
+		{"kvm-bare", Config{Name: "probe", Dir: "/p", Accel: AccelKVM, Boot: BootDisk, Disks: []Disk{{Folder: "/p/disk", Boot: true}}}, plain, "", 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			cfg := c.cfg.defaults()
 			if err := cfg.validate(); err != nil {
 				t.Fatal(err)
 			}
-			got := strings.Join(cfg.args(c.fw, c.tpm), "\n") + "\n"
+			got := strings.Join(cfg.args(c.fw, c.tpm, max(c.run, 1)), "\n") + "\n"
 			path := filepath.Join("testdata", c.name+".args")
 			if *update {
 				if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
@@ -77,6 +82,8 @@ func TestValidateWhenWrongThenEveryProblemIsNamed(t *testing.T) {
 		"disk is an option":  {func(c *Config) { c.Disks = []Disk{{File: "/x,readonly=on"}} }, []string{"commas"}},
 		"file and folder":    {func(c *Config) { c.Disks = []Disk{{File: "/x", Folder: "/y"}} }, []string{"file or a folder"}},
 		"bus":                {func(c *Config) { c.Disks = []Disk{{File: "/x", Bus: "ide"}} }, []string{"bus"}},
+		"SMBIOS":             {func(c *Config) { c.SMBIOS.BoardAsset = "a\x00b" }, []string{"SMBIOS", "NUL"}},
+		"no disk first":      {func(c *Config) { c.DiskFirst = true }, []string{"without a disk"}},
 		"two at once":        {func(c *Config) { c.Accel, c.MemoryMB = "magic", 3 }, []string{"accelerator", "memory"}},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -97,6 +97,9 @@ type Config struct {
 
 	// Boot is the way by which the firmware gets its program.
 	Boot Boot
+	// DiskFirst makes the firmware of a machine that boots from the network
+	// try the disks marked Boot before.
+	DiskFirst bool
 	// Disks in the order in which the machine sees them.
 	Disks []Disk
 
@@ -110,6 +113,8 @@ type Config struct {
 
 	// UUID and Serial are what the firmware tells (SMBIOS type 1).
 	UUID, Serial string
+	// SMBIOS is what else it tells; its Serial goes before the one above.
+	SMBIOS SMBIOS
 	// Clock is the real-time clock at power-on; zero is the host's time.
 	Clock time.Time
 
@@ -223,7 +228,7 @@ func (c Config) validate() error {
 			bootable++
 		}
 	}
-	if c.Boot == BootDisk && bootable == 0 {
+	if (c.Boot == BootDisk || c.DiskFirst) && bootable == 0 {
 		bad("boot by disk without a disk marked as bootable")
 	}
 	if c.UUID != "" && !uuidForm.MatchString(c.UUID) {
@@ -231,6 +236,9 @@ func (c Config) validate() error {
 	}
 	if !wordForm.MatchString(c.Serial) {
 		bad("serial %q: want letters, digits, dots, dashes", c.Serial)
+	}
+	for _, p := range c.SMBIOS.problems() {
+		bad("%s", p)
 	}
 	return errors.Join(errs...)
 }

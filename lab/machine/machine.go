@@ -2,6 +2,7 @@ package machine
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -25,8 +26,11 @@ type Machine struct {
 	serial *Serial
 	tpm    *swtpmtest.TPM
 
+	name, mac, uuid string // never change; cfg does, under mu
+
 	mu  sync.Mutex
 	run *running // nil when off
+	ons int      // how often it was switched on
 }
 
 // running is what exists between power-on and power-off.
@@ -52,7 +56,7 @@ func New(cfg Config) (*Machine, error) {
 	if err := os.MkdirAll(cfg.Dir, 0o755); err != nil {
 		return nil, fmt.Errorf("machine: make %s: %w", cfg.Name, err)
 	}
-	m := &Machine{cfg: cfg, fw: fw, serial: NewSerial(cfg.OnLine)}
+	m := &Machine{cfg: cfg, fw: fw, serial: NewSerial(cfg.OnLine), name: cfg.Name, mac: cfg.MAC, uuid: cfg.UUID}
 	if vars := (files{cfg.Dir}).vars(); !exists(vars) {
 		if err := copyFile(vars, fw.vars); err != nil {
 			return nil, fmt.Errorf("machine: make firmware variables of %s: %w", cfg.Name, err)
@@ -70,23 +74,80 @@ func New(cfg Config) (*Machine, error) {
 }
 
 // Name returns the machine's name.
-func (m *Machine) Name() string { return m.cfg.Name }
+func (m *Machine) Name() string { return m.name }
 
 // MAC returns the card's address.
-func (m *Machine) MAC() string { return m.cfg.MAC }
+func (m *Machine) MAC() string { return m.mac }
 
 // UUID returns the SMBIOS UUID.
-func (m *Machine) UUID() string { return m.cfg.UUID }
+func (m *Machine) UUID() string { return m.uuid }
 
 // Serial returns the console; it outlives power cycles.
 func (m *Machine) Serial() *Serial { return m.serial }
 
-// Captures returns the packet capture files of the cards.
+// Captures returns the packet capture files of the card, one for each time the
+// machine was switched on, oldest first.
 func (m *Machine) Captures() []string {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if m.cfg.Tap == "" {
 		return nil
 	}
-	return []string{files{m.cfg.Dir}.pcap()}
+	var out []string
+	for n := 1; n <= m.ons; n++ {
+		out = append(out, files{m.cfg.Dir}.pcap(n))
+	}
+	return out
+}
+
+// Rebuild changes a machine that is off, as somebody with a screwdriver or in
+// the firmware's setup does. It stays the same machine: name, directory (and
+// with it TPM and firmware variables), addresses and Secure Boot cannot change.
+func (m *Machine) Rebuild(edit func(*Config)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.run != nil {
+		return fmt.Errorf("machine: rebuild %s: it is on", m.name)
+	}
+	old, cfg := m.cfg, m.cfg
+	edit(&cfg)
+	if cfg.Name != old.Name || cfg.Dir != old.Dir || cfg.MAC != old.MAC || cfg.Tap != old.Tap || cfg.UUID != old.UUID ||
+		cfg.SecureBoot != old.SecureBoot || cfg.NoTPM != old.NoTPM {
+		return fmt.Errorf("machine: rebuild %s: that would be another machine", m.name)
+	}
+	cfg = cfg.defaults()
+	if err := cfg.validate(); err != nil {
+		return err
+	}
+	m.cfg = cfg
+	return nil
+}
+
+// Clock reads the real-time clock (UTC), as the firmware of the next boot
+// will; the system that runs may have set it.
+func (m *Machine) Clock(ctx context.Context) (time.Time, error) {
+	m.mu.Lock()
+	run := m.run
+	m.mu.Unlock()
+	if run == nil {
+		return time.Time{}, fmt.Errorf("machine: read clock of %s: it is off", m.name)
+	}
+	b, err := run.qmp.Execute(ctx, "qom-get", map[string]string{"path": "/machine", "property": "rtc-time"})
+	if err != nil {
+		return time.Time{}, fmt.Errorf("machine: read clock of %s: %w", m.name, err)
+	}
+	var t struct { // struct tm of C
+		Year int `json:"tm_year"`
+		Mon  int `json:"tm_mon"`
+		Day  int `json:"tm_mday"`
+		Hour int `json:"tm_hour"`
+		Min  int `json:"tm_min"`
+		Sec  int `json:"tm_sec"`
+	}
+	if err := json.Unmarshal(b, &t); err != nil {
+		return time.Time{}, fmt.Errorf("machine: read clock of %s: %w", m.name, err)
+	}
+	return time.Date(1900+t.Year, time.Month(1+t.Mon), t.Day, t.Hour, t.Min, t.Sec, 0, time.UTC), nil
 }
 
 // PowerOn starts the machine and returns when QEMU runs; the firmware is at
@@ -123,7 +184,7 @@ func (m *Machine) PowerOn(ctx context.Context) error {
 func (m *Machine) start(ctx context.Context, control string) error {
 	f := files{m.cfg.Dir}
 	_ = os.Remove(f.qmp())
-	args := m.cfg.args(m.fw, control)
+	args := m.cfg.args(m.fw, control, m.ons+1)
 	text := QEMU + " " + strings.Join(args, " ") + "\n"
 	if err := os.WriteFile(filepath.Join(m.cfg.Dir, "command-line"), []byte(text), 0o644); err != nil {
 		return err
@@ -176,6 +237,7 @@ func (m *Machine) start(ctx context.Context, control string) error {
 		return err
 	}
 	m.run = r
+	m.ons++
 	if r.qmp, err = m.connect(ctx, r); err != nil {
 		_ = cmd.Process.Kill()
 		<-r.done
@@ -255,14 +317,36 @@ func (m *Machine) Reset(ctx context.Context) error {
 	run := m.run
 	m.mu.Unlock()
 	if run == nil {
-		return fmt.Errorf("machine: reset %s: it is off", m.cfg.Name)
+		return fmt.Errorf("machine: reset %s: it is off", m.name)
 	}
 	_, err := run.qmp.Execute(ctx, "system_reset", nil)
 	return err
 }
 
-// PowerOff takes the power away, as pulling the plug does. It is no error if
-// the machine is off already.
+// Cut takes the power away from machine and TPM in one moment, as pulling the
+// plug does: neither gets to write anything. It is no error if the machine is
+// off already.
+func (m *Machine) Cut() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.run == nil {
+		return nil
+	}
+	// The TPM first, or it would notice that its machine went.
+	if m.tpm != nil {
+		if err := m.tpm.Close(); err != nil {
+			return fmt.Errorf("machine: cut power of %s: %w", m.name, err)
+		}
+	}
+	if err := m.run.cmd.Process.Kill(); err != nil && !errors.Is(err, os.ErrProcessDone) {
+		return fmt.Errorf("machine: cut power of %s: %w", m.name, err)
+	}
+	<-m.run.done
+	return m.finish()
+}
+
+// PowerOff switches off; what runs on the machine is not asked. It is no error
+// if the machine is off already.
 func (m *Machine) PowerOff(ctx context.Context) error {
 	m.mu.Lock()
 	defer m.mu.Unlock()
