@@ -224,7 +224,7 @@ func (s *Server) openEnrollment() error {
 	e.admission = admissions(s.ca.OrdersKey)
 	s.enroll, err = service.New(service.Config{
 		Tenant: DefaultTenant, Store: e, Issuer: issuer{s.ca}, Policy: s.trust.policy, Keys: keys.current,
-		Now: s.cfg.Now, Log: s.log, Limits: s.cfg.Limits,
+		Now: s.cfg.Now, Log: s.log, Limits: s.cfg.Limits, Observe: s.metrics.observe,
 	})
 	return err
 }

@@ -139,7 +139,6 @@ func (e *enrollment) Request(ctx context.Context, tenant string, id fleet.Reques
 // transaction, so that no other decision comes between the look at the
 // request and the commit; it costs the writer one ECDSA signature.
 func (e *enrollment) Issue(ctx context.Context, tenant string, id fleet.RequestID, make func(fleet.Request) (enroll.Issued, error)) (enroll.Issued, error) {
-	start := time.Now()
 	var out enroll.Issued
 	var node fleet.Node
 	reused := false
@@ -218,7 +217,6 @@ func (e *enrollment) Issue(ctx context.Context, tenant string, id fleet.RequestI
 	}
 	failpoint.Hit("issue.after-commit")
 	if !reused {
-		e.metrics.issue.Observe(time.Since(start).Seconds())
 		e.index.put(node)
 		e.hub.changed(eventsTopic(tenant))
 		e.hub.changed(requestTopic(id))

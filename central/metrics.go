@@ -10,6 +10,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/muster-edge/muster/central/store"
+	"github.com/muster-edge/muster/enroll/service"
 )
 
 // metrics are what /metrics on the loopback address shows. Labels are never
@@ -21,9 +22,11 @@ type metrics struct {
 	conns    *prometheus.CounterVec
 	issue    prometheus.Histogram
 	filed    *prometheus.CounterVec
-	events   prometheus.Counter
-	reports  *prometheus.CounterVec
-	boots    *prometheus.CounterVec
+	// calls and checks of enrollment, see observe.
+	enrollCalls, enrollChecks *prometheus.CounterVec
+	events                    prometheus.Counter
+	reports                   *prometheus.CounterVec
+	boots                     *prometheus.CounterVec
 }
 
 func newMetrics() *metrics {
@@ -46,6 +49,12 @@ func newMetrics() *metrics {
 		filed: prometheus.NewCounterVec(prometheus.CounterOpts{
 			Name: "muster_enrollments_total", Help: "Proved machines by outcome: filed, denied, full, failed.",
 		}, []string{"outcome"}),
+		enrollCalls: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "muster_enrollment_calls_total", Help: "Calls of the enrollment protocol by outcome: ok, or why not.",
+		}, []string{"call", "outcome"}),
+		enrollChecks: prometheus.NewCounterVec(prometheus.CounterOpts{
+			Name: "muster_enrollment_not_proven_total", Help: "Proofs that did not hold, by the first check that failed.",
+		}, []string{"check"}),
 		events: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "muster_events_dropped_total", Help: "Events lost because they came faster than they could be written.",
 		}),
@@ -56,9 +65,25 @@ func newMetrics() *metrics {
 			Name: "muster_boot_steps_total", Help: "Steps of machines that boot from the network.",
 		}, []string{"kind"}),
 	}
-	m.registry.MustRegister(m.calls, m.refused, m.conns, m.issue, m.filed, m.events, m.reports, m.boots,
+	m.registry.MustRegister(m.calls, m.refused, m.conns, m.issue, m.filed, m.enrollCalls, m.enrollChecks, m.events, m.reports, m.boots,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
+	// Series that are there from the start show the first refusal as a step.
+	for _, c := range service.Checks() {
+		m.enrollChecks.WithLabelValues(c)
+	}
 	return m
+}
+
+// observe is the service.Observer. All labels are from the service's lists.
+func (m *metrics) observe(o service.Observation) {
+	if o.Call == service.CallIssue {
+		m.issue.Observe(o.Took.Seconds())
+		return
+	}
+	m.enrollCalls.WithLabelValues(o.Call, o.Outcome).Inc()
+	if o.Check != "" {
+		m.enrollChecks.WithLabelValues(o.Check).Inc()
+	}
 }
 
 // queue shows requests and nodes by state, read at each scrape.

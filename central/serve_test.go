@@ -563,6 +563,21 @@ func TestHealthAndMetrics(t *testing.T) {
 	if _, body := get("/metrics"); !strings.Contains(body, `muster_requests{state="pending",tenant="default"} 1`) || !strings.Contains(body, `muster_enrollments_total{outcome="filed"} 1`) {
 		t.Error("the metrics do not show the request")
 	}
+	nodes := musterv1connect.NewEnrollmentServiceClient(r.client(), "https://"+r.addr.Nodes)
+	if _, err := nodes.Begin(context.Background(), &musterv1.BeginRequest{Protocol: 99}); err == nil {
+		t.Error("a protocol of the future is spoken")
+	}
+	_, body := get("/metrics")
+	for _, line := range []string{
+		`muster_enrollment_calls_total{call="begin",outcome="protocol"} 1`, `muster_enrollment_not_proven_total{check="quote-signature"} 0`,
+	} {
+		if !strings.Contains(body, line) {
+			t.Errorf("the metrics lack %s", line)
+		}
+	}
+	if strings.Contains(body, `call="begin",outcome="ok"`) {
+		t.Error("the metrics show a begin that was not")
+	}
 	r.s.ready.Store(false)
 	if code, _ := get("/readyz"); code != 503 {
 		t.Errorf("/readyz while stopping: %d", code)

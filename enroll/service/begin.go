@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"fmt"
 	"log/slog"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -25,7 +26,8 @@ const (
 
 // Begin implements the RPC. It touches no store: a machine that proved
 // nothing leaves nothing behind.
-func (s *Service) Begin(ctx context.Context, m *musterv1.BeginRequest) (*musterv1.BeginResponse, error) {
+func (s *Service) Begin(ctx context.Context, m *musterv1.BeginRequest) (_ *musterv1.BeginResponse, err error) {
+	defer func(start time.Time) { s.observe(CallBegin, start, err) }(time.Now())
 	c := connectionOf(ctx)
 	if !c.bound {
 		return nil, fail(connect.CodeFailedPrecondition, "tls", "use TLS 1.3, straight to the centre")
@@ -38,7 +40,7 @@ func (s *Service) Begin(ctx context.Context, m *musterv1.BeginRequest) (*musterv
 		return nil, fail(connect.CodeInvalidArgument, "bad-request", err.Error())
 	}
 	var out *musterv1.BeginResponse
-	err := s.begins.do(ctx, func() (err error) {
+	err = s.begins.do(ctx, func() (err error) {
 		out, err = s.challenge(ctx, c, m)
 		return err
 	})

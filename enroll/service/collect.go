@@ -23,7 +23,8 @@ import (
 const maxWait = 30 * time.Second
 
 // Collect implements the RPC.
-func (s *Service) Collect(ctx context.Context, m *musterv1.CollectRequest) (*musterv1.CollectResponse, error) {
+func (s *Service) Collect(ctx context.Context, m *musterv1.CollectRequest) (_ *musterv1.CollectResponse, err error) {
+	defer func(start time.Time) { s.observe(CallCollect, start, err) }(time.Now())
 	now := s.cfg.Now()
 	t, key, err := s.openTicket(ctx, m.GetTicket(), now)
 	if err != nil {
@@ -165,6 +166,7 @@ func (s *Service) issue(ctx context.Context, t ticket, r fleet.Request, key *ecd
 		return enroll.Issued{}, enroll.ErrDenied
 	}
 	failpoint.Hit("enroll/collect/before-issue")
+	start, made := time.Now(), false
 	out, err := s.cfg.Store.Issue(ctx, t.tenant, t.request, func(r fleet.Request) (enroll.Issued, error) {
 		now := s.cfg.Now()
 		if err := enroll.MayIssue(now, r, hash); err != nil {
@@ -174,6 +176,7 @@ func (s *Service) issue(ctx context.Context, t ticket, r fleet.Request, key *ecd
 		if err != nil {
 			return enroll.Issued{}, fmt.Errorf("service: issue: %w", err)
 		}
+		made = true
 		issued := enroll.Issued{
 			Certificates: cert.Chain, Serial: cert.Serial, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter, LDevIDKey: hash,
 		}
@@ -188,6 +191,9 @@ func (s *Service) issue(ctx context.Context, t ticket, r fleet.Request, key *ecd
 		return enroll.Issued{}, err
 	}
 	failpoint.Hit("enroll/collect/after-issue")
+	if made {
+		s.observe(CallIssue, start, nil)
+	}
 	return out, checkLeaf(out.Certificates, key)
 }
 

@@ -35,7 +35,8 @@ const (
 
 // Complete implements the RPC. The same evidence again files nothing new, so
 // no cache of used challenges is needed, in one process or in many.
-func (s *Service) Complete(ctx context.Context, m *musterv1.CompleteRequest) (*musterv1.CompleteResponse, error) {
+func (s *Service) Complete(ctx context.Context, m *musterv1.CompleteRequest) (_ *musterv1.CompleteResponse, err error) {
+	defer func(start time.Time) { s.observe(CallComplete, start, err) }(time.Now())
 	c := connectionOf(ctx)
 	if !c.bound {
 		return nil, fail(connect.CodeFailedPrecondition, "tls", "use TLS 1.3, straight to the centre")
@@ -110,7 +111,7 @@ func (s *Service) complete(ctx context.Context, c connection, k cookie, m *muste
 		ref := reference()
 		s.cfg.Log.Warn("machine not proven", slog.String(keySource, c.source.String()),
 			slog.String(keyReference, ref), slog.String(keyWhy, why), slog.Any(keyError, err))
-		return notProven(ref)
+		return notProven(ref, checkOf(why, err))
 	}
 	var begin musterv1.BeginRequest
 	if err := proto.Unmarshal(k.begin, &begin); err != nil {
@@ -187,6 +188,15 @@ func (s *Service) complete(ctx context.Context, c connection, k cookie, m *muste
 		RequestId: string(request.ID), NodeId: string(request.Node), State: request.State.String(),
 		Message: enroll.Message(request), Ticket: sealed, RetryAfterSeconds: 1,
 	}, nil
+}
+
+// checkOf names the check of the verifier that refused, else why.
+func checkOf(why string, err error) string {
+	var r *pki.Refusal
+	if errors.As(err, &r) {
+		return r.Check
+	}
+	return why
 }
 
 func (s *Service) denied(c connection, ek fleet.EKHash) error {

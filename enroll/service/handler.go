@@ -42,6 +42,13 @@ const (
 	keyError     = "error"
 )
 
+// calls names what an Observation calls the procedures.
+var calls = map[string]string{
+	musterv1connect.EnrollmentServiceBeginProcedure:    CallBegin,
+	musterv1connect.EnrollmentServiceCompleteProcedure: CallComplete,
+	musterv1connect.EnrollmentServiceCollectProcedure:  CallCollect,
+}
+
 // connection is what the HTTP layer knows of the caller.
 type connection struct {
 	source netip.Addr
@@ -73,6 +80,7 @@ func (s *Service) Handler() (path string, h http.Handler) {
 	path, rpc := musterv1connect.NewEnrollmentServiceHandler(s, options...)
 	answer := connect.NewErrorWriter(options...)
 	return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		start := time.Now()
 		c := connection{source: sourceOf(r)}
 		if t := r.TLS; t != nil && t.Version == tls.VersionTLS13 {
 			// RFC 8446 §7.5. No context value, as RFC 9266 does.
@@ -91,7 +99,11 @@ func (s *Service) Handler() (path string, h http.Handler) {
 		default:
 			limited = false
 		}
+		call := calls[r.URL.Path]
 		refuse := func(err error) {
+			if call != "" {
+				s.observe(call, start, err)
+			}
 			if werr := answer.Write(w, r, err); werr != nil {
 				http.Error(w, "bad-request", http.StatusBadRequest)
 			}
@@ -133,7 +145,7 @@ func sourceOf(r *http.Request) netip.Addr {
 // fail makes an error for callers that proved nothing: a short word for
 // programs and the next step for people, and nothing about our insides.
 func fail(code connect.Code, word, next string) *connect.Error {
-	return connect.NewError(code, errors.New(word+": "+next))
+	return connect.NewError(code, &refusal{word: word, next: next})
 }
 
 // busy is Unavailable with Retry-After in whole seconds, at least one.
@@ -147,8 +159,10 @@ func beginAgain() *connect.Error {
 	return fail(connect.CodeFailedPrecondition, "begin-again", "the challenge is not valid here and now; begin again on this connection")
 }
 
-func notProven(reference string) *connect.Error {
-	return fail(connect.CodePermissionDenied, "not-proven", "the proof does not hold; tell your operator the reference "+reference)
+func notProven(reference, check string) *connect.Error {
+	return connect.NewError(connect.CodePermissionDenied, &refusal{
+		word: "not-proven", next: "the proof does not hold; tell your operator the reference " + reference, check: check,
+	})
 }
 
 // fault hides an error of ours and logs it under a reference.

@@ -39,6 +39,8 @@ type Config struct {
 	Keys KeysFunc
 	// Now is the clock; default time.Now.
 	Now func() time.Time
+	// Observe is told how each call ended; nil: nobody.
+	Observe Observer
 	// Log gets one line per refused or filed machine; default: none.
 	Log    *slog.Logger
 	Limits Limits
