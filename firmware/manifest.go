@@ -28,6 +28,7 @@ const (
 	maxPayload   = 128 << 10
 	maxParts     = 256
 	maxInputs    = 1024
+	maxMedia     = 8
 	maxNameBytes = 256
 	// maxImageBytes: a slot image may be some hundreds of MB.
 	maxImageBytes = 64 << 30
@@ -57,6 +58,9 @@ type Manifest struct {
 	Inputs       []Input      `json:"inputs"`
 	Measurements Measurements `json:"measurements"`
 	SecureBoot   SecureBoot   `json:"secure_boot"`
+	// Media are files that hold the image in another form, for sticks,
+	// drives and disks: none for an image that comes by network only.
+	Media []Medium `json:"media,omitempty"`
 	// Created is a date out of the inputs, not of the build: whole seconds,
 	// UTC.
 	Created time.Time `json:"created"`
@@ -99,6 +103,18 @@ type SecureBoot struct {
 	SignerCertSHA256 Digest `json:"signer_cert_sha256,omitzero"`
 }
 
+// Medium is a file beside the image that boots the same bytes and therefore
+// measures alike.
+type Medium struct {
+	// Format is disk (raw GPT image with an ESP) or iso.
+	Format string `json:"format"`
+	// File is a name without folders.
+	File   string `json:"file"`
+	SHA256 Digest `json:"sha256"`
+	// Size is in bytes.
+	Size int64 `json:"size"`
+}
+
 // Image is the manifest as the centre's object. Tenant, Manifest (the
 // envelope) and Registered are the caller's to fill in.
 func (m Manifest) Image() fleet.Image {
@@ -128,8 +144,7 @@ func (m Manifest) Validate() error {
 	problems = append(problems, fleet.ValidateName("image", m.Name), fleet.ValidateVersion(m.Version))
 	check(m.Kind == fleet.ImageRecovery || m.Kind == fleet.ImageSlot, "kind %.40q is neither recovery nor slot", string(m.Kind))
 	check(m.Arch == "amd64" || m.Arch == "arm64", "arch %.40q is neither amd64 nor arm64", m.Arch)
-	check(m.File != "" && len(m.File) <= maxNameBytes && path.Base(m.File) == m.File && !strings.ContainsAny(m.File, "\\\x00") && m.File != "." && m.File != ".." && m.File != "/",
-		"file %.40q is not a plain file name", m.File)
+	check(plainName(m.File), "file %.40q is not a plain file name", m.File)
 	check(!m.SHA256.IsZero(), "sha256 is zero")
 	check(m.Size > 0 && m.Size <= maxImageBytes, "size %d is not between 1 and %d", m.Size, int64(maxImageBytes))
 	check(len(m.Parts) <= maxParts, "%d parts, more than %d", len(m.Parts), maxParts)
@@ -142,6 +157,15 @@ func (m Manifest) Validate() error {
 		check(in.Name != "" && len(in.Name) <= maxNameBytes && len(in.Version) <= maxNameBytes, "input %.40q: name or version is empty or longer than %d", in.Name, maxNameBytes)
 		check(!in.SHA256.IsZero(), "input %.40q: sha256 is zero", in.Name)
 	}
+	check(len(m.Media) <= maxMedia, "%d media, more than %d", len(m.Media), maxMedia)
+	files := map[string]bool{m.File: true}
+	for _, d := range m.Media {
+		check(d.Format == "disk" || d.Format == "iso", "medium format %.40q is neither disk nor iso", d.Format)
+		check(plainName(d.File) && !files[d.File], "medium file %.40q is not a plain file name of its own", d.File)
+		check(!d.SHA256.IsZero(), "medium %.40q: sha256 is zero", d.File)
+		check(d.Size > 0 && d.Size <= maxImageBytes, "medium %.40q: size %d is not between 1 and %d", d.File, d.Size, int64(maxImageBytes))
+		files[d.File] = true
+	}
 	check(!m.Measurements.Authenticode.IsZero(), "authenticode is zero")
 	check(!m.Measurements.Kernel.IsZero(), "kernel is zero")
 	check(len(m.Measurements.Sections) > 0, "no measured sections")
@@ -153,6 +177,11 @@ func (m Manifest) Validate() error {
 		return fmt.Errorf("firmware: check manifest: %w", err)
 	}
 	return nil
+}
+
+// plainName says whether s names a file in the manifest's own folder.
+func plainName(s string) bool {
+	return s != "" && len(s) <= maxNameBytes && path.Base(s) == s && !strings.ContainsAny(s, "\\\x00") && s != "." && s != ".." && s != "/"
 }
 
 // JSON returns the payload bytes that are signed. The same manifest gives the

@@ -28,6 +28,7 @@ func sample(t testing.TB) Manifest {
 		Format: ManifestFormat, Name: "recovery", Version: "1.0", Kind: fleet.ImageRecovery, Arch: "amd64",
 		File: "recovery.efi", SHA256: Digest{1}, Size: 10,
 		Parts:        []Part{{Name: "kernel", Size: 5, Packed: 4}},
+		Media:        []Medium{{Format: "disk", File: "recovery.img", SHA256: Digest{7}, Size: 9}, {Format: "iso", File: "recovery.iso", SHA256: Digest{8}, Size: 9}},
 		Inputs:       []Input{{Name: "linux", Version: "6.1", SHA256: Digest{2}}},
 		Measurements: Measurements{Authenticode: Digest{3}, Kernel: Digest{4}, PCR11: pcr, Sections: sections},
 		SecureBoot:   SecureBoot{SignerCertSHA256: Digest{5}},
@@ -84,6 +85,13 @@ func TestManifestRefuses(t *testing.T) {
 		"there is no Authenticode digest": func(m *Manifest) { m.Measurements.Authenticode = Digest{} },
 		"there is no kernel digest":       func(m *Manifest) { m.Measurements.Kernel = Digest{} },
 		"there is no date":                func(m *Manifest) { m.Created = time.Time{} },
+		"a medium is of another kind":     func(m *Manifest) { m.Media[0].Format = "uki" },
+		"a medium is elsewhere":           func(m *Manifest) { m.Media[0].File = "../x" },
+		"a medium is the image":           func(m *Manifest) { m.Media[0].File = m.File },
+		"two media are one file":          func(m *Manifest) { m.Media[1].File = m.Media[0].File },
+		"a medium has no digest":          func(m *Manifest) { m.Media[0].SHA256 = Digest{} },
+		"a medium is empty":               func(m *Manifest) { m.Media[1].Size = 0 },
+		"there are too many media":        func(m *Manifest) { m.Media = make([]Medium, maxMedia+1) },
 		"there are too many parts":        func(m *Manifest) { m.Parts = make([]Part, maxParts+1) },
 	} {
 		m := sample(t)

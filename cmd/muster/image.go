@@ -113,7 +113,8 @@ The image holds no secret: everybody on the network may read it.`,
 		},
 	}
 	f := cmd.Flags()
-	f.StringVar(&cfg.OutDir, "out", "", "folder for recovery.efi, manifest.dsse.json and recovery.lock.json")
+	f.StringVar(&cfg.OutDir, "out", "", "folder for recovery.efi, media, manifest.dsse.json and recovery.lock.json")
+	f.StringSliceVar(&cfg.Formats, "format", []string{image.FormatUKI}, "what to write, a list: uki (always), disk (raw image for a stick or a disk, recovery.img), iso (for drives and remote consoles, also for sticks, recovery.iso)")
 	f.StringVar(&cfg.Flavour, "kernel", image.FlavourGeneric, "generic (PCs, servers, virtual machines) or cloud (virtual machines only)")
 	f.StringVar(&cfg.NodeBinary, "node-binary", "bin/muster-node", "the static muster-node that becomes /init")
 	f.StringVar(&cfg.Name, "name", "recovery", "name of the image")
@@ -166,13 +167,23 @@ func printRecovery(w io.Writer, output, dir string, r image.Result) error {
 		goal = "OVER the goal of 40 MB"
 	}
 	fmt.Fprintf(t, "%s\t\t%s (%s)\n", image.RecoveryFile, megabytes(r.Manifest.Size), goal)
+	for _, d := range r.Manifest.Media {
+		fmt.Fprintf(t, "%s\t\t%s (medium: %s)\n", d.File, megabytes(d.Size), d.Format)
+	}
 	if err := t.Flush(); err != nil {
 		return err
 	}
 	m := r.Manifest
-	_, err := fmt.Fprintf(w, "\n%s@%s in %s, %d kernel modules\nsha256        %s\nauthenticode  %s\npcr 11        %s\ntime floor    %s\n",
-		m.Name, m.Version, filepath.Join(dir, m.File), len(r.Modules), m.SHA256, m.Measurements.Authenticode, m.Measurements.PCR11, r.TimeFloor.Format(time.RFC3339))
-	return err
+	if _, err := fmt.Fprintf(w, "\n%s@%s in %s, %d kernel modules\nsha256        %s\nauthenticode  %s\npcr 11        %s\ntime floor    %s\n",
+		m.Name, m.Version, filepath.Join(dir, m.File), len(r.Modules), m.SHA256, m.Measurements.Authenticode, m.Measurements.PCR11, r.TimeFloor.Format(time.RFC3339)); err != nil {
+		return err
+	}
+	for _, d := range m.Media {
+		if _, err := fmt.Fprintf(w, "sha256        %s  %s\n", d.SHA256, d.File); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // megabytes counts in 10^6, as the goal does.

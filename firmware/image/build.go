@@ -462,6 +462,22 @@ func write(cfg RecoveryConfig, lock Lock, in inputs, m made) (Result, error) {
 		Parts: m.parts, Inputs: in.list, Measurements: m.measured, SecureBoot: m.secure,
 		Created: created.UTC().Truncate(time.Second),
 	}
+	formats, err := checkFormats(cfg.Formats)
+	if err != nil {
+		return Result{}, err
+	}
+	media := map[string][]byte{}
+	for _, format := range formats {
+		cfg.Note("making the %s", mediaFiles[format])
+		data, err := makeMedium(format, m.efi, m.timeFloor)
+		if err != nil {
+			return Result{}, err
+		}
+		media[format] = data
+		manifest.Media = append(manifest.Media, firmware.Medium{
+			Format: format, File: mediaFiles[format], SHA256: sha256.Sum256(data), Size: int64(len(data)),
+		})
+	}
 	payload, err := manifest.JSON()
 	if err != nil {
 		return Result{}, err
@@ -480,6 +496,14 @@ func write(cfg RecoveryConfig, lock Lock, in inputs, m made) (Result, error) {
 		}
 	}
 	put(RecoveryFile, m.efi)
+	for format, name := range mediaFiles {
+		if data := media[format]; data != nil {
+			put(name, data)
+		} else if rmErr := os.Remove(filepath.Join(cfg.OutDir, name)); rmErr != nil && !errors.Is(rmErr, os.ErrNotExist) {
+			// A medium of an earlier build holds another image.
+			err = errors.Join(err, rmErr)
+		}
+	}
 	put(LockFile, lockJSON)
 	if cfg.Release != nil {
 		envelope, signErr := statement.Sign(firmware.ManifestType, payload, cfg.Release)

@@ -6,8 +6,6 @@ import (
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"net"
-	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
@@ -32,6 +30,10 @@ type RecoveryConfig struct {
 	// NodeBinary is the path of muster-node, a static program for Linux on
 	// amd64. Required.
 	NodeBinary string
+
+	// Formats are any of FormatUKI, FormatDisk and FormatISO. The UKI is
+	// written in any case; default: nothing else.
+	Formats []string
 
 	// Site becomes /etc/muster/site.json. Format, Image, Version and
 	// TimeFloor are filled in by Build.
@@ -104,6 +106,8 @@ func (c RecoveryConfig) validate() error {
 	problems = append(problems, fleet.ValidateName("image", c.Name), fleet.ValidateVersion(c.Version))
 	check(c.Flavour == FlavourCloud || c.Flavour == FlavourGeneric, "kernel %q is neither cloud nor generic", c.Flavour)
 	check(c.NodeBinary != "", "no node program: build bin/muster-node and give --node-binary FILE")
+	_, err := checkFormats(c.Formats)
+	problems = append(problems, err)
 	check((c.SignKey == "") == (c.SignCert == ""), "--sign-key and --sign-cert go together")
 	for _, centre := range c.Site.Centre {
 		u, err := url.Parse(centre)
@@ -120,7 +124,7 @@ func (c RecoveryConfig) validate() error {
 			}
 		}
 	}
-	problems = append(problems, checkNetwork(c.Site.Network))
+	problems = append(problems, checkNetwork(c.Site.Network), checkReach(c.Site))
 	if err := errors.Join(problems...); err != nil {
 		return fmt.Errorf("image: %w", err)
 	}
@@ -153,37 +157,4 @@ func checkRoots(text string) error {
 		return errors.New("--root-ca: no certificate in PEM form")
 	}
 	return nil
-}
-
-func checkNetwork(n fleet.NetworkConfig) error {
-	var problems []error
-	check := func(ok bool, format string, args ...any) {
-		if !ok {
-			problems = append(problems, fmt.Errorf(format, args...))
-		}
-	}
-	if n.Address != "" {
-		_, err := netip.ParsePrefix(n.Address)
-		check(err == nil, "--address %q: want an address with its prefix length, such as 192.0.2.10/24", n.Address)
-	}
-	if n.Gateway != "" {
-		_, err := netip.ParseAddr(n.Gateway)
-		check(err == nil, "--gateway %q is not an IP address", n.Gateway)
-		check(n.Address != "", "--gateway needs --address")
-	}
-	for _, d := range n.DNS {
-		_, err := netip.ParseAddr(d)
-		check(err == nil, "--dns %q is not an IP address", d)
-	}
-	check(n.VLAN >= 0 && n.VLAN <= 4094, "--vlan %d is not between 1 and 4094", n.VLAN)
-	if n.Proxy != "" {
-		u, err := url.Parse(n.Proxy)
-		check(err == nil && u.Scheme == "http" && u.Host != "", "--proxy %q: want http://host:port", n.Proxy)
-		check(err != nil || u.User == nil, "--proxy must not hold a password: the image can be read by everybody")
-	}
-	if n.MAC != "" {
-		_, err := net.ParseMAC(n.MAC)
-		check(err == nil, "--mac %q is not a hardware address", n.MAC)
-	}
-	return errors.Join(problems...)
 }

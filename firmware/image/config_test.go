@@ -82,6 +82,7 @@ func TestConfig(t *testing.T) {
 		"the proxy has a password":     {func(c *RecoveryConfig) { c.Site.Network.Proxy = "http://a:b@p:1" }, "password"},
 		"the proxy is no URL":          {func(c *RecoveryConfig) { c.Site.Network.Proxy = "p:1" }, "--proxy"},
 		"the hardware address is none": {func(c *RecoveryConfig) { c.Site.Network.MAC = "x" }, "--mac"},
+		"the format is unknown":        {func(c *RecoveryConfig) { c.Formats = []string{"uki", "vhd"} }, "--format"},
 	} {
 		cfg := good()
 		c.change(&cfg)

@@ -2,10 +2,22 @@ package image
 
 import (
 	"bytes"
+	"crypto"
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
+	"crypto/sha256"
 	"encoding/binary"
+	"errors"
+	"io"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/cavaliergopher/cpio"
+	"github.com/klauspost/compress/zstd"
 
 	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/firmware/petest"
@@ -116,5 +128,110 @@ func TestComposeDependsOnInputsAlone(t *testing.T) {
 	in.newest = time.Time{}
 	if _, err := compose(fakeConfig(t), in); err == nil {
 		t.Error("an image without any date was made: its time floor would be the year 1")
+	}
+}
+
+// initrdFile reads one file back out of a finished image.
+func initrdFile(t *testing.T, efi []byte, name string) []byte {
+	t.Helper()
+	pe, err := firmware.ParsePE(efi)
+	if err != nil {
+		t.Fatal(err)
+	}
+	packed, err := pe.Section(firmware.SectionInitrd)
+	if err != nil {
+		t.Fatal(err)
+	}
+	z, err := zstd.NewReader(bytes.NewReader(packed))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer z.Close()
+	archive := cpio.NewReader(z)
+	for {
+		h, err := archive.Next()
+		if err != nil {
+			t.Fatalf("no %s in the initrd: %v", name, err)
+		}
+		if h.Name == name {
+			data, err := io.ReadAll(archive)
+			if err != nil {
+				t.Fatal(err)
+			}
+			return data
+		}
+	}
+}
+
+// write puts the media into folder and manifest, and takes away those of an
+// earlier build.
+func TestWriteMedia(t *testing.T) {
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	if err != nil {
+		t.Fatal(err)
+	}
+	cfg := fakeConfig(t)
+	cfg.Formats, cfg.Release = []string{FormatUKI, FormatISO, FormatDisk}, key
+	build := func() Result {
+		t.Helper()
+		m, err := compose(cfg, fakeInputs())
+		if err != nil {
+			t.Fatal(err)
+		}
+		r, err := write(cfg, Lock{Format: LockFormat}, fakeInputs(), m)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return r
+	}
+	failed := func() (names []string) {
+		t.Helper()
+		checks, err := Verify(cfg.OutDir, []crypto.PublicKey{key.Public()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, c := range checks {
+			if !c.OK && strings.HasPrefix(c.Name, "medium") {
+				names = append(names, c.Name)
+			}
+		}
+		return names
+	}
+	r := build()
+	if len(r.Manifest.Media) != 2 {
+		t.Fatalf("%+v", r.Manifest.Media)
+	}
+	for _, d := range r.Manifest.Media {
+		path := filepath.Join(cfg.OutDir, d.File)
+		b, err := os.ReadFile(path)
+		if err != nil || firmware.Digest(sha256.Sum256(b)) != d.SHA256 || int64(len(b)) != d.Size || d.File != mediaFiles[d.Format] {
+			t.Errorf("%+v: %d bytes, %v", d, len(b), err)
+		}
+		if bad := failed(); bad != nil {
+			t.Errorf("good media fail %v", bad)
+		}
+		b[len(b)/2] ^= 1
+		if err := os.WriteFile(path, b, 0o644); err != nil {
+			t.Fatal(err)
+		}
+		if bad := failed(); len(bad) != 1 || bad[0] != "medium "+d.Format {
+			t.Errorf("a changed %s fails %v", d.File, bad)
+		}
+		if err := os.Remove(path); err != nil {
+			t.Fatal(err)
+		}
+		if bad := failed(); bad != nil {
+			t.Errorf("media that were not copied fail %v", bad)
+		}
+	}
+	build()
+	cfg.Formats = nil
+	if r := build(); r.Manifest.Media != nil {
+		t.Errorf("%+v", r.Manifest.Media)
+	}
+	for _, name := range mediaFiles {
+		if _, err := os.Stat(filepath.Join(cfg.OutDir, name)); !errors.Is(err, os.ErrNotExist) {
+			t.Errorf("%s of an earlier build is still there (%v)", name, err)
+		}
 	}
 }

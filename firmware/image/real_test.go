@@ -72,6 +72,7 @@ func realConfig(t *testing.T) RecoveryConfig {
 		OutDir: t.TempDir(), Version: "1.0", Flavour: FlavourCloud, NodeBinary: node, CacheDir: cache, Lock: &lock,
 		Site:    fleet.SiteConfig{Centre: []string{"https://centre.example:7444"}, RootsPEM: rootPEM(t, true)},
 		Release: key,
+		Formats: []string{FormatDisk, FormatISO},
 	}
 }
 

@@ -1,6 +1,7 @@
 package image
 
 import (
+	"bytes"
 	"crypto"
 	"crypto/sha256"
 	"errors"
@@ -82,8 +83,35 @@ func Verify(dir string, keys []crypto.PublicKey) ([]Check, error) {
 	add("number of sections", len(measured.Sections) == len(m.Measurements.Sections), "%d measured, the manifest names %d", len(measured.Sections), len(m.Measurements.Sections))
 	add("PCR 11", measured.PCR11 == m.Measurements.PCR11, "%s%s", measured.PCR11, unlike(measured.PCR11, m.Measurements.PCR11))
 	checkSignature(pe, m, measured.Authenticode, add)
+	checkMedia(dir, m, efi, add)
 	checkLock(dir, m, add)
 	return checks, nil
+}
+
+// checkMedia wants each medium to be what the manifest says, and to hold the
+// image at the place firmware boots it from. A boot host needs no media, so
+// one that is not here is said and is no failure.
+func checkMedia(dir string, m firmware.Manifest, efi []byte, add func(string, bool, string, ...any) bool) {
+	for _, d := range m.Media {
+		name := "medium " + d.Format
+		data, err := readCapped(filepath.Join(dir, d.File), maxImage)
+		if errors.Is(err, os.ErrNotExist) {
+			add(name, true, "%s is not here and was not checked", d.File)
+			continue
+		}
+		if err != nil {
+			add(name, false, "%v", err)
+			continue
+		}
+		sum := firmware.Digest(sha256.Sum256(data))
+		if !add(name, sum == d.SHA256 && int64(len(data)) == d.Size, "%s: %d bytes, sha256 %s%s", d.File, len(data), sum, unlike(sum, d.SHA256)) {
+			continue
+		}
+		at := layout{fat: newFATLayout(len(efi))}.fileSector() * sectorSize
+		if at+len(efi) > len(data) || !bytes.Equal(data[at:at+len(efi)], efi) {
+			add(name+": image", false, "it does not hold %s", m.File)
+		}
+	}
 }
 
 // checkLock wants the lock beside the image, if there is one, to name the
