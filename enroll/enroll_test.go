@@ -101,24 +101,26 @@ func TestEvidenceDigestAndDiff(t *testing.T) {
 func TestPolicy(t *testing.T) {
 	lab := Policy{Lab: true, UnknownBoot: true, Unverified: true}
 	for _, c := range []struct {
-		identity     fleet.IdentityTrust
-		boot         fleet.BootTrust
-		normal, open bool
+		identity fleet.IdentityTrust
+		boot     fleet.BootTrust
+		// normal: outside of labs; plain: in a lab without exceptions; open:
+		// in a lab with both.
+		normal, plain, open bool
 	}{
-		{fleet.IdentityUnverified, fleet.BootUnknown, false, true},
-		{fleet.IdentityUnverified, fleet.BootMeasured, false, true},
-		{fleet.IdentityUnverified, fleet.BootEnforced, false, true},
-		{fleet.IdentityLab, fleet.BootUnknown, false, true},
-		{fleet.IdentityLab, fleet.BootMeasured, true, true},
-		{fleet.IdentityLab, fleet.BootEnforced, true, true},
-		{fleet.IdentityListed, fleet.BootUnknown, false, true},
-		{fleet.IdentityListed, fleet.BootMeasured, true, true},
-		{fleet.IdentityListed, fleet.BootEnforced, true, true},
-		{fleet.IdentityHardware, fleet.BootUnknown, false, true},
-		{fleet.IdentityHardware, fleet.BootMeasured, true, true},
-		{fleet.IdentityHardware, fleet.BootEnforced, true, true},
-		{fleet.IdentityHardware + 1, fleet.BootEnforced, false, false},
-		{fleet.IdentityHardware, fleet.BootEnforced + 1, false, false},
+		{fleet.IdentityUnverified, fleet.BootUnknown, false, false, true},
+		{fleet.IdentityUnverified, fleet.BootMeasured, false, false, true},
+		{fleet.IdentityUnverified, fleet.BootEnforced, false, false, true},
+		{fleet.IdentityLab, fleet.BootUnknown, false, false, true},
+		{fleet.IdentityLab, fleet.BootMeasured, false, true, true},
+		{fleet.IdentityLab, fleet.BootEnforced, false, true, true},
+		{fleet.IdentityListed, fleet.BootUnknown, false, false, true},
+		{fleet.IdentityListed, fleet.BootMeasured, true, true, true},
+		{fleet.IdentityListed, fleet.BootEnforced, true, true, true},
+		{fleet.IdentityHardware, fleet.BootUnknown, false, false, true},
+		{fleet.IdentityHardware, fleet.BootMeasured, true, true, true},
+		{fleet.IdentityHardware, fleet.BootEnforced, true, true, true},
+		{fleet.IdentityHardware + 1, fleet.BootEnforced, false, false, false},
+		{fleet.IdentityHardware, fleet.BootEnforced + 1, false, false, false},
 	} {
 		for name, p := range map[string]struct {
 			policy Policy
@@ -126,7 +128,7 @@ func TestPolicy(t *testing.T) {
 		}{
 			"default":                      {Policy{}, c.normal},
 			"lab, both allowed":            {lab, c.open},
-			"lab, nothing allowed":         {Policy{Lab: true}, c.normal},
+			"lab, nothing allowed":         {Policy{Lab: true}, c.plain},
 			"no lab, but switches left on": {Policy{UnknownBoot: true, Unverified: true}, c.normal},
 		} {
 			if err := p.policy.Check(c.identity, c.boot); (err == nil) != p.want {

@@ -27,13 +27,14 @@ type need uint8
 const (
 	unknownBoot need = 1 << iota
 	unverified
+	labTenant
 )
 
 // approvable is the whole policy. Rows are identities, columns boots.
 var approvable = [4][3]need{
 	//                          unknown                   measured    enforced
 	fleet.IdentityUnverified: {unverified | unknownBoot, unverified, unverified},
-	fleet.IdentityLab:        {unknownBoot, 0, 0},
+	fleet.IdentityLab:        {labTenant | unknownBoot, labTenant, labTenant},
 	fleet.IdentityListed:     {unknownBoot, 0, 0},
 	fleet.IdentityHardware:   {unknownBoot, 0, 0},
 }
@@ -45,6 +46,14 @@ func (p Policy) Check(identity fleet.IdentityTrust, boot fleet.BootTrust) error 
 		return &Refused{Why: fmt.Sprintf("there is no verdict %s/%s", identity, boot), Do: "report this as a fault"}
 	}
 	n := approvable[identity][boot]
+	if n&labTenant != 0 && !p.Lab {
+		// Importing a lab root marks its tenant, so that this is a fault or a
+		// root meant for another tenant.
+		return &Refused{
+			Why: "a lab root vouches for this machine's TPM (identity lab), and this tenant is no lab: a software TPM proves nothing about hardware",
+			Do:  "enroll it into a lab tenant, or import the root certificate of its TPM's real vendor",
+		}
+	}
 	if n&unverified != 0 && !(p.Lab && p.Unverified) {
 		return &Refused{
 			Why: "nobody vouches for this machine's TPM (identity unverified): it may be a program that pretends to be one",
