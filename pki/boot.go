@@ -39,6 +39,7 @@ func (v *verifier) boot(ev Evidence, pol Policy) {
 	v.find("boot-measured", true, image.ID())
 	if err := enforced(ev.Log, image); err != nil {
 		v.find("boot-enforced", false, err.Error())
+		v.drivers(ev)
 		return
 	}
 	v.out.Boot = fleet.BootEnforced
@@ -93,6 +94,28 @@ func (v *verifier) measured(ev Evidence, pol Policy) (fleet.Image, error) {
 		}
 	}
 	return none, fmt.Errorf("the value of PCR 11 is not that of image %s", images[0].ID())
+}
+
+// drivers tells of what ran before the image without anybody's word for it:
+// option ROMs, and drivers that the firmware loaded from a disk or the network
+// (PCR 2). Such a program may change the image in memory after it was
+// measured, and there is no list of good ones: people compare machines.
+func (v *verifier) drivers(ev Evidence) {
+	n, last := 0, [32]byte{}
+	for _, e := range ev.Log {
+		if e.PCR == 2 && e.Type != evNoAction && e.Digest != separator {
+			n, last = n+1, e.Digest
+		}
+	}
+	r := Replay(ev.Log)[2]
+	switch {
+	case !bytes.Equal(r[:], ev.PCRs[2]):
+		v.find("drivers", false, "the log does not tell which option ROMs and drivers ran before the image (PCR 2)")
+	case n > 0:
+		v.find("drivers", false, fmt.Sprintf("%d option ROMs or drivers ran before the image and nobody vouches for them (PCR 2; the last is %x...)", n, last[:8]))
+	default:
+		v.find("drivers", true, "none ran before the image")
+	}
 }
 
 // programs returns the registered images among the digests of PCR 4, and an

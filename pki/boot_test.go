@@ -69,6 +69,7 @@ func digestIs(hexDigest string) func(pki.LogEvent) bool {
 const (
 	evSeparator   = 0x4
 	evApplication = 0x80000003
+	evDriver      = 0x80000004
 	evAction      = 0x80000007
 	evAuthority   = 0x800000E0
 	evConfig      = 0x80000001
@@ -223,6 +224,15 @@ func TestVerifyBoot(t *testing.T) {
 		{"when the data of the authority is changed then measured", "secureboot", func(b *bootCase) {
 			b.change(is(7, evAuthority), func(e *pki.LogEvent) { e.Data[len(e.Data)-1] ^= 1 })
 		}, fleet.BootMeasured, "does not explain"},
+		{"when a driver was loaded before the image then measured and said", "disk", func(b *bootCase) {
+			b.insert(event(2, evDriver, []byte("driver from a stick")), is(4, evApplication))
+			b.replayed()
+		}, fleet.BootMeasured, "drivers: 1 option ROMs or drivers ran before the image"},
+		{"when a driver is hidden as not extended then measured and said", "disk", func(b *bootCase) {
+			b.insert(event(2, evDriver, []byte("driver from a stick")), is(4, evApplication))
+			b.replayed()
+			b.change(is(2, evDriver), func(e *pki.LogEvent) { e.Type = evNoAction })
+		}, fleet.BootMeasured, "drivers: the log does not tell"},
 		{"when Secure Boot was off and the data says on then measured", "disk", func(b *bootCase) {
 			b.change(is(7, evConfig), func(e *pki.LogEvent) { e.Data[len(e.Data)-1] = 1 })
 		}, fleet.BootMeasured, "does not explain"},
