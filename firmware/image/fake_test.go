@@ -22,6 +22,7 @@ import (
 	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/firmware/petest"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/statement"
 )
 
 // fakeStub is a PE file that could be a stub.
@@ -224,6 +225,34 @@ func TestWriteMedia(t *testing.T) {
 			t.Errorf("media that were not copied fail %v", bad)
 		}
 	}
+	// A manifest may be signed over a medium that holds something else.
+	m, err := compose(cfg, fakeInputs())
+	if err != nil {
+		t.Fatal(err)
+	}
+	other, err := makeMedium(FormatISO, noise(len(m.efi)), mediaDate)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(cfg.OutDir, ISOFile), other, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	r.Manifest.Media = []firmware.Medium{{Format: FormatISO, File: ISOFile, SHA256: sha256.Sum256(other), Size: int64(len(other))}}
+	payload, err := r.Manifest.JSON()
+	if err != nil {
+		t.Fatal(err)
+	}
+	envelope, err := statement.Sign(firmware.ManifestType, payload, key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(cfg.OutDir, ManifestFile), envelope.JSON(), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if bad := failed(); len(bad) != 1 || bad[0] != "medium iso: image" {
+		t.Errorf("a medium of another image fails %v", bad)
+	}
+
 	build()
 	cfg.Formats = nil
 	if r := build(); r.Manifest.Media != nil {

@@ -1,7 +1,6 @@
 package image
 
 import (
-	"bytes"
 	"crypto"
 	"crypto/sha256"
 	"errors"
@@ -83,7 +82,7 @@ func Verify(dir string, keys []crypto.PublicKey) ([]Check, error) {
 	add("number of sections", len(measured.Sections) == len(m.Measurements.Sections), "%d measured, the manifest names %d", len(measured.Sections), len(m.Measurements.Sections))
 	add("PCR 11", measured.PCR11 == m.Measurements.PCR11, "%s%s", measured.PCR11, unlike(measured.PCR11, m.Measurements.PCR11))
 	checkSignature(pe, m, measured.Authenticode, add)
-	checkMedia(dir, m, efi, add)
+	checkMedia(dir, m, add)
 	checkLock(dir, m, add)
 	return checks, nil
 }
@@ -91,7 +90,7 @@ func Verify(dir string, keys []crypto.PublicKey) ([]Check, error) {
 // checkMedia wants each medium to be what the manifest says, and to hold the
 // image at the place firmware boots it from. A boot host needs no media, so
 // one that is not here is said and is no failure.
-func checkMedia(dir string, m firmware.Manifest, efi []byte, add func(string, bool, string, ...any) bool) {
+func checkMedia(dir string, m firmware.Manifest, add func(string, bool, string, ...any) bool) {
 	for _, d := range m.Media {
 		name := "medium " + d.Format
 		data, err := readCapped(filepath.Join(dir, d.File), maxImage)
@@ -107,9 +106,12 @@ func checkMedia(dir string, m firmware.Manifest, efi []byte, add func(string, bo
 		if !add(name, sum == d.SHA256 && int64(len(data)) == d.Size, "%s: %d bytes, sha256 %s%s", d.File, len(data), sum, unlike(sum, d.SHA256)) {
 			continue
 		}
-		at := layout{fat: newFATLayout(len(efi))}.fileSector() * sectorSize
-		if at+len(efi) > len(data) || !bytes.Equal(data[at:at+len(efi)], efi) {
-			add(name+": image", false, "it does not hold %s", m.File)
+		held := d.Size // nothing held
+		if m.Size <= maxMedium {
+			held = int64(layout{fat: newFATLayout(int(m.Size))}.fileSector()) * sectorSize
+		}
+		if held+m.Size > d.Size || sha256.Sum256(data[held:held+m.Size]) != m.SHA256 {
+			add(name+": image", false, "it does not hold the image of this manifest")
 		}
 	}
 }
