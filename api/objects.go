@@ -113,9 +113,10 @@ func PreApprovalToProto(a fleet.PreApproval) *musterv1.PreApproval {
 		Meta: metaToProto(a.Meta), Kind: string(a.Kind), Site: a.Site, NodeLabels: a.NodeLabels, ClaimHash: a.ClaimHash,
 		MinIdentity: musterv1.IdentityTrust(a.MinIdentity), MinBoot: musterv1.BootTrust(a.MinBoot),
 		Limit: int64(a.Limit), Used: int64(a.Used), NotAfter: stamp(a.NotAfter), Withdrawn: a.Withdrawn,
+		Vendor: a.Vendor, Serials: a.Serials, PerDay: int64(a.PerDay),
 	}
 	for _, e := range a.EKs {
-		m.Eks = append(m.Eks, &musterv1.ListedEk{Ek: zero32(e.EK), Serial: e.Serial, Site: e.Site, Request: string(e.Request)})
+		m.Eks = append(m.Eks, &musterv1.ListedEk{Ek: zero32(e.EK), Serial: e.Serial, Site: e.Site, Request: string(e.Request), Labels: e.Labels})
 	}
 	return m
 }
@@ -130,6 +131,7 @@ func PreApprovalFromProto(m *musterv1.PreApproval) (fleet.PreApproval, error) {
 		MinBoot:     enum(&r, "min_boot", m.GetMinBoot(), fleet.BootEnforced),
 		Limit:       r.int("limit", m.GetLimit()), Used: r.int("used", m.GetUsed()),
 		NotAfter: r.time("not_after", m.GetNotAfter()), Withdrawn: m.GetWithdrawn(),
+		Vendor: m.GetVendor(), Serials: m.GetSerials(), PerDay: r.int("per_day", m.GetPerDay()),
 	}
 	if len(m.GetEks()) > fleet.MaxListedEKs {
 		r.fail("%d EKs, at most %d are allowed", len(m.GetEks()), fleet.MaxListedEKs)
@@ -138,6 +140,7 @@ func PreApprovalFromProto(m *musterv1.PreApproval) (fleet.PreApproval, error) {
 	for _, e := range m.GetEks() {
 		a.EKs = append(a.EKs, fleet.ListedEK{
 			EK: r.bytes32("ek", e.GetEk()), Serial: e.GetSerial(), Site: e.GetSite(), Request: fleet.RequestID(e.GetRequest()),
+			Labels: e.GetLabels(),
 		})
 	}
 	return a, r.err("pre-approval")

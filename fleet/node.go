@@ -134,8 +134,8 @@ const (
 )
 
 // PreApproval is a decision taken before the machine called. It approves at
-// most Limit requests, each EK once, and never a request with warnings that
-// policy calls grave.
+// most Limit requests, each EK once, and never what the approval policy
+// refuses.
 type PreApproval struct {
 	Meta
 	Kind PreApprovalKind `json:"kind"`
@@ -150,8 +150,15 @@ type PreApproval struct {
 	// MinIdentity and MinBoot are the least trust a machine must reach.
 	MinIdentity IdentityTrust `json:"min_identity"`
 	MinBoot     BootTrust     `json:"min_boot"`
-	// Limit caps the uses; Used counts them.
+	// Vendor and Serials narrow a rule to machines that say these of
+	// themselves (SMBIOS system vendor and serial number, equal to the last
+	// character). They are claims: a rule demands a proof beside them.
+	Vendor  string   `json:"vendor,omitempty"`
+	Serials []string `json:"serials,omitempty"`
+	// Limit caps the uses; Used counts them. PerDay caps the uses of any 24
+	// hours; 0: no such cap.
 	Limit     int       `json:"limit"`
+	PerDay    int       `json:"per_day,omitempty"`
 	Used      int       `json:"used"`
 	NotAfter  time.Time `json:"not_after"`
 	Withdrawn bool      `json:"withdrawn,omitempty"`
@@ -163,12 +170,18 @@ type ListedEK struct {
 	// Serial is for people; it is never compared.
 	Serial string `json:"serial,omitempty"`
 	Site   string `json:"site,omitempty"`
+	// Labels are given to the node beside those of the list, and win.
+	Labels map[string]string `json:"labels,omitempty"`
 	// Request is the request this line approved; a line is good for one.
 	Request RequestID `json:"request,omitempty"`
 }
 
-// MaxListedEKs bounds the list of one PreApproval.
-const MaxListedEKs = 10000
+// Bounds of one PreApproval.
+const (
+	MaxListedEKs      = 100_000
+	MaxListedSerials  = 1000
+	maxListedProblems = 16
+)
 
 // Open reports whether the pre-approval can still approve a request.
 func (a PreApproval) Open(now time.Time) bool {
@@ -185,12 +198,15 @@ func (a PreApproval) Validate() error {
 	p.add(ValidateLabels(a.NodeLabels))
 	p.check(a.Limit > 0 && a.Limit <= MaxListedEKs, "limit %d; want 1 to %d", a.Limit, MaxListedEKs)
 	p.check(a.Used >= 0, "used %d is negative", a.Used)
+	p.check(a.PerDay >= 0 && a.PerDay <= a.Limit, "%d a day; want at most the limit of %d", a.PerDay, a.Limit)
 	p.check(!a.NotAfter.IsZero(), "not_after is not set: a pre-approval must end")
 	switch a.Kind {
 	case PreApproveEKs:
 		p.check(len(a.EKs) > 0 && len(a.EKs) <= MaxListedEKs, "%d EKs; want 1 to %d", len(a.EKs), MaxListedEKs)
 	case PreApproveClaim:
 		p.sha256("claim_hash", a.ClaimHash, true)
+		p.check(a.Limit == 1, "limit %d; a claim code is good for one machine", a.Limit)
+		p.check(a.Site != "", "a claim code belongs to a site")
 	case PreApproveRule:
 		// A rule without a demand on identity would approve any program that
 		// talks to any TPM.
@@ -200,15 +216,23 @@ func (a PreApproval) Validate() error {
 		p.check(false, "kind %q is none of %q, %q, %q", clip(string(a.Kind), 80), PreApproveEKs, PreApproveClaim, PreApproveRule)
 	}
 	p.check(a.Kind == PreApproveEKs || len(a.EKs) == 0, "EKs belong to kind %q only", PreApproveEKs)
+	p.check(a.Kind == PreApproveRule || a.Vendor == "" && len(a.Serials) == 0 && a.PerDay == 0, "vendor, serials and per_day belong to kind %q only", PreApproveRule)
+	p.text("vendor", a.Vendor)
+	p.check(len(a.Serials) <= MaxListedSerials, "%d serials, at most %d are allowed", len(a.Serials), MaxListedSerials)
+	for _, s := range head(a.Serials, MaxListedSerials) {
+		p.check(s != "", "a serial is empty: that would match machines which say nothing")
+		p.text("serial", s)
+	}
 	p.check(a.Kind == PreApproveClaim || len(a.ClaimHash) == 0, "claim_hash belongs to kind %q only", PreApproveClaim)
 	seen := map[EKHash]bool{}
 	for _, e := range head(a.EKs, MaxListedEKs) {
-		if len(p.list) > 16 {
+		if len(p.list) > maxListedProblems {
 			break
 		}
 		p.check(!seen[e.EK], "EK %s is listed twice", e.EK)
 		seen[e.EK] = true
 		p.text("serial", e.Serial)
+		p.add(ValidateLabels(e.Labels))
 		if e.Site != "" {
 			p.add(ValidateName("site", e.Site))
 		}

@@ -135,6 +135,12 @@ func goodRule() fleet.PreApproval {
 	}
 }
 
+func goodClaim() fleet.PreApproval {
+	return fleet.PreApproval{
+		Meta: goodMeta(), Kind: fleet.PreApproveClaim, Limit: 1, NotAfter: now, Site: "shop-7", ClaimHash: digest,
+	}
+}
+
 func goodEvent() fleet.Event {
 	return fleet.Event{Tenant: "default", Time: now, Kind: "pxe.served", Text: "served recovery"}
 }
@@ -246,6 +252,14 @@ func TestValidate(t *testing.T) {
 		"limit":     func(v *fleet.PreApproval) { v.Limit = 0 },
 		"not_after": func(v *fleet.PreApproval) { v.NotAfter = time.Time{} },
 		"EKs":       func(v *fleet.PreApproval) { v.EKs = []fleet.ListedEK{{EK: ek}} },
+		"a day":     func(v *fleet.PreApproval) { v.PerDay = 2 },
+		"serial":    func(v *fleet.PreApproval) { v.Serials = []string{""} },
+	})
+	refused(t, goodClaim, map[string]func(*fleet.PreApproval){
+		"one machine": func(v *fleet.PreApproval) { v.Limit = 2 },
+		"a site":      func(v *fleet.PreApproval) { v.Site = "" },
+		"claim_hash":  func(v *fleet.PreApproval) { v.ClaimHash = nil },
+		"vendor":      func(v *fleet.PreApproval) { v.Vendor = "ACME" },
 	})
 	refused(t, goodEvent, map[string]func(*fleet.Event){
 		"kind":    func(v *fleet.Event) { v.Kind = "Served!" },

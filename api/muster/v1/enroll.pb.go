@@ -412,7 +412,10 @@ type CompleteRequest struct {
 	// PKCS #10 signed by the LDevID key. Only its key is used.
 	Csr []byte `protobuf:"bytes,9,opt,name=csr,proto3" json:"csr,omitempty"`
 	// JSON of fleet.Hardware. Hashed into the transcript as sent.
-	Hardware      []byte `protobuf:"bytes,10,opt,name=hardware,proto3" json:"hardware,omitempty"`
+	Hardware []byte `protobuf:"bytes,10,opt,name=hardware,proto3" json:"hardware,omitempty"`
+	// A claim code, as somebody on site has it; at most 64 bytes. When it is
+	// there it is the last field of the transcript.
+	Claim         string `protobuf:"bytes,11,opt,name=claim,proto3" json:"claim,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -515,6 +518,13 @@ func (x *CompleteRequest) GetHardware() []byte {
 		return x.Hardware
 	}
 	return nil
+}
+
+func (x *CompleteRequest) GetClaim() string {
+	if x != nil {
+		return x.Claim
+	}
+	return ""
 }
 
 type CompleteResponse struct {
@@ -770,7 +780,7 @@ const file_muster_v1_enroll_proto_rawDesc = "" +
 	"\x10encrypted_secret\x18\x04 \x01(\fR\x0fencryptedSecret\"8\n" +
 	"\bPcrValue\x12\x14\n" +
 	"\x05index\x18\x01 \x01(\rR\x05index\x12\x16\n" +
-	"\x06sha256\x18\x02 \x01(\fR\x06sha256\"\xd3\x02\n" +
+	"\x06sha256\x18\x02 \x01(\fR\x06sha256\"\xe9\x02\n" +
 	"\x0fCompleteRequest\x12\x16\n" +
 	"\x06cookie\x18\x01 \x01(\fR\x06cookie\x12\x14\n" +
 	"\x05proof\x18\x02 \x01(\fR\x05proof\x12%\n" +
@@ -782,7 +792,8 @@ const file_muster_v1_enroll_proto_rawDesc = "" +
 	"\tevent_log\x18\b \x01(\fR\beventLog\x12\x10\n" +
 	"\x03csr\x18\t \x01(\fR\x03csr\x12\x1a\n" +
 	"\bhardware\x18\n" +
-	" \x01(\fR\bhardware\"\xc2\x01\n" +
+	" \x01(\fR\bhardware\x12\x14\n" +
+	"\x05claim\x18\v \x01(\tR\x05claim\"\xc2\x01\n" +
 	"\x10CompleteResponse\x12\x1d\n" +
 	"\n" +
 	"request_id\x18\x01 \x01(\tR\trequestId\x12\x17\n" +

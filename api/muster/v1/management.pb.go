@@ -346,7 +346,12 @@ type GetRequestResponse struct {
 	Diff []string `protobuf:"bytes,2,rep,name=diff,proto3" json:"diff,omitempty"`
 	Lab  bool     `protobuf:"varint,3,opt,name=lab,proto3" json:"lab,omitempty"`
 	// What policy says about approving it now: empty if a person may.
-	Refusal       string `protobuf:"bytes,4,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	Refusal string `protobuf:"bytes,4,opt,name=refusal,proto3" json:"refusal,omitempty"`
+	// Other machines that claim the same or look-alike names, one line each.
+	LookAlikes []string `protobuf:"bytes,5,rep,name=look_alikes,json=lookAlikes,proto3" json:"look_alikes,omitempty"`
+	// Steps of booting seen for one of the machine's MAC addresses, oldest
+	// first; at most 8.
+	BootEvents    []*Event `protobuf:"bytes,6,rep,name=boot_events,json=bootEvents,proto3" json:"boot_events,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -407,6 +412,20 @@ func (x *GetRequestResponse) GetRefusal() string {
 		return x.Refusal
 	}
 	return ""
+}
+
+func (x *GetRequestResponse) GetLookAlikes() []string {
+	if x != nil {
+		return x.LookAlikes
+	}
+	return nil
+}
+
+func (x *GetRequestResponse) GetBootEvents() []*Event {
+	if x != nil {
+		return x.BootEvents
+	}
+	return nil
 }
 
 type ApproveRequest struct {
@@ -652,6 +671,926 @@ func (x *RejectResponse) GetRequest() *Request {
 	return nil
 }
 
+type ImportPreApprovalRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Header ek_sha256[,serial][,site][,label:KEY]...; at most 10 MB.
+	Csv []byte `protobuf:"bytes,1,opt,name=csv,proto3" json:"csv,omitempty"`
+	// Empty: one is made up.
+	Name string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// For lines that name none. Empty: the pool.
+	Site   string            `protobuf:"bytes,3,opt,name=site,proto3" json:"site,omitempty"`
+	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// 0: 30 days. At most a year.
+	ExpiresSeconds uint64 `protobuf:"varint,5,opt,name=expires_seconds,json=expiresSeconds,proto3" json:"expires_seconds,omitempty"`
+	// Say what would happen; write nothing.
+	DryRun bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Make sites that do not exist yet.
+	CreateSites   bool   `protobuf:"varint,7,opt,name=create_sites,json=createSites,proto3" json:"create_sites,omitempty"`
+	Reason        string `protobuf:"bytes,8,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportPreApprovalRequest) Reset() {
+	*x = ImportPreApprovalRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportPreApprovalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportPreApprovalRequest) ProtoMessage() {}
+
+func (x *ImportPreApprovalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportPreApprovalRequest.ProtoReflect.Descriptor instead.
+func (*ImportPreApprovalRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ImportPreApprovalRequest) GetCsv() []byte {
+	if x != nil {
+		return x.Csv
+	}
+	return nil
+}
+
+func (x *ImportPreApprovalRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ImportPreApprovalRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *ImportPreApprovalRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *ImportPreApprovalRequest) GetExpiresSeconds() uint64 {
+	if x != nil {
+		return x.ExpiresSeconds
+	}
+	return 0
+}
+
+func (x *ImportPreApprovalRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ImportPreApprovalRequest) GetCreateSites() bool {
+	if x != nil {
+		return x.CreateSites
+	}
+	return false
+}
+
+func (x *ImportPreApprovalRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type LineProblem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// 0: of the whole file.
+	Line          uint32 `protobuf:"varint,1,opt,name=line,proto3" json:"line,omitempty"`
+	Problem       string `protobuf:"bytes,2,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LineProblem) Reset() {
+	*x = LineProblem{}
+	mi := &file_muster_v1_management_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LineProblem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LineProblem) ProtoMessage() {}
+
+func (x *LineProblem) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LineProblem.ProtoReflect.Descriptor instead.
+func (*LineProblem) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *LineProblem) GetLine() uint32 {
+	if x != nil {
+		return x.Line
+	}
+	return 0
+}
+
+func (x *LineProblem) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type ImportPreApprovalResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Absent if there are problems: then nothing was imported.
+	PreApproval *PreApproval   `protobuf:"bytes,1,opt,name=pre_approval,json=preApproval,proto3" json:"pre_approval,omitempty"`
+	Lines       uint32         `protobuf:"varint,2,opt,name=lines,proto3" json:"lines,omitempty"`
+	Problems    []*LineProblem `protobuf:"bytes,3,rep,name=problems,proto3" json:"problems,omitempty"`
+	// Further problems that are not listed.
+	MoreProblems  uint32   `protobuf:"varint,4,opt,name=more_problems,json=moreProblems,proto3" json:"more_problems,omitempty"`
+	SitesCreated  []string `protobuf:"bytes,5,rep,name=sites_created,json=sitesCreated,proto3" json:"sites_created,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ImportPreApprovalResponse) Reset() {
+	*x = ImportPreApprovalResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ImportPreApprovalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ImportPreApprovalResponse) ProtoMessage() {}
+
+func (x *ImportPreApprovalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ImportPreApprovalResponse.ProtoReflect.Descriptor instead.
+func (*ImportPreApprovalResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ImportPreApprovalResponse) GetPreApproval() *PreApproval {
+	if x != nil {
+		return x.PreApproval
+	}
+	return nil
+}
+
+func (x *ImportPreApprovalResponse) GetLines() uint32 {
+	if x != nil {
+		return x.Lines
+	}
+	return 0
+}
+
+func (x *ImportPreApprovalResponse) GetProblems() []*LineProblem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *ImportPreApprovalResponse) GetMoreProblems() uint32 {
+	if x != nil {
+		return x.MoreProblems
+	}
+	return 0
+}
+
+func (x *ImportPreApprovalResponse) GetSitesCreated() []string {
+	if x != nil {
+		return x.SitesCreated
+	}
+	return nil
+}
+
+type CreateClaimRequest struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Name   string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Site   string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Labels map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// 0: 7 days. At most a year.
+	ExpiresSeconds uint64 `protobuf:"varint,4,opt,name=expires_seconds,json=expiresSeconds,proto3" json:"expires_seconds,omitempty"`
+	Reason         string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CreateClaimRequest) Reset() {
+	*x = CreateClaimRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateClaimRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateClaimRequest) ProtoMessage() {}
+
+func (x *CreateClaimRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateClaimRequest.ProtoReflect.Descriptor instead.
+func (*CreateClaimRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *CreateClaimRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateClaimRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *CreateClaimRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *CreateClaimRequest) GetExpiresSeconds() uint64 {
+	if x != nil {
+		return x.ExpiresSeconds
+	}
+	return 0
+}
+
+func (x *CreateClaimRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type CreateClaimResponse struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	PreApproval *PreApproval           `protobuf:"bytes,1,opt,name=pre_approval,json=preApproval,proto3" json:"pre_approval,omitempty"`
+	// Shown this once; the centre keeps its hash.
+	Code          string `protobuf:"bytes,2,opt,name=code,proto3" json:"code,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateClaimResponse) Reset() {
+	*x = CreateClaimResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateClaimResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateClaimResponse) ProtoMessage() {}
+
+func (x *CreateClaimResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateClaimResponse.ProtoReflect.Descriptor instead.
+func (*CreateClaimResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *CreateClaimResponse) GetPreApproval() *PreApproval {
+	if x != nil {
+		return x.PreApproval
+	}
+	return nil
+}
+
+func (x *CreateClaimResponse) GetCode() string {
+	if x != nil {
+		return x.Code
+	}
+	return ""
+}
+
+type CreateRuleRequest struct {
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Name        string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Site        string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Labels      map[string]string      `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	MinIdentity IdentityTrust          `protobuf:"varint,4,opt,name=min_identity,json=minIdentity,proto3,enum=muster.v1.IdentityTrust" json:"min_identity,omitempty"`
+	MinBoot     BootTrust              `protobuf:"varint,5,opt,name=min_boot,json=minBoot,proto3,enum=muster.v1.BootTrust" json:"min_boot,omitempty"`
+	// The most machines in all, and in any 24 hours (0: no such cap).
+	Max     uint32   `protobuf:"varint,6,opt,name=max,proto3" json:"max,omitempty"`
+	PerDay  uint32   `protobuf:"varint,7,opt,name=per_day,json=perDay,proto3" json:"per_day,omitempty"`
+	Vendor  string   `protobuf:"bytes,8,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Serials []string `protobuf:"bytes,9,rep,name=serials,proto3" json:"serials,omitempty"`
+	// 0: 30 days. At most a year.
+	ExpiresSeconds uint64 `protobuf:"varint,10,opt,name=expires_seconds,json=expiresSeconds,proto3" json:"expires_seconds,omitempty"`
+	Reason         string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *CreateRuleRequest) Reset() {
+	*x = CreateRuleRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateRuleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateRuleRequest) ProtoMessage() {}
+
+func (x *CreateRuleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateRuleRequest.ProtoReflect.Descriptor instead.
+func (*CreateRuleRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *CreateRuleRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *CreateRuleRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *CreateRuleRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *CreateRuleRequest) GetMinIdentity() IdentityTrust {
+	if x != nil {
+		return x.MinIdentity
+	}
+	return IdentityTrust_IDENTITY_TRUST_UNVERIFIED
+}
+
+func (x *CreateRuleRequest) GetMinBoot() BootTrust {
+	if x != nil {
+		return x.MinBoot
+	}
+	return BootTrust_BOOT_TRUST_UNKNOWN
+}
+
+func (x *CreateRuleRequest) GetMax() uint32 {
+	if x != nil {
+		return x.Max
+	}
+	return 0
+}
+
+func (x *CreateRuleRequest) GetPerDay() uint32 {
+	if x != nil {
+		return x.PerDay
+	}
+	return 0
+}
+
+func (x *CreateRuleRequest) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *CreateRuleRequest) GetSerials() []string {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+func (x *CreateRuleRequest) GetExpiresSeconds() uint64 {
+	if x != nil {
+		return x.ExpiresSeconds
+	}
+	return 0
+}
+
+func (x *CreateRuleRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type CreateRuleResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PreApproval   *PreApproval           `protobuf:"bytes,1,opt,name=pre_approval,json=preApproval,proto3" json:"pre_approval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateRuleResponse) Reset() {
+	*x = CreateRuleResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[16]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateRuleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateRuleResponse) ProtoMessage() {}
+
+func (x *CreateRuleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[16]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateRuleResponse.ProtoReflect.Descriptor instead.
+func (*CreateRuleResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{16}
+}
+
+func (x *CreateRuleResponse) GetPreApproval() *PreApproval {
+	if x != nil {
+		return x.PreApproval
+	}
+	return nil
+}
+
+type ListPreApprovalsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPreApprovalsRequest) Reset() {
+	*x = ListPreApprovalsRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPreApprovalsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPreApprovalsRequest) ProtoMessage() {}
+
+func (x *ListPreApprovalsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPreApprovalsRequest.ProtoReflect.Descriptor instead.
+func (*ListPreApprovalsRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{17}
+}
+
+type ListPreApprovalsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Without the lines of lists.
+	PreApprovals  []*PreApproval `protobuf:"bytes,1,rep,name=pre_approvals,json=preApprovals,proto3" json:"pre_approvals,omitempty"`
+	Lab           bool           `protobuf:"varint,2,opt,name=lab,proto3" json:"lab,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListPreApprovalsResponse) Reset() {
+	*x = ListPreApprovalsResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListPreApprovalsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListPreApprovalsResponse) ProtoMessage() {}
+
+func (x *ListPreApprovalsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListPreApprovalsResponse.ProtoReflect.Descriptor instead.
+func (*ListPreApprovalsResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *ListPreApprovalsResponse) GetPreApprovals() []*PreApproval {
+	if x != nil {
+		return x.PreApprovals
+	}
+	return nil
+}
+
+func (x *ListPreApprovalsResponse) GetLab() bool {
+	if x != nil {
+		return x.Lab
+	}
+	return false
+}
+
+type RemovePreApprovalRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovePreApprovalRequest) Reset() {
+	*x = RemovePreApprovalRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovePreApprovalRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovePreApprovalRequest) ProtoMessage() {}
+
+func (x *RemovePreApprovalRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovePreApprovalRequest.ProtoReflect.Descriptor instead.
+func (*RemovePreApprovalRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *RemovePreApprovalRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RemovePreApprovalRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type RemovePreApprovalResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	PreApproval   *PreApproval           `protobuf:"bytes,1,opt,name=pre_approval,json=preApproval,proto3" json:"pre_approval,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemovePreApprovalResponse) Reset() {
+	*x = RemovePreApprovalResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemovePreApprovalResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemovePreApprovalResponse) ProtoMessage() {}
+
+func (x *RemovePreApprovalResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemovePreApprovalResponse.ProtoReflect.Descriptor instead.
+func (*RemovePreApprovalResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *RemovePreApprovalResponse) GetPreApproval() *PreApproval {
+	if x != nil {
+		return x.PreApproval
+	}
+	return nil
+}
+
+type TestPreApprovalsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Of a request.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestPreApprovalsRequest) Reset() {
+	*x = TestPreApprovalsRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestPreApprovalsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestPreApprovalsRequest) ProtoMessage() {}
+
+func (x *TestPreApprovalsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestPreApprovalsRequest.ProtoReflect.Descriptor instead.
+func (*TestPreApprovalsRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *TestPreApprovalsRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type TriedPreApproval struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Kind          string                 `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	WhyNot        string                 `protobuf:"bytes,3,opt,name=why_not,json=whyNot,proto3" json:"why_not,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TriedPreApproval) Reset() {
+	*x = TriedPreApproval{}
+	mi := &file_muster_v1_management_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TriedPreApproval) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TriedPreApproval) ProtoMessage() {}
+
+func (x *TriedPreApproval) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TriedPreApproval.ProtoReflect.Descriptor instead.
+func (*TriedPreApproval) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *TriedPreApproval) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *TriedPreApproval) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *TriedPreApproval) GetWhyNot() string {
+	if x != nil {
+		return x.WhyNot
+	}
+	return ""
+}
+
+type TestPreApprovalsResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Request string                 `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	Approve bool                   `protobuf:"varint,2,opt,name=approve,proto3" json:"approve,omitempty"`
+	// The one that matches.
+	Which         string              `protobuf:"bytes,3,opt,name=which,proto3" json:"which,omitempty"`
+	Reason        string              `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	Site          string              `protobuf:"bytes,5,opt,name=site,proto3" json:"site,omitempty"`
+	Labels        map[string]string   `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Tried         []*TriedPreApproval `protobuf:"bytes,7,rep,name=tried,proto3" json:"tried,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TestPreApprovalsResponse) Reset() {
+	*x = TestPreApprovalsResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TestPreApprovalsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TestPreApprovalsResponse) ProtoMessage() {}
+
+func (x *TestPreApprovalsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TestPreApprovalsResponse.ProtoReflect.Descriptor instead.
+func (*TestPreApprovalsResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *TestPreApprovalsResponse) GetRequest() string {
+	if x != nil {
+		return x.Request
+	}
+	return ""
+}
+
+func (x *TestPreApprovalsResponse) GetApprove() bool {
+	if x != nil {
+		return x.Approve
+	}
+	return false
+}
+
+func (x *TestPreApprovalsResponse) GetWhich() string {
+	if x != nil {
+		return x.Which
+	}
+	return ""
+}
+
+func (x *TestPreApprovalsResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TestPreApprovalsResponse) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *TestPreApprovalsResponse) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *TestPreApprovalsResponse) GetTried() []*TriedPreApproval {
+	if x != nil {
+		return x.Tried
+	}
+	return nil
+}
+
 type ListNodesRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Limit uint32                 `protobuf:"varint,1,opt,name=limit,proto3" json:"limit,omitempty"`
@@ -663,7 +1602,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[10]
+	mi := &file_muster_v1_management_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -675,7 +1614,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[10]
+	mi := &file_muster_v1_management_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -688,7 +1627,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{10}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *ListNodesRequest) GetLimit() uint32 {
@@ -716,7 +1655,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[11]
+	mi := &file_muster_v1_management_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -728,7 +1667,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[11]
+	mi := &file_muster_v1_management_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -741,7 +1680,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{11}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -774,7 +1713,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[12]
+	mi := &file_muster_v1_management_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -786,7 +1725,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[12]
+	mi := &file_muster_v1_management_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -799,7 +1738,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{12}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *GetNodeRequest) GetId() string {
@@ -822,7 +1761,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[13]
+	mi := &file_muster_v1_management_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -834,7 +1773,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[13]
+	mi := &file_muster_v1_management_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -847,7 +1786,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{13}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -889,7 +1828,7 @@ type DenyNodeRequest struct {
 
 func (x *DenyNodeRequest) Reset() {
 	*x = DenyNodeRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[14]
+	mi := &file_muster_v1_management_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -901,7 +1840,7 @@ func (x *DenyNodeRequest) String() string {
 func (*DenyNodeRequest) ProtoMessage() {}
 
 func (x *DenyNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[14]
+	mi := &file_muster_v1_management_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -914,7 +1853,7 @@ func (x *DenyNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenyNodeRequest.ProtoReflect.Descriptor instead.
 func (*DenyNodeRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{14}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *DenyNodeRequest) GetId() string {
@@ -947,7 +1886,7 @@ type DenyNodeResponse struct {
 
 func (x *DenyNodeResponse) Reset() {
 	*x = DenyNodeResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[15]
+	mi := &file_muster_v1_management_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -959,7 +1898,7 @@ func (x *DenyNodeResponse) String() string {
 func (*DenyNodeResponse) ProtoMessage() {}
 
 func (x *DenyNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[15]
+	mi := &file_muster_v1_management_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -972,7 +1911,7 @@ func (x *DenyNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenyNodeResponse.ProtoReflect.Descriptor instead.
 func (*DenyNodeResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{15}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *DenyNodeResponse) GetNode() *Node {
@@ -993,7 +1932,7 @@ type AllowNodeRequest struct {
 
 func (x *AllowNodeRequest) Reset() {
 	*x = AllowNodeRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[16]
+	mi := &file_muster_v1_management_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1005,7 +1944,7 @@ func (x *AllowNodeRequest) String() string {
 func (*AllowNodeRequest) ProtoMessage() {}
 
 func (x *AllowNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[16]
+	mi := &file_muster_v1_management_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1018,7 +1957,7 @@ func (x *AllowNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowNodeRequest.ProtoReflect.Descriptor instead.
 func (*AllowNodeRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{16}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *AllowNodeRequest) GetId() string {
@@ -1051,7 +1990,7 @@ type AllowNodeResponse struct {
 
 func (x *AllowNodeResponse) Reset() {
 	*x = AllowNodeResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[17]
+	mi := &file_muster_v1_management_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1063,7 +2002,7 @@ func (x *AllowNodeResponse) String() string {
 func (*AllowNodeResponse) ProtoMessage() {}
 
 func (x *AllowNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[17]
+	mi := &file_muster_v1_management_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1076,7 +2015,7 @@ func (x *AllowNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowNodeResponse.ProtoReflect.Descriptor instead.
 func (*AllowNodeResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{17}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *AllowNodeResponse) GetNode() *Node {
@@ -1096,7 +2035,7 @@ type ListSitesRequest struct {
 
 func (x *ListSitesRequest) Reset() {
 	*x = ListSitesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[18]
+	mi := &file_muster_v1_management_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1108,7 +2047,7 @@ func (x *ListSitesRequest) String() string {
 func (*ListSitesRequest) ProtoMessage() {}
 
 func (x *ListSitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[18]
+	mi := &file_muster_v1_management_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1121,7 +2060,7 @@ func (x *ListSitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSitesRequest.ProtoReflect.Descriptor instead.
 func (*ListSitesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{18}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListSitesRequest) GetLimit() uint32 {
@@ -1149,7 +2088,7 @@ type ListSitesResponse struct {
 
 func (x *ListSitesResponse) Reset() {
 	*x = ListSitesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[19]
+	mi := &file_muster_v1_management_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1161,7 +2100,7 @@ func (x *ListSitesResponse) String() string {
 func (*ListSitesResponse) ProtoMessage() {}
 
 func (x *ListSitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[19]
+	mi := &file_muster_v1_management_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1174,7 +2113,7 @@ func (x *ListSitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSitesResponse.ProtoReflect.Descriptor instead.
 func (*ListSitesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{19}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListSitesResponse) GetSites() []*Site {
@@ -1206,7 +2145,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[20]
+	mi := &file_muster_v1_management_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1218,7 +2157,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[20]
+	mi := &file_muster_v1_management_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1231,7 +2170,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{20}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{34}
 }
 
 type ListImagesResponse struct {
@@ -1244,7 +2183,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[21]
+	mi := &file_muster_v1_management_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1256,7 +2195,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[21]
+	mi := &file_muster_v1_management_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1269,7 +2208,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{21}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -1296,7 +2235,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[22]
+	mi := &file_muster_v1_management_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1308,7 +2247,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[22]
+	mi := &file_muster_v1_management_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1321,7 +2260,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{22}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RegisterImageRequest) GetManifest() []byte {
@@ -1342,7 +2281,7 @@ type RegisterImageResponse struct {
 
 func (x *RegisterImageResponse) Reset() {
 	*x = RegisterImageResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[23]
+	mi := &file_muster_v1_management_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1354,7 +2293,7 @@ func (x *RegisterImageResponse) String() string {
 func (*RegisterImageResponse) ProtoMessage() {}
 
 func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[23]
+	mi := &file_muster_v1_management_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1367,7 +2306,7 @@ func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
 func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{23}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *RegisterImageResponse) GetImage() *Image {
@@ -1395,7 +2334,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[24]
+	mi := &file_muster_v1_management_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1407,7 +2346,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[24]
+	mi := &file_muster_v1_management_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1420,7 +2359,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{24}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *TrustReleaseKeyRequest) GetPublicKey() string {
@@ -1448,7 +2387,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[25]
+	mi := &file_muster_v1_management_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1460,7 +2399,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[25]
+	mi := &file_muster_v1_management_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1473,7 +2412,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{25}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *TrustReleaseKeyResponse) GetKeyIds() []string {
@@ -1504,7 +2443,7 @@ type Root struct {
 
 func (x *Root) Reset() {
 	*x = Root{}
-	mi := &file_muster_v1_management_proto_msgTypes[26]
+	mi := &file_muster_v1_management_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1516,7 +2455,7 @@ func (x *Root) String() string {
 func (*Root) ProtoMessage() {}
 
 func (x *Root) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[26]
+	mi := &file_muster_v1_management_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1529,7 +2468,7 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Root.ProtoReflect.Descriptor instead.
 func (*Root) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{26}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Root) GetFile() string {
@@ -1575,7 +2514,7 @@ type ListRootsRequest struct {
 
 func (x *ListRootsRequest) Reset() {
 	*x = ListRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[27]
+	mi := &file_muster_v1_management_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1587,7 +2526,7 @@ func (x *ListRootsRequest) String() string {
 func (*ListRootsRequest) ProtoMessage() {}
 
 func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[27]
+	mi := &file_muster_v1_management_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1600,7 +2539,7 @@ func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsRequest.ProtoReflect.Descriptor instead.
 func (*ListRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{27}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{41}
 }
 
 type ListRootsResponse struct {
@@ -1615,7 +2554,7 @@ type ListRootsResponse struct {
 
 func (x *ListRootsResponse) Reset() {
 	*x = ListRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[28]
+	mi := &file_muster_v1_management_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1627,7 +2566,7 @@ func (x *ListRootsResponse) String() string {
 func (*ListRootsResponse) ProtoMessage() {}
 
 func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[28]
+	mi := &file_muster_v1_management_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1640,7 +2579,7 @@ func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsResponse.ProtoReflect.Descriptor instead.
 func (*ListRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{28}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ListRootsResponse) GetRoots() []*Root {
@@ -1676,7 +2615,7 @@ type ImportRootsRequest struct {
 
 func (x *ImportRootsRequest) Reset() {
 	*x = ImportRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[29]
+	mi := &file_muster_v1_management_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1688,7 +2627,7 @@ func (x *ImportRootsRequest) String() string {
 func (*ImportRootsRequest) ProtoMessage() {}
 
 func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[29]
+	mi := &file_muster_v1_management_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1701,7 +2640,7 @@ func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsRequest.ProtoReflect.Descriptor instead.
 func (*ImportRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{29}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ImportRootsRequest) GetCertificates() [][]byte {
@@ -1734,7 +2673,7 @@ type ImportRootsResponse struct {
 
 func (x *ImportRootsResponse) Reset() {
 	*x = ImportRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[30]
+	mi := &file_muster_v1_management_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1746,7 +2685,7 @@ func (x *ImportRootsResponse) String() string {
 func (*ImportRootsResponse) ProtoMessage() {}
 
 func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[30]
+	mi := &file_muster_v1_management_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1759,7 +2698,7 @@ func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsResponse.ProtoReflect.Descriptor instead.
 func (*ImportRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{30}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *ImportRootsResponse) GetRoots() []*Root {
@@ -1780,7 +2719,7 @@ type OpenBootWindowRequest struct {
 
 func (x *OpenBootWindowRequest) Reset() {
 	*x = OpenBootWindowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[31]
+	mi := &file_muster_v1_management_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1792,7 +2731,7 @@ func (x *OpenBootWindowRequest) String() string {
 func (*OpenBootWindowRequest) ProtoMessage() {}
 
 func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[31]
+	mi := &file_muster_v1_management_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1805,7 +2744,7 @@ func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowRequest.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{31}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *OpenBootWindowRequest) GetSeconds() uint32 {
@@ -1839,7 +2778,7 @@ type OpenBootWindowResponse struct {
 
 func (x *OpenBootWindowResponse) Reset() {
 	*x = OpenBootWindowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[32]
+	mi := &file_muster_v1_management_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1851,7 +2790,7 @@ func (x *OpenBootWindowResponse) String() string {
 func (*OpenBootWindowResponse) ProtoMessage() {}
 
 func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[32]
+	mi := &file_muster_v1_management_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1864,7 +2803,7 @@ func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowResponse.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{32}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *OpenBootWindowResponse) GetUntil() *timestamppb.Timestamp {
@@ -1894,7 +2833,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[33]
+	mi := &file_muster_v1_management_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1906,7 +2845,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[33]
+	mi := &file_muster_v1_management_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1919,7 +2858,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{33}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *WatchEventsRequest) GetAfter() uint64 {
@@ -1954,7 +2893,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[34]
+	mi := &file_muster_v1_management_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1966,7 +2905,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[34]
+	mi := &file_muster_v1_management_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1979,7 +2918,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{34}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -1999,7 +2938,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[35]
+	mi := &file_muster_v1_management_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2011,7 +2950,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[35]
+	mi := &file_muster_v1_management_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2024,7 +2963,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{35}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *ListAuditRequest) GetAfter() uint64 {
@@ -2051,7 +2990,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[36]
+	mi := &file_muster_v1_management_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2063,7 +3002,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[36]
+	mi := &file_muster_v1_management_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2076,7 +3015,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{36}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *ListAuditResponse) GetRecords() []*AuditRecord {
@@ -2101,7 +3040,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[37]
+	mi := &file_muster_v1_management_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2113,7 +3052,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[37]
+	mi := &file_muster_v1_management_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2126,7 +3065,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{37}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{51}
 }
 
 type VerifyAuditResponse struct {
@@ -2144,7 +3083,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[38]
+	mi := &file_muster_v1_management_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2156,7 +3095,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[38]
+	mi := &file_muster_v1_management_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2169,7 +3108,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{38}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *VerifyAuditResponse) GetOk() bool {
@@ -2238,12 +3177,16 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x03lab\x18\x02 \x01(\bR\x03lab\x12\x12\n" +
 	"\x04more\x18\x03 \x01(\bR\x04more\"#\n" +
 	"\x11GetRequestRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x82\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xd6\x01\n" +
 	"\x12GetRequestResponse\x12,\n" +
 	"\arequest\x18\x01 \x01(\v2\x12.muster.v1.RequestR\arequest\x12\x12\n" +
 	"\x04diff\x18\x02 \x03(\tR\x04diff\x12\x10\n" +
 	"\x03lab\x18\x03 \x01(\bR\x03lab\x12\x18\n" +
-	"\arefusal\x18\x04 \x01(\tR\arefusal\"\x83\x02\n" +
+	"\arefusal\x18\x04 \x01(\tR\arefusal\x12\x1f\n" +
+	"\vlook_alikes\x18\x05 \x03(\tR\n" +
+	"lookAlikes\x121\n" +
+	"\vboot_events\x18\x06 \x03(\v2\x10.muster.v1.EventR\n" +
+	"bootEvents\"\x83\x02\n" +
 	"\x0eApproveRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x12\n" +
@@ -2263,7 +3206,84 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\">\n" +
 	"\x0eRejectResponse\x12,\n" +
-	"\arequest\x18\x01 \x01(\v2\x12.muster.v1.RequestR\arequest\">\n" +
+	"\arequest\x18\x01 \x01(\v2\x12.muster.v1.RequestR\arequest\"\xd5\x02\n" +
+	"\x18ImportPreApprovalRequest\x12\x10\n" +
+	"\x03csv\x18\x01 \x01(\fR\x03csv\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
+	"\x04site\x18\x03 \x01(\tR\x04site\x12G\n" +
+	"\x06labels\x18\x04 \x03(\v2/.muster.v1.ImportPreApprovalRequest.LabelsEntryR\x06labels\x12'\n" +
+	"\x0fexpires_seconds\x18\x05 \x01(\x04R\x0eexpiresSeconds\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12!\n" +
+	"\fcreate_sites\x18\a \x01(\bR\vcreateSites\x12\x16\n" +
+	"\x06reason\x18\b \x01(\tR\x06reason\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\";\n" +
+	"\vLineProblem\x12\x12\n" +
+	"\x04line\x18\x01 \x01(\rR\x04line\x12\x18\n" +
+	"\aproblem\x18\x02 \x01(\tR\aproblem\"\xea\x01\n" +
+	"\x19ImportPreApprovalResponse\x129\n" +
+	"\fpre_approval\x18\x01 \x01(\v2\x16.muster.v1.PreApprovalR\vpreApproval\x12\x14\n" +
+	"\x05lines\x18\x02 \x01(\rR\x05lines\x122\n" +
+	"\bproblems\x18\x03 \x03(\v2\x16.muster.v1.LineProblemR\bproblems\x12#\n" +
+	"\rmore_problems\x18\x04 \x01(\rR\fmoreProblems\x12#\n" +
+	"\rsites_created\x18\x05 \x03(\tR\fsitesCreated\"\xfb\x01\n" +
+	"\x12CreateClaimRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12A\n" +
+	"\x06labels\x18\x03 \x03(\v2).muster.v1.CreateClaimRequest.LabelsEntryR\x06labels\x12'\n" +
+	"\x0fexpires_seconds\x18\x04 \x01(\x04R\x0eexpiresSeconds\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"d\n" +
+	"\x13CreateClaimResponse\x129\n" +
+	"\fpre_approval\x18\x01 \x01(\v2\x16.muster.v1.PreApprovalR\vpreApproval\x12\x12\n" +
+	"\x04code\x18\x02 \x01(\tR\x04code\"\xc4\x03\n" +
+	"\x11CreateRuleRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12@\n" +
+	"\x06labels\x18\x03 \x03(\v2(.muster.v1.CreateRuleRequest.LabelsEntryR\x06labels\x12;\n" +
+	"\fmin_identity\x18\x04 \x01(\x0e2\x18.muster.v1.IdentityTrustR\vminIdentity\x12/\n" +
+	"\bmin_boot\x18\x05 \x01(\x0e2\x14.muster.v1.BootTrustR\aminBoot\x12\x10\n" +
+	"\x03max\x18\x06 \x01(\rR\x03max\x12\x17\n" +
+	"\aper_day\x18\a \x01(\rR\x06perDay\x12\x16\n" +
+	"\x06vendor\x18\b \x01(\tR\x06vendor\x12\x18\n" +
+	"\aserials\x18\t \x03(\tR\aserials\x12'\n" +
+	"\x0fexpires_seconds\x18\n" +
+	" \x01(\x04R\x0eexpiresSeconds\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"O\n" +
+	"\x12CreateRuleResponse\x129\n" +
+	"\fpre_approval\x18\x01 \x01(\v2\x16.muster.v1.PreApprovalR\vpreApproval\"\x19\n" +
+	"\x17ListPreApprovalsRequest\"i\n" +
+	"\x18ListPreApprovalsResponse\x12;\n" +
+	"\rpre_approvals\x18\x01 \x03(\v2\x16.muster.v1.PreApprovalR\fpreApprovals\x12\x10\n" +
+	"\x03lab\x18\x02 \x01(\bR\x03lab\"F\n" +
+	"\x18RemovePreApprovalRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"V\n" +
+	"\x19RemovePreApprovalResponse\x129\n" +
+	"\fpre_approval\x18\x01 \x01(\v2\x16.muster.v1.PreApprovalR\vpreApproval\")\n" +
+	"\x17TestPreApprovalsRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"S\n" +
+	"\x10TriedPreApproval\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x17\n" +
+	"\awhy_not\x18\x03 \x01(\tR\x06whyNot\"\xc7\x02\n" +
+	"\x18TestPreApprovalsResponse\x12\x18\n" +
+	"\arequest\x18\x01 \x01(\tR\arequest\x12\x18\n" +
+	"\aapprove\x18\x02 \x01(\bR\aapprove\x12\x14\n" +
+	"\x05which\x18\x03 \x01(\tR\x05which\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x12\n" +
+	"\x04site\x18\x05 \x01(\tR\x04site\x12G\n" +
+	"\x06labels\x18\x06 \x03(\v2/.muster.v1.TestPreApprovalsResponse.LabelsEntryR\x06labels\x121\n" +
+	"\x05tried\x18\a \x03(\v2\x1b.muster.v1.TriedPreApprovalR\x05tried\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\">\n" +
 	"\x10ListNodesRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x14\n" +
 	"\x05after\x18\x02 \x01(\tR\x05after\"`\n" +
@@ -2355,14 +3375,21 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x17\n" +
 	"\abad_seq\x18\x03 \x01(\x04R\x06badSeq\x12\x18\n" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x12\n" +
-	"\x04head\x18\x05 \x01(\tR\x04head2\xa3\v\n" +
+	"\x04head\x18\x05 \x01(\tR\x04head2\xb6\x0f\n" +
 	"\x11ManagementService\x12F\n" +
 	"\tGetCentre\x12\x1b.muster.v1.GetCentreRequest\x1a\x1c.muster.v1.GetCentreResponse\x12O\n" +
 	"\fListRequests\x12\x1e.muster.v1.ListRequestsRequest\x1a\x1f.muster.v1.ListRequestsResponse\x12I\n" +
 	"\n" +
 	"GetRequest\x12\x1c.muster.v1.GetRequestRequest\x1a\x1d.muster.v1.GetRequestResponse\x12@\n" +
 	"\aApprove\x12\x19.muster.v1.ApproveRequest\x1a\x1a.muster.v1.ApproveResponse\x12=\n" +
-	"\x06Reject\x12\x18.muster.v1.RejectRequest\x1a\x19.muster.v1.RejectResponse\x12F\n" +
+	"\x06Reject\x12\x18.muster.v1.RejectRequest\x1a\x19.muster.v1.RejectResponse\x12^\n" +
+	"\x11ImportPreApproval\x12#.muster.v1.ImportPreApprovalRequest\x1a$.muster.v1.ImportPreApprovalResponse\x12L\n" +
+	"\vCreateClaim\x12\x1d.muster.v1.CreateClaimRequest\x1a\x1e.muster.v1.CreateClaimResponse\x12I\n" +
+	"\n" +
+	"CreateRule\x12\x1c.muster.v1.CreateRuleRequest\x1a\x1d.muster.v1.CreateRuleResponse\x12[\n" +
+	"\x10ListPreApprovals\x12\".muster.v1.ListPreApprovalsRequest\x1a#.muster.v1.ListPreApprovalsResponse\x12^\n" +
+	"\x11RemovePreApproval\x12#.muster.v1.RemovePreApprovalRequest\x1a$.muster.v1.RemovePreApprovalResponse\x12[\n" +
+	"\x10TestPreApprovals\x12\".muster.v1.TestPreApprovalsRequest\x1a#.muster.v1.TestPreApprovalsResponse\x12F\n" +
 	"\tListNodes\x12\x1b.muster.v1.ListNodesRequest\x1a\x1c.muster.v1.ListNodesResponse\x12@\n" +
 	"\aGetNode\x12\x19.muster.v1.GetNodeRequest\x1a\x1a.muster.v1.GetNodeResponse\x12C\n" +
 	"\bDenyNode\x12\x1a.muster.v1.DenyNodeRequest\x1a\x1b.muster.v1.DenyNodeResponse\x12F\n" +
@@ -2391,126 +3418,173 @@ func file_muster_v1_management_proto_rawDescGZIP() []byte {
 	return file_muster_v1_management_proto_rawDescData
 }
 
-var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
 var file_muster_v1_management_proto_goTypes = []any{
-	(*GetCentreRequest)(nil),        // 0: muster.v1.GetCentreRequest
-	(*GetCentreResponse)(nil),       // 1: muster.v1.GetCentreResponse
-	(*ListRequestsRequest)(nil),     // 2: muster.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),    // 3: muster.v1.ListRequestsResponse
-	(*GetRequestRequest)(nil),       // 4: muster.v1.GetRequestRequest
-	(*GetRequestResponse)(nil),      // 5: muster.v1.GetRequestResponse
-	(*ApproveRequest)(nil),          // 6: muster.v1.ApproveRequest
-	(*ApproveResponse)(nil),         // 7: muster.v1.ApproveResponse
-	(*RejectRequest)(nil),           // 8: muster.v1.RejectRequest
-	(*RejectResponse)(nil),          // 9: muster.v1.RejectResponse
-	(*ListNodesRequest)(nil),        // 10: muster.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),       // 11: muster.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),          // 12: muster.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),         // 13: muster.v1.GetNodeResponse
-	(*DenyNodeRequest)(nil),         // 14: muster.v1.DenyNodeRequest
-	(*DenyNodeResponse)(nil),        // 15: muster.v1.DenyNodeResponse
-	(*AllowNodeRequest)(nil),        // 16: muster.v1.AllowNodeRequest
-	(*AllowNodeResponse)(nil),       // 17: muster.v1.AllowNodeResponse
-	(*ListSitesRequest)(nil),        // 18: muster.v1.ListSitesRequest
-	(*ListSitesResponse)(nil),       // 19: muster.v1.ListSitesResponse
-	(*ListImagesRequest)(nil),       // 20: muster.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),      // 21: muster.v1.ListImagesResponse
-	(*RegisterImageRequest)(nil),    // 22: muster.v1.RegisterImageRequest
-	(*RegisterImageResponse)(nil),   // 23: muster.v1.RegisterImageResponse
-	(*TrustReleaseKeyRequest)(nil),  // 24: muster.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil), // 25: muster.v1.TrustReleaseKeyResponse
-	(*Root)(nil),                    // 26: muster.v1.Root
-	(*ListRootsRequest)(nil),        // 27: muster.v1.ListRootsRequest
-	(*ListRootsResponse)(nil),       // 28: muster.v1.ListRootsResponse
-	(*ImportRootsRequest)(nil),      // 29: muster.v1.ImportRootsRequest
-	(*ImportRootsResponse)(nil),     // 30: muster.v1.ImportRootsResponse
-	(*OpenBootWindowRequest)(nil),   // 31: muster.v1.OpenBootWindowRequest
-	(*OpenBootWindowResponse)(nil),  // 32: muster.v1.OpenBootWindowResponse
-	(*WatchEventsRequest)(nil),      // 33: muster.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),     // 34: muster.v1.WatchEventsResponse
-	(*ListAuditRequest)(nil),        // 35: muster.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),       // 36: muster.v1.ListAuditResponse
-	(*VerifyAuditRequest)(nil),      // 37: muster.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),     // 38: muster.v1.VerifyAuditResponse
-	nil,                             // 39: muster.v1.GetCentreResponse.RequestsEntry
-	nil,                             // 40: muster.v1.GetCentreResponse.NodesEntry
-	nil,                             // 41: muster.v1.ApproveRequest.LabelsEntry
-	(*Tenant)(nil),                  // 42: muster.v1.Tenant
-	(*timestamppb.Timestamp)(nil),   // 43: google.protobuf.Timestamp
-	(*Request)(nil),                 // 44: muster.v1.Request
-	(*Node)(nil),                    // 45: muster.v1.Node
-	(*Site)(nil),                    // 46: muster.v1.Site
-	(*Image)(nil),                   // 47: muster.v1.Image
-	(*Event)(nil),                   // 48: muster.v1.Event
-	(*AuditRecord)(nil),             // 49: muster.v1.AuditRecord
+	(*GetCentreRequest)(nil),          // 0: muster.v1.GetCentreRequest
+	(*GetCentreResponse)(nil),         // 1: muster.v1.GetCentreResponse
+	(*ListRequestsRequest)(nil),       // 2: muster.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),      // 3: muster.v1.ListRequestsResponse
+	(*GetRequestRequest)(nil),         // 4: muster.v1.GetRequestRequest
+	(*GetRequestResponse)(nil),        // 5: muster.v1.GetRequestResponse
+	(*ApproveRequest)(nil),            // 6: muster.v1.ApproveRequest
+	(*ApproveResponse)(nil),           // 7: muster.v1.ApproveResponse
+	(*RejectRequest)(nil),             // 8: muster.v1.RejectRequest
+	(*RejectResponse)(nil),            // 9: muster.v1.RejectResponse
+	(*ImportPreApprovalRequest)(nil),  // 10: muster.v1.ImportPreApprovalRequest
+	(*LineProblem)(nil),               // 11: muster.v1.LineProblem
+	(*ImportPreApprovalResponse)(nil), // 12: muster.v1.ImportPreApprovalResponse
+	(*CreateClaimRequest)(nil),        // 13: muster.v1.CreateClaimRequest
+	(*CreateClaimResponse)(nil),       // 14: muster.v1.CreateClaimResponse
+	(*CreateRuleRequest)(nil),         // 15: muster.v1.CreateRuleRequest
+	(*CreateRuleResponse)(nil),        // 16: muster.v1.CreateRuleResponse
+	(*ListPreApprovalsRequest)(nil),   // 17: muster.v1.ListPreApprovalsRequest
+	(*ListPreApprovalsResponse)(nil),  // 18: muster.v1.ListPreApprovalsResponse
+	(*RemovePreApprovalRequest)(nil),  // 19: muster.v1.RemovePreApprovalRequest
+	(*RemovePreApprovalResponse)(nil), // 20: muster.v1.RemovePreApprovalResponse
+	(*TestPreApprovalsRequest)(nil),   // 21: muster.v1.TestPreApprovalsRequest
+	(*TriedPreApproval)(nil),          // 22: muster.v1.TriedPreApproval
+	(*TestPreApprovalsResponse)(nil),  // 23: muster.v1.TestPreApprovalsResponse
+	(*ListNodesRequest)(nil),          // 24: muster.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 25: muster.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 26: muster.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),           // 27: muster.v1.GetNodeResponse
+	(*DenyNodeRequest)(nil),           // 28: muster.v1.DenyNodeRequest
+	(*DenyNodeResponse)(nil),          // 29: muster.v1.DenyNodeResponse
+	(*AllowNodeRequest)(nil),          // 30: muster.v1.AllowNodeRequest
+	(*AllowNodeResponse)(nil),         // 31: muster.v1.AllowNodeResponse
+	(*ListSitesRequest)(nil),          // 32: muster.v1.ListSitesRequest
+	(*ListSitesResponse)(nil),         // 33: muster.v1.ListSitesResponse
+	(*ListImagesRequest)(nil),         // 34: muster.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),        // 35: muster.v1.ListImagesResponse
+	(*RegisterImageRequest)(nil),      // 36: muster.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),     // 37: muster.v1.RegisterImageResponse
+	(*TrustReleaseKeyRequest)(nil),    // 38: muster.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil),   // 39: muster.v1.TrustReleaseKeyResponse
+	(*Root)(nil),                      // 40: muster.v1.Root
+	(*ListRootsRequest)(nil),          // 41: muster.v1.ListRootsRequest
+	(*ListRootsResponse)(nil),         // 42: muster.v1.ListRootsResponse
+	(*ImportRootsRequest)(nil),        // 43: muster.v1.ImportRootsRequest
+	(*ImportRootsResponse)(nil),       // 44: muster.v1.ImportRootsResponse
+	(*OpenBootWindowRequest)(nil),     // 45: muster.v1.OpenBootWindowRequest
+	(*OpenBootWindowResponse)(nil),    // 46: muster.v1.OpenBootWindowResponse
+	(*WatchEventsRequest)(nil),        // 47: muster.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),       // 48: muster.v1.WatchEventsResponse
+	(*ListAuditRequest)(nil),          // 49: muster.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 50: muster.v1.ListAuditResponse
+	(*VerifyAuditRequest)(nil),        // 51: muster.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),       // 52: muster.v1.VerifyAuditResponse
+	nil,                               // 53: muster.v1.GetCentreResponse.RequestsEntry
+	nil,                               // 54: muster.v1.GetCentreResponse.NodesEntry
+	nil,                               // 55: muster.v1.ApproveRequest.LabelsEntry
+	nil,                               // 56: muster.v1.ImportPreApprovalRequest.LabelsEntry
+	nil,                               // 57: muster.v1.CreateClaimRequest.LabelsEntry
+	nil,                               // 58: muster.v1.CreateRuleRequest.LabelsEntry
+	nil,                               // 59: muster.v1.TestPreApprovalsResponse.LabelsEntry
+	(*Tenant)(nil),                    // 60: muster.v1.Tenant
+	(*timestamppb.Timestamp)(nil),     // 61: google.protobuf.Timestamp
+	(*Request)(nil),                   // 62: muster.v1.Request
+	(*Event)(nil),                     // 63: muster.v1.Event
+	(*PreApproval)(nil),               // 64: muster.v1.PreApproval
+	(IdentityTrust)(0),                // 65: muster.v1.IdentityTrust
+	(BootTrust)(0),                    // 66: muster.v1.BootTrust
+	(*Node)(nil),                      // 67: muster.v1.Node
+	(*Site)(nil),                      // 68: muster.v1.Site
+	(*Image)(nil),                     // 69: muster.v1.Image
+	(*AuditRecord)(nil),               // 70: muster.v1.AuditRecord
 }
 var file_muster_v1_management_proto_depIdxs = []int32{
-	42, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
-	43, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
-	39, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
-	40, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
-	44, // 4: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
-	44, // 5: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
-	41, // 6: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
-	44, // 7: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
-	44, // 8: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
-	45, // 9: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
-	45, // 10: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
-	44, // 11: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
-	45, // 12: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
-	45, // 13: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
-	46, // 14: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
-	47, // 15: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
-	47, // 16: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
-	43, // 17: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
-	26, // 18: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
-	26, // 19: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
-	43, // 20: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
-	48, // 21: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
-	49, // 22: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
-	0,  // 23: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
-	2,  // 24: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
-	4,  // 25: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
-	6,  // 26: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
-	8,  // 27: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
-	10, // 28: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
-	12, // 29: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
-	14, // 30: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
-	16, // 31: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
-	18, // 32: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
-	20, // 33: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
-	22, // 34: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
-	24, // 35: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
-	27, // 36: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
-	29, // 37: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
-	31, // 38: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
-	33, // 39: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
-	35, // 40: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
-	37, // 41: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
-	1,  // 42: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
-	3,  // 43: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
-	5,  // 44: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
-	7,  // 45: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
-	9,  // 46: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
-	11, // 47: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
-	13, // 48: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
-	15, // 49: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
-	17, // 50: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
-	19, // 51: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
-	21, // 52: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
-	23, // 53: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
-	25, // 54: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
-	28, // 55: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
-	30, // 56: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
-	32, // 57: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
-	34, // 58: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
-	36, // 59: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
-	38, // 60: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
-	42, // [42:61] is the sub-list for method output_type
-	23, // [23:42] is the sub-list for method input_type
-	23, // [23:23] is the sub-list for extension type_name
-	23, // [23:23] is the sub-list for extension extendee
-	0,  // [0:23] is the sub-list for field type_name
+	60, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
+	61, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
+	53, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
+	54, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
+	62, // 4: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
+	62, // 5: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
+	63, // 6: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
+	55, // 7: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
+	62, // 8: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
+	62, // 9: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
+	56, // 10: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
+	64, // 11: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	11, // 12: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
+	57, // 13: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
+	64, // 14: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
+	58, // 15: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
+	65, // 16: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
+	66, // 17: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
+	64, // 18: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
+	64, // 19: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
+	64, // 20: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	59, // 21: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
+	22, // 22: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
+	67, // 23: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
+	67, // 24: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
+	62, // 25: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
+	67, // 26: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
+	67, // 27: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
+	68, // 28: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
+	69, // 29: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
+	69, // 30: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
+	61, // 31: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
+	40, // 32: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
+	40, // 33: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
+	61, // 34: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
+	63, // 35: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
+	70, // 36: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
+	0,  // 37: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
+	2,  // 38: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
+	4,  // 39: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
+	6,  // 40: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
+	8,  // 41: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
+	10, // 42: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
+	13, // 43: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
+	15, // 44: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
+	17, // 45: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
+	19, // 46: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
+	21, // 47: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
+	24, // 48: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
+	26, // 49: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
+	28, // 50: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
+	30, // 51: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
+	32, // 52: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
+	34, // 53: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
+	36, // 54: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
+	38, // 55: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
+	41, // 56: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
+	43, // 57: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
+	45, // 58: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
+	47, // 59: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
+	49, // 60: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
+	51, // 61: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
+	1,  // 62: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
+	3,  // 63: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
+	5,  // 64: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
+	7,  // 65: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
+	9,  // 66: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
+	12, // 67: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
+	14, // 68: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
+	16, // 69: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
+	18, // 70: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
+	20, // 71: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
+	23, // 72: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
+	25, // 73: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
+	27, // 74: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
+	29, // 75: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
+	31, // 76: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
+	33, // 77: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
+	35, // 78: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
+	37, // 79: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
+	39, // 80: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
+	42, // 81: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
+	44, // 82: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
+	46, // 83: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
+	48, // 84: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
+	50, // 85: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
+	52, // 86: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
+	62, // [62:87] is the sub-list for method output_type
+	37, // [37:62] is the sub-list for method input_type
+	37, // [37:37] is the sub-list for extension type_name
+	37, // [37:37] is the sub-list for extension extendee
+	0,  // [0:37] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_management_proto_init() }
@@ -2525,7 +3599,7 @@ func file_muster_v1_management_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_management_proto_rawDesc), len(file_muster_v1_management_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   42,
+			NumMessages:   60,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

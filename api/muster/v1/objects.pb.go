@@ -2513,6 +2513,9 @@ type PreApproval struct {
 	Used          int64                  `protobuf:"varint,10,opt,name=used,proto3" json:"used,omitempty"`
 	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
 	Withdrawn     bool                   `protobuf:"varint,12,opt,name=withdrawn,proto3" json:"withdrawn,omitempty"`
+	Vendor        string                 `protobuf:"bytes,13,opt,name=vendor,proto3" json:"vendor,omitempty"`
+	Serials       []string               `protobuf:"bytes,14,rep,name=serials,proto3" json:"serials,omitempty"`
+	PerDay        int64                  `protobuf:"varint,15,opt,name=per_day,json=perDay,proto3" json:"per_day,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2631,12 +2634,34 @@ func (x *PreApproval) GetWithdrawn() bool {
 	return false
 }
 
+func (x *PreApproval) GetVendor() string {
+	if x != nil {
+		return x.Vendor
+	}
+	return ""
+}
+
+func (x *PreApproval) GetSerials() []string {
+	if x != nil {
+		return x.Serials
+	}
+	return nil
+}
+
+func (x *PreApproval) GetPerDay() int64 {
+	if x != nil {
+		return x.PerDay
+	}
+	return 0
+}
+
 type ListedEk struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Ek            []byte                 `protobuf:"bytes,1,opt,name=ek,proto3" json:"ek,omitempty"`
 	Serial        string                 `protobuf:"bytes,2,opt,name=serial,proto3" json:"serial,omitempty"`
 	Site          string                 `protobuf:"bytes,3,opt,name=site,proto3" json:"site,omitempty"`
 	Request       string                 `protobuf:"bytes,4,opt,name=request,proto3" json:"request,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,5,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2697,6 +2722,13 @@ func (x *ListedEk) GetRequest() string {
 		return x.Request
 	}
 	return ""
+}
+
+func (x *ListedEk) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
 }
 
 type Stack struct {
@@ -4084,7 +4116,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"DocVersion\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\f\n" +
-	"\x01n\x18\x02 \x01(\x04R\x01n\"\x97\x04\n" +
+	"\x01n\x18\x02 \x01(\x04R\x01n\"\xe2\x04\n" +
 	"\vPreApproval\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.muster.v1.MetaR\x04meta\x12\x12\n" +
 	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
@@ -4100,15 +4132,22 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x04used\x18\n" +
 	" \x01(\x03R\x04used\x127\n" +
 	"\tnot_after\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x1c\n" +
-	"\twithdrawn\x18\f \x01(\bR\twithdrawn\x1a=\n" +
+	"\twithdrawn\x18\f \x01(\bR\twithdrawn\x12\x16\n" +
+	"\x06vendor\x18\r \x01(\tR\x06vendor\x12\x18\n" +
+	"\aserials\x18\x0e \x03(\tR\aserials\x12\x17\n" +
+	"\aper_day\x18\x0f \x01(\x03R\x06perDay\x1a=\n" +
 	"\x0fNodeLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"`\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd4\x01\n" +
 	"\bListedEk\x12\x0e\n" +
 	"\x02ek\x18\x01 \x01(\fR\x02ek\x12\x16\n" +
 	"\x06serial\x18\x02 \x01(\tR\x06serial\x12\x12\n" +
 	"\x04site\x18\x03 \x01(\tR\x04site\x12\x18\n" +
-	"\arequest\x18\x04 \x01(\tR\arequest\"B\n" +
+	"\arequest\x18\x04 \x01(\tR\arequest\x127\n" +
+	"\x06labels\x18\x05 \x03(\v2\x1f.muster.v1.ListedEk.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
 	"\x05Stack\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.muster.v1.MetaR\x04meta\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\"\xa7\x03\n" +
@@ -4269,7 +4308,7 @@ func file_muster_v1_objects_proto_rawDescGZIP() []byte {
 }
 
 var file_muster_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_muster_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 41)
+var file_muster_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
 var file_muster_v1_objects_proto_goTypes = []any{
 	(IdentityTrust)(0),            // 0: muster.v1.IdentityTrust
 	(BootTrust)(0),                // 1: muster.v1.BootTrust
@@ -4317,22 +4356,23 @@ var file_muster_v1_objects_proto_goTypes = []any{
 	nil,                           // 43: muster.v1.Node.LabelsEntry
 	nil,                           // 44: muster.v1.Event.FieldsEntry
 	nil,                           // 45: muster.v1.PreApproval.NodeLabelsEntry
-	nil,                           // 46: muster.v1.Admission.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 47: google.protobuf.Timestamp
+	nil,                           // 46: muster.v1.ListedEk.LabelsEntry
+	nil,                           // 47: muster.v1.Admission.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
 }
 var file_muster_v1_objects_proto_depIdxs = []int32{
 	40, // 0: muster.v1.Meta.labels:type_name -> muster.v1.Meta.LabelsEntry
-	47, // 1: muster.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	47, // 2: muster.v1.Meta.updated:type_name -> google.protobuf.Timestamp
+	48, // 1: muster.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	48, // 2: muster.v1.Meta.updated:type_name -> google.protobuf.Timestamp
 	2,  // 3: muster.v1.Request.state:type_name -> muster.v1.RequestState
 	0,  // 4: muster.v1.Request.identity:type_name -> muster.v1.IdentityTrust
 	1,  // 5: muster.v1.Request.boot:type_name -> muster.v1.BootTrust
 	41, // 6: muster.v1.Request.labels:type_name -> muster.v1.Request.LabelsEntry
 	9,  // 7: muster.v1.Request.evidence:type_name -> muster.v1.Evidence
-	47, // 8: muster.v1.Request.first_seen:type_name -> google.protobuf.Timestamp
-	47, // 9: muster.v1.Request.last_seen:type_name -> google.protobuf.Timestamp
+	48, // 8: muster.v1.Request.first_seen:type_name -> google.protobuf.Timestamp
+	48, // 9: muster.v1.Request.last_seen:type_name -> google.protobuf.Timestamp
 	10, // 10: muster.v1.Request.findings:type_name -> muster.v1.Finding
-	47, // 11: muster.v1.Request.decided_at:type_name -> google.protobuf.Timestamp
+	48, // 11: muster.v1.Request.decided_at:type_name -> google.protobuf.Timestamp
 	8,  // 12: muster.v1.Request.tpm_clock:type_name -> muster.v1.TpmClock
 	0,  // 13: muster.v1.Evidence.identity:type_name -> muster.v1.IdentityTrust
 	1,  // 14: muster.v1.Evidence.boot:type_name -> muster.v1.BootTrust
@@ -4347,52 +4387,53 @@ var file_muster_v1_objects_proto_depIdxs = []int32{
 	1,  // 23: muster.v1.Node.boot:type_name -> muster.v1.BootTrust
 	16, // 24: muster.v1.Node.certificate:type_name -> muster.v1.Certificate
 	11, // 25: muster.v1.Node.hardware:type_name -> muster.v1.Hardware
-	47, // 26: muster.v1.Node.created:type_name -> google.protobuf.Timestamp
-	47, // 27: muster.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	47, // 28: muster.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	47, // 29: muster.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	47, // 30: muster.v1.Image.registered:type_name -> google.protobuf.Timestamp
-	47, // 31: muster.v1.Event.time:type_name -> google.protobuf.Timestamp
+	48, // 26: muster.v1.Node.created:type_name -> google.protobuf.Timestamp
+	48, // 27: muster.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	48, // 28: muster.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	48, // 29: muster.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	48, // 30: muster.v1.Image.registered:type_name -> google.protobuf.Timestamp
+	48, // 31: muster.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,  // 32: muster.v1.Event.level:type_name -> muster.v1.EventLevel
 	44, // 33: muster.v1.Event.fields:type_name -> muster.v1.Event.FieldsEntry
-	47, // 34: muster.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	48, // 34: muster.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
 	6,  // 35: muster.v1.Tenant.meta:type_name -> muster.v1.Meta
 	6,  // 36: muster.v1.Site.meta:type_name -> muster.v1.Meta
 	22, // 37: muster.v1.Site.spec:type_name -> muster.v1.SiteSpec
 	23, // 38: muster.v1.Site.status:type_name -> muster.v1.SiteStatus
 	24, // 39: muster.v1.SiteSpec.charter:type_name -> muster.v1.DocVersion
-	47, // 40: muster.v1.SiteStatus.seen:type_name -> google.protobuf.Timestamp
+	48, // 40: muster.v1.SiteStatus.seen:type_name -> google.protobuf.Timestamp
 	6,  // 41: muster.v1.PreApproval.meta:type_name -> muster.v1.Meta
 	45, // 42: muster.v1.PreApproval.node_labels:type_name -> muster.v1.PreApproval.NodeLabelsEntry
 	26, // 43: muster.v1.PreApproval.eks:type_name -> muster.v1.ListedEk
 	0,  // 44: muster.v1.PreApproval.min_identity:type_name -> muster.v1.IdentityTrust
 	1,  // 45: muster.v1.PreApproval.min_boot:type_name -> muster.v1.BootTrust
-	47, // 46: muster.v1.PreApproval.not_after:type_name -> google.protobuf.Timestamp
-	6,  // 47: muster.v1.Stack.meta:type_name -> muster.v1.Meta
-	24, // 48: muster.v1.Charter.version:type_name -> muster.v1.DocVersion
-	29, // 49: muster.v1.Charter.founding:type_name -> muster.v1.Founding
-	30, // 50: muster.v1.Charter.policy:type_name -> muster.v1.SitePolicy
-	31, // 51: muster.v1.Charter.images:type_name -> muster.v1.ImageEvidence
-	32, // 52: muster.v1.Charter.birth:type_name -> muster.v1.BirthSettings
-	47, // 53: muster.v1.Charter.issued:type_name -> google.protobuf.Timestamp
-	46, // 54: muster.v1.Admission.labels:type_name -> muster.v1.Admission.LabelsEntry
-	24, // 55: muster.v1.Admission.version:type_name -> muster.v1.DocVersion
-	47, // 56: muster.v1.Admission.issued:type_name -> google.protobuf.Timestamp
-	24, // 57: muster.v1.Removal.version:type_name -> muster.v1.DocVersion
-	47, // 58: muster.v1.Removal.issued:type_name -> google.protobuf.Timestamp
-	36, // 59: muster.v1.Order.disk:type_name -> muster.v1.DiskTarget
-	37, // 60: muster.v1.Order.image:type_name -> muster.v1.ImageRef
-	24, // 61: muster.v1.Order.version:type_name -> muster.v1.DocVersion
-	47, // 62: muster.v1.Order.issued:type_name -> google.protobuf.Timestamp
-	47, // 63: muster.v1.Order.not_after:type_name -> google.protobuf.Timestamp
-	37, // 64: muster.v1.StackVersion.images:type_name -> muster.v1.ImageRef
-	39, // 65: muster.v1.StackVersion.add_ons:type_name -> muster.v1.AddOn
-	47, // 66: muster.v1.StackVersion.created:type_name -> google.protobuf.Timestamp
-	67, // [67:67] is the sub-list for method output_type
-	67, // [67:67] is the sub-list for method input_type
-	67, // [67:67] is the sub-list for extension type_name
-	67, // [67:67] is the sub-list for extension extendee
-	0,  // [0:67] is the sub-list for field type_name
+	48, // 46: muster.v1.PreApproval.not_after:type_name -> google.protobuf.Timestamp
+	46, // 47: muster.v1.ListedEk.labels:type_name -> muster.v1.ListedEk.LabelsEntry
+	6,  // 48: muster.v1.Stack.meta:type_name -> muster.v1.Meta
+	24, // 49: muster.v1.Charter.version:type_name -> muster.v1.DocVersion
+	29, // 50: muster.v1.Charter.founding:type_name -> muster.v1.Founding
+	30, // 51: muster.v1.Charter.policy:type_name -> muster.v1.SitePolicy
+	31, // 52: muster.v1.Charter.images:type_name -> muster.v1.ImageEvidence
+	32, // 53: muster.v1.Charter.birth:type_name -> muster.v1.BirthSettings
+	48, // 54: muster.v1.Charter.issued:type_name -> google.protobuf.Timestamp
+	47, // 55: muster.v1.Admission.labels:type_name -> muster.v1.Admission.LabelsEntry
+	24, // 56: muster.v1.Admission.version:type_name -> muster.v1.DocVersion
+	48, // 57: muster.v1.Admission.issued:type_name -> google.protobuf.Timestamp
+	24, // 58: muster.v1.Removal.version:type_name -> muster.v1.DocVersion
+	48, // 59: muster.v1.Removal.issued:type_name -> google.protobuf.Timestamp
+	36, // 60: muster.v1.Order.disk:type_name -> muster.v1.DiskTarget
+	37, // 61: muster.v1.Order.image:type_name -> muster.v1.ImageRef
+	24, // 62: muster.v1.Order.version:type_name -> muster.v1.DocVersion
+	48, // 63: muster.v1.Order.issued:type_name -> google.protobuf.Timestamp
+	48, // 64: muster.v1.Order.not_after:type_name -> google.protobuf.Timestamp
+	37, // 65: muster.v1.StackVersion.images:type_name -> muster.v1.ImageRef
+	39, // 66: muster.v1.StackVersion.add_ons:type_name -> muster.v1.AddOn
+	48, // 67: muster.v1.StackVersion.created:type_name -> google.protobuf.Timestamp
+	68, // [68:68] is the sub-list for method output_type
+	68, // [68:68] is the sub-list for method input_type
+	68, // [68:68] is the sub-list for extension type_name
+	68, // [68:68] is the sub-list for extension extendee
+	0,  // [0:68] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_objects_proto_init() }
@@ -4406,7 +4447,7 @@ func file_muster_v1_objects_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_objects_proto_rawDesc), len(file_muster_v1_objects_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   41,
+			NumMessages:   42,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

@@ -58,6 +58,24 @@ const (
 	// ManagementServiceRejectProcedure is the fully-qualified name of the ManagementService's Reject
 	// RPC.
 	ManagementServiceRejectProcedure = "/muster.v1.ManagementService/Reject"
+	// ManagementServiceImportPreApprovalProcedure is the fully-qualified name of the
+	// ManagementService's ImportPreApproval RPC.
+	ManagementServiceImportPreApprovalProcedure = "/muster.v1.ManagementService/ImportPreApproval"
+	// ManagementServiceCreateClaimProcedure is the fully-qualified name of the ManagementService's
+	// CreateClaim RPC.
+	ManagementServiceCreateClaimProcedure = "/muster.v1.ManagementService/CreateClaim"
+	// ManagementServiceCreateRuleProcedure is the fully-qualified name of the ManagementService's
+	// CreateRule RPC.
+	ManagementServiceCreateRuleProcedure = "/muster.v1.ManagementService/CreateRule"
+	// ManagementServiceListPreApprovalsProcedure is the fully-qualified name of the ManagementService's
+	// ListPreApprovals RPC.
+	ManagementServiceListPreApprovalsProcedure = "/muster.v1.ManagementService/ListPreApprovals"
+	// ManagementServiceRemovePreApprovalProcedure is the fully-qualified name of the
+	// ManagementService's RemovePreApproval RPC.
+	ManagementServiceRemovePreApprovalProcedure = "/muster.v1.ManagementService/RemovePreApproval"
+	// ManagementServiceTestPreApprovalsProcedure is the fully-qualified name of the ManagementService's
+	// TestPreApprovals RPC.
+	ManagementServiceTestPreApprovalsProcedure = "/muster.v1.ManagementService/TestPreApprovals"
 	// ManagementServiceListNodesProcedure is the fully-qualified name of the ManagementService's
 	// ListNodes RPC.
 	ManagementServiceListNodesProcedure = "/muster.v1.ManagementService/ListNodes"
@@ -111,6 +129,16 @@ type ManagementServiceClient interface {
 	// Approve approves the evidence behind the request's ID.
 	Approve(context.Context, *v1.ApproveRequest) (*v1.ApproveResponse, error)
 	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
+	// Pre-approvals decide before the machine calls: lists of EKs, claim codes,
+	// rules. None approves what policy refuses a person.
+	ImportPreApproval(context.Context, *v1.ImportPreApprovalRequest) (*v1.ImportPreApprovalResponse, error)
+	CreateClaim(context.Context, *v1.CreateClaimRequest) (*v1.CreateClaimResponse, error)
+	CreateRule(context.Context, *v1.CreateRuleRequest) (*v1.CreateRuleResponse, error)
+	ListPreApprovals(context.Context, *v1.ListPreApprovalsRequest) (*v1.ListPreApprovalsResponse, error)
+	RemovePreApproval(context.Context, *v1.RemovePreApprovalRequest) (*v1.RemovePreApprovalResponse, error)
+	// TestPreApprovals says what the pre-approvals would make of a request, and
+	// changes nothing.
+	TestPreApprovals(context.Context, *v1.TestPreApprovalsRequest) (*v1.TestPreApprovalsResponse, error)
 	ListNodes(context.Context, *v1.ListNodesRequest) (*v1.ListNodesResponse, error)
 	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
 	// DenyNode puts the node and all its EKs on the deny list: no certificate,
@@ -177,6 +205,42 @@ func NewManagementServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			httpClient,
 			baseURL+ManagementServiceRejectProcedure,
 			connect.WithSchema(managementServiceMethods.ByName("Reject")),
+			connect.WithClientOptions(opts...),
+		),
+		importPreApproval: connect.NewClient[v1.ImportPreApprovalRequest, v1.ImportPreApprovalResponse](
+			httpClient,
+			baseURL+ManagementServiceImportPreApprovalProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("ImportPreApproval")),
+			connect.WithClientOptions(opts...),
+		),
+		createClaim: connect.NewClient[v1.CreateClaimRequest, v1.CreateClaimResponse](
+			httpClient,
+			baseURL+ManagementServiceCreateClaimProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("CreateClaim")),
+			connect.WithClientOptions(opts...),
+		),
+		createRule: connect.NewClient[v1.CreateRuleRequest, v1.CreateRuleResponse](
+			httpClient,
+			baseURL+ManagementServiceCreateRuleProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("CreateRule")),
+			connect.WithClientOptions(opts...),
+		),
+		listPreApprovals: connect.NewClient[v1.ListPreApprovalsRequest, v1.ListPreApprovalsResponse](
+			httpClient,
+			baseURL+ManagementServiceListPreApprovalsProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("ListPreApprovals")),
+			connect.WithClientOptions(opts...),
+		),
+		removePreApproval: connect.NewClient[v1.RemovePreApprovalRequest, v1.RemovePreApprovalResponse](
+			httpClient,
+			baseURL+ManagementServiceRemovePreApprovalProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("RemovePreApproval")),
+			connect.WithClientOptions(opts...),
+		),
+		testPreApprovals: connect.NewClient[v1.TestPreApprovalsRequest, v1.TestPreApprovalsResponse](
+			httpClient,
+			baseURL+ManagementServiceTestPreApprovalsProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("TestPreApprovals")),
 			connect.WithClientOptions(opts...),
 		),
 		listNodes: connect.NewClient[v1.ListNodesRequest, v1.ListNodesResponse](
@@ -268,25 +332,31 @@ func NewManagementServiceClient(httpClient connect.HTTPClient, baseURL string, o
 
 // managementServiceClient implements ManagementServiceClient.
 type managementServiceClient struct {
-	getCentre       *connect.Client[v1.GetCentreRequest, v1.GetCentreResponse]
-	listRequests    *connect.Client[v1.ListRequestsRequest, v1.ListRequestsResponse]
-	getRequest      *connect.Client[v1.GetRequestRequest, v1.GetRequestResponse]
-	approve         *connect.Client[v1.ApproveRequest, v1.ApproveResponse]
-	reject          *connect.Client[v1.RejectRequest, v1.RejectResponse]
-	listNodes       *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
-	getNode         *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
-	denyNode        *connect.Client[v1.DenyNodeRequest, v1.DenyNodeResponse]
-	allowNode       *connect.Client[v1.AllowNodeRequest, v1.AllowNodeResponse]
-	listSites       *connect.Client[v1.ListSitesRequest, v1.ListSitesResponse]
-	listImages      *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
-	registerImage   *connect.Client[v1.RegisterImageRequest, v1.RegisterImageResponse]
-	trustReleaseKey *connect.Client[v1.TrustReleaseKeyRequest, v1.TrustReleaseKeyResponse]
-	listRoots       *connect.Client[v1.ListRootsRequest, v1.ListRootsResponse]
-	importRoots     *connect.Client[v1.ImportRootsRequest, v1.ImportRootsResponse]
-	openBootWindow  *connect.Client[v1.OpenBootWindowRequest, v1.OpenBootWindowResponse]
-	watchEvents     *connect.Client[v1.WatchEventsRequest, v1.WatchEventsResponse]
-	listAudit       *connect.Client[v1.ListAuditRequest, v1.ListAuditResponse]
-	verifyAudit     *connect.Client[v1.VerifyAuditRequest, v1.VerifyAuditResponse]
+	getCentre         *connect.Client[v1.GetCentreRequest, v1.GetCentreResponse]
+	listRequests      *connect.Client[v1.ListRequestsRequest, v1.ListRequestsResponse]
+	getRequest        *connect.Client[v1.GetRequestRequest, v1.GetRequestResponse]
+	approve           *connect.Client[v1.ApproveRequest, v1.ApproveResponse]
+	reject            *connect.Client[v1.RejectRequest, v1.RejectResponse]
+	importPreApproval *connect.Client[v1.ImportPreApprovalRequest, v1.ImportPreApprovalResponse]
+	createClaim       *connect.Client[v1.CreateClaimRequest, v1.CreateClaimResponse]
+	createRule        *connect.Client[v1.CreateRuleRequest, v1.CreateRuleResponse]
+	listPreApprovals  *connect.Client[v1.ListPreApprovalsRequest, v1.ListPreApprovalsResponse]
+	removePreApproval *connect.Client[v1.RemovePreApprovalRequest, v1.RemovePreApprovalResponse]
+	testPreApprovals  *connect.Client[v1.TestPreApprovalsRequest, v1.TestPreApprovalsResponse]
+	listNodes         *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	getNode           *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
+	denyNode          *connect.Client[v1.DenyNodeRequest, v1.DenyNodeResponse]
+	allowNode         *connect.Client[v1.AllowNodeRequest, v1.AllowNodeResponse]
+	listSites         *connect.Client[v1.ListSitesRequest, v1.ListSitesResponse]
+	listImages        *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
+	registerImage     *connect.Client[v1.RegisterImageRequest, v1.RegisterImageResponse]
+	trustReleaseKey   *connect.Client[v1.TrustReleaseKeyRequest, v1.TrustReleaseKeyResponse]
+	listRoots         *connect.Client[v1.ListRootsRequest, v1.ListRootsResponse]
+	importRoots       *connect.Client[v1.ImportRootsRequest, v1.ImportRootsResponse]
+	openBootWindow    *connect.Client[v1.OpenBootWindowRequest, v1.OpenBootWindowResponse]
+	watchEvents       *connect.Client[v1.WatchEventsRequest, v1.WatchEventsResponse]
+	listAudit         *connect.Client[v1.ListAuditRequest, v1.ListAuditResponse]
+	verifyAudit       *connect.Client[v1.VerifyAuditRequest, v1.VerifyAuditResponse]
 }
 
 // GetCentre calls muster.v1.ManagementService.GetCentre.
@@ -328,6 +398,60 @@ func (c *managementServiceClient) Approve(ctx context.Context, req *v1.ApproveRe
 // Reject calls muster.v1.ManagementService.Reject.
 func (c *managementServiceClient) Reject(ctx context.Context, req *v1.RejectRequest) (*v1.RejectResponse, error) {
 	response, err := c.reject.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ImportPreApproval calls muster.v1.ManagementService.ImportPreApproval.
+func (c *managementServiceClient) ImportPreApproval(ctx context.Context, req *v1.ImportPreApprovalRequest) (*v1.ImportPreApprovalResponse, error) {
+	response, err := c.importPreApproval.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CreateClaim calls muster.v1.ManagementService.CreateClaim.
+func (c *managementServiceClient) CreateClaim(ctx context.Context, req *v1.CreateClaimRequest) (*v1.CreateClaimResponse, error) {
+	response, err := c.createClaim.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CreateRule calls muster.v1.ManagementService.CreateRule.
+func (c *managementServiceClient) CreateRule(ctx context.Context, req *v1.CreateRuleRequest) (*v1.CreateRuleResponse, error) {
+	response, err := c.createRule.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListPreApprovals calls muster.v1.ManagementService.ListPreApprovals.
+func (c *managementServiceClient) ListPreApprovals(ctx context.Context, req *v1.ListPreApprovalsRequest) (*v1.ListPreApprovalsResponse, error) {
+	response, err := c.listPreApprovals.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemovePreApproval calls muster.v1.ManagementService.RemovePreApproval.
+func (c *managementServiceClient) RemovePreApproval(ctx context.Context, req *v1.RemovePreApprovalRequest) (*v1.RemovePreApprovalResponse, error) {
+	response, err := c.removePreApproval.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TestPreApprovals calls muster.v1.ManagementService.TestPreApprovals.
+func (c *managementServiceClient) TestPreApprovals(ctx context.Context, req *v1.TestPreApprovalsRequest) (*v1.TestPreApprovalsResponse, error) {
+	response, err := c.testPreApprovals.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -465,6 +589,16 @@ type ManagementServiceHandler interface {
 	// Approve approves the evidence behind the request's ID.
 	Approve(context.Context, *v1.ApproveRequest) (*v1.ApproveResponse, error)
 	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
+	// Pre-approvals decide before the machine calls: lists of EKs, claim codes,
+	// rules. None approves what policy refuses a person.
+	ImportPreApproval(context.Context, *v1.ImportPreApprovalRequest) (*v1.ImportPreApprovalResponse, error)
+	CreateClaim(context.Context, *v1.CreateClaimRequest) (*v1.CreateClaimResponse, error)
+	CreateRule(context.Context, *v1.CreateRuleRequest) (*v1.CreateRuleResponse, error)
+	ListPreApprovals(context.Context, *v1.ListPreApprovalsRequest) (*v1.ListPreApprovalsResponse, error)
+	RemovePreApproval(context.Context, *v1.RemovePreApprovalRequest) (*v1.RemovePreApprovalResponse, error)
+	// TestPreApprovals says what the pre-approvals would make of a request, and
+	// changes nothing.
+	TestPreApprovals(context.Context, *v1.TestPreApprovalsRequest) (*v1.TestPreApprovalsResponse, error)
 	ListNodes(context.Context, *v1.ListNodesRequest) (*v1.ListNodesResponse, error)
 	GetNode(context.Context, *v1.GetNodeRequest) (*v1.GetNodeResponse, error)
 	// DenyNode puts the node and all its EKs on the deny list: no certificate,
@@ -527,6 +661,42 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 		ManagementServiceRejectProcedure,
 		svc.Reject,
 		connect.WithSchema(managementServiceMethods.ByName("Reject")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceImportPreApprovalHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceImportPreApprovalProcedure,
+		svc.ImportPreApproval,
+		connect.WithSchema(managementServiceMethods.ByName("ImportPreApproval")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceCreateClaimHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceCreateClaimProcedure,
+		svc.CreateClaim,
+		connect.WithSchema(managementServiceMethods.ByName("CreateClaim")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceCreateRuleHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceCreateRuleProcedure,
+		svc.CreateRule,
+		connect.WithSchema(managementServiceMethods.ByName("CreateRule")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceListPreApprovalsHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceListPreApprovalsProcedure,
+		svc.ListPreApprovals,
+		connect.WithSchema(managementServiceMethods.ByName("ListPreApprovals")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceRemovePreApprovalHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceRemovePreApprovalProcedure,
+		svc.RemovePreApproval,
+		connect.WithSchema(managementServiceMethods.ByName("RemovePreApproval")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceTestPreApprovalsHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceTestPreApprovalsProcedure,
+		svc.TestPreApprovals,
+		connect.WithSchema(managementServiceMethods.ByName("TestPreApprovals")),
 		connect.WithHandlerOptions(opts...),
 	)
 	managementServiceListNodesHandler := connect.NewUnaryHandlerSimple(
@@ -625,6 +795,18 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 			managementServiceApproveHandler.ServeHTTP(w, r)
 		case ManagementServiceRejectProcedure:
 			managementServiceRejectHandler.ServeHTTP(w, r)
+		case ManagementServiceImportPreApprovalProcedure:
+			managementServiceImportPreApprovalHandler.ServeHTTP(w, r)
+		case ManagementServiceCreateClaimProcedure:
+			managementServiceCreateClaimHandler.ServeHTTP(w, r)
+		case ManagementServiceCreateRuleProcedure:
+			managementServiceCreateRuleHandler.ServeHTTP(w, r)
+		case ManagementServiceListPreApprovalsProcedure:
+			managementServiceListPreApprovalsHandler.ServeHTTP(w, r)
+		case ManagementServiceRemovePreApprovalProcedure:
+			managementServiceRemovePreApprovalHandler.ServeHTTP(w, r)
+		case ManagementServiceTestPreApprovalsProcedure:
+			managementServiceTestPreApprovalsHandler.ServeHTTP(w, r)
 		case ManagementServiceListNodesProcedure:
 			managementServiceListNodesHandler.ServeHTTP(w, r)
 		case ManagementServiceGetNodeProcedure:
@@ -680,6 +862,30 @@ func (UnimplementedManagementServiceHandler) Approve(context.Context, *v1.Approv
 
 func (UnimplementedManagementServiceHandler) Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.Reject is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) ImportPreApproval(context.Context, *v1.ImportPreApprovalRequest) (*v1.ImportPreApprovalResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.ImportPreApproval is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) CreateClaim(context.Context, *v1.CreateClaimRequest) (*v1.CreateClaimResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.CreateClaim is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) CreateRule(context.Context, *v1.CreateRuleRequest) (*v1.CreateRuleResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.CreateRule is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) ListPreApprovals(context.Context, *v1.ListPreApprovalsRequest) (*v1.ListPreApprovalsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.ListPreApprovals is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) RemovePreApproval(context.Context, *v1.RemovePreApprovalRequest) (*v1.RemovePreApprovalResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.RemovePreApproval is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) TestPreApprovals(context.Context, *v1.TestPreApprovalsRequest) (*v1.TestPreApprovalsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.TestPreApprovals is not implemented"))
 }
 
 func (UnimplementedManagementServiceHandler) ListNodes(context.Context, *v1.ListNodesRequest) (*v1.ListNodesResponse, error) {
