@@ -121,12 +121,10 @@ func (s *Service) await(ctx context.Context, t ticket, wait time.Duration) (flee
 	if wait <= 0 {
 		return get()
 	}
-	select {
-	case s.polls <- struct{}{}:
-		defer func() { <-s.polls }()
-	default:
+	if !s.polls.enter(t.request) {
 		return get()
 	}
+	defer s.polls.leave(t.request)
 	// Subscribe before the first look, so that no change falls in between.
 	changed, done := s.cfg.Store.Changed(t.request)
 	defer done()

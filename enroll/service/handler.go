@@ -122,11 +122,11 @@ func (s *Service) Handler() (path string, h http.Handler) {
 			refuse(fail(connect.CodeResourceExhausted, "too-large", "the message is larger than the protocol allows"))
 			return
 		}
-		if !s.bodies.take(size) {
+		if !s.bodies.take(c.source, size) {
 			refuse(busy(time.Second))
 			return
 		}
-		defer s.bodies.give(size)
+		defer s.bodies.give(c.source, size)
 		r.Body = http.MaxBytesReader(w, r.Body, most)
 		// A body that trickles in must not hold its memory for ever.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))

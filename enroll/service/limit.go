@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/muster-edge/muster/fleet"
 )
 
 // limiter is a token bucket per source address and per network, in a table of
@@ -30,6 +32,20 @@ type bucket struct {
 // minute are 50 machines switched on together.
 const networkFactor = 8
 
+// placesOf returns whose share an address uses: its own and its network's.
+func placesOf(source netip.Addr) (host, network netip.Prefix) {
+	source = source.Unmap().WithZone("")
+	host = netip.PrefixFrom(source, source.BitLen())
+	bits := 24
+	if source.Is6() {
+		// The smallest thing an IPv6 site has is a /64: the single address
+		// is the caller's choice.
+		bits = 64
+		host = netip.PrefixFrom(source, bits).Masked()
+	}
+	return host, netip.PrefixFrom(source, bits).Masked()
+}
+
 func newLimiter(perMinute, most int) *limiter {
 	return &limiter{perMinute: perMinute, most: most, buckets: map[netip.Prefix]*list.Element{}, order: list.New()}
 }
@@ -40,16 +56,7 @@ func (l *limiter) take(now time.Time, source netip.Addr) (wait time.Duration, ok
 	if l.perMinute < 0 || !source.IsValid() {
 		return 0, true
 	}
-	source = source.Unmap().WithZone("")
-	host := netip.PrefixFrom(source, source.BitLen())
-	bits := 24
-	if source.Is6() {
-		// The smallest thing an IPv6 site has is a /64: the single address
-		// is the caller's choice.
-		bits = 64
-		host = netip.PrefixFrom(source, bits).Masked()
-	}
-	network := netip.PrefixFrom(source, bits).Masked()
+	host, network := placesOf(source)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	a := l.bucket(now, host, float64(l.perMinute))
@@ -94,24 +101,75 @@ func (l *limiter) bucket(now time.Time, source netip.Prefix, full float64) *buck
 	return b
 }
 
-// budget bounds a number of bytes.
+// budget bounds the bytes of bodies on their way in. Bytes are taken before
+// they arrive, since the caller says how many come; so that nobody keeps all
+// others out by announcing much and sending slowly, a network gets a share.
 type budget struct {
+	share int64
+
 	mu   sync.Mutex
 	left int64
+	held map[netip.Prefix]int64
 }
 
-func (b *budget) take(n int64) bool {
+// shares is how many networks it takes to use the whole budget up.
+const shares = 8
+
+func newBudget(total int64) *budget {
+	// At least one whole message must fit.
+	return &budget{share: max(total/shares, min(total, maxBody)), left: total, held: map[netip.Prefix]int64{}}
+}
+
+func (b *budget) take(source netip.Addr, n int64) bool {
+	_, network := placesOf(source)
 	b.mu.Lock()
 	defer b.mu.Unlock()
-	if b.left < n {
+	if b.left < n || b.held[network]+n > b.share {
 		return false
 	}
 	b.left -= n
+	b.held[network] += n
 	return true
 }
 
-func (b *budget) give(n int64) {
+func (b *budget) give(source netip.Addr, n int64) {
+	_, network := placesOf(source)
 	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.left += n
-	b.mu.Unlock()
+	if b.held[network] -= n; b.held[network] <= 0 {
+		delete(b.held, network)
+	}
+}
+
+// polls bounds who waits: in all, and for one request. A machine waits once;
+// the old wait of one that lost its connection ends by itself.
+type polls struct {
+	mu   sync.Mutex
+	left int
+	of   map[fleet.RequestID]int
+}
+
+const pollsPerRequest = 4
+
+func newPolls(most int) *polls { return &polls{left: most, of: map[fleet.RequestID]int{}} }
+
+func (p *polls) enter(id fleet.RequestID) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.left == 0 || p.of[id] >= pollsPerRequest {
+		return false
+	}
+	p.left--
+	p.of[id]++
+	return true
+}
+
+func (p *polls) leave(id fleet.RequestID) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.left++
+	if p.of[id]--; p.of[id] == 0 {
+		delete(p.of, id)
+	}
 }

@@ -58,10 +58,11 @@ type Limits struct {
 	PerMinute int
 	// Sources bounds the table of source addresses; default 65,536.
 	Sources int
-	// BodyBytes bounds the request bodies in memory; default 256 MiB.
+	// BodyBytes bounds the request bodies in memory; default 256 MiB. One
+	// network (IPv4 /24, IPv6 /64) gets an eighth of it.
 	BodyBytes int64
-	// LongPolls may wait at the same time; default 65,536. More are answered
-	// at once.
+	// LongPolls may wait at the same time; default 65,536, and four for one
+	// request. More are answered at once.
 	LongPolls int
 	// MaxUnverified: see enroll.Filing.
 	MaxUnverified int
@@ -109,7 +110,7 @@ type Service struct {
 	bodies    *budget
 	begins    *pool
 	completes *pool
-	polls     chan struct{}
+	polls     *polls
 }
 
 var _ musterv1connect.EnrollmentServiceHandler = (*Service)(nil)
@@ -136,10 +137,10 @@ func New(cfg Config) (*Service, error) {
 	return &Service{
 		cfg:       cfg,
 		limiter:   newLimiter(l.PerMinute, l.Sources),
-		bodies:    &budget{left: l.BodyBytes},
+		bodies:    newBudget(l.BodyBytes),
 		begins:    newPool(l.Workers, l.Queue),
 		completes: newPool(l.Workers, l.Queue),
-		polls:     make(chan struct{}, l.LongPolls),
+		polls:     newPolls(l.LongPolls),
 	}, nil
 }
 
