@@ -142,19 +142,48 @@ func (s *Server) step(mac pxe.MAC, addr netip.Addr, to pxe.State, alarm bool, te
 		return
 	}
 	e.Text, e.said = text, now
-	if to == pxe.StateRefused && !alarm {
-		unsaid, ok := m.mayRefuse(now)
+	if !alarm {
+		more, ok := m.mayTell(now, e, to)
 		if !ok {
 			m.mu.Unlock()
 			return
 		}
-		if unsaid > 0 {
-			text = fmt.Sprintf("%s (and %d more machines refused, not shown)", text, unsaid)
-		}
+		text += more
 	}
 	ev := pxe.Event{Time: now, MAC: mac, UUID: e.UUID, Arch: e.Arch, Addr: e.Addr, Step: to, Alarm: alarm, Text: text}
 	m.mu.Unlock()
 	s.Event(ev)
+}
+
+// mayTell reports whether a line about e may be told now, and what to add to
+// it. The caller holds mu.
+func (m *machines) mayTell(now time.Time, e *machine, to pxe.State) (more string, ok bool) {
+	unsaid, ok := e.lines.take(now, lineBurst, lineEvery)
+	if !ok {
+		return "", false
+	}
+	if unsaid > 0 {
+		more = fmt.Sprintf(" (and %d more lines about it, not shown)", unsaid)
+	}
+	if to == pxe.StateRefused {
+		if unsaid, ok = m.refusals.take(now, refusalBurst, refusalEvery); !ok {
+			return "", false
+		}
+		if unsaid > 0 {
+			more += fmt.Sprintf(" (and %d more machines refused, not shown)", unsaid)
+		}
+	}
+	if unsaid, ok = m.all.take(now, allBurst, allEvery); unsaid > 0 {
+		more += fmt.Sprintf(" (and %d more lines about all machines, not shown)", unsaid)
+	}
+	return more, ok
+}
+
+func (s *Server) mayTellOfStranger() bool {
+	s.machines.mu.Lock()
+	defer s.machines.mu.Unlock()
+	_, ok := s.machines.all.take(s.cfg.Now(), allBurst, allEvery)
+	return ok
 }
 
 // fetch is what both file servers report.
@@ -179,7 +208,7 @@ func (s *Server) fetched(f fetch) {
 	mac, ok := s.who(f.client)
 	if !ok {
 		// Beyond a router nobody can be named.
-		if f.done {
+		if f.done && s.mayTellOfStranger() {
 			s.Event(pxe.Event{Time: s.cfg.Now(), Addr: f.client, Step: pxe.StateServed, Text: fmt.Sprintf("%s sent by %s", f.name, f.by)})
 		}
 		return

@@ -28,6 +28,14 @@ const (
 	// a flood of invented MACs must not bury what matters.
 	refusalBurst = 60
 	refusalEvery = time.Second
+	// lineBurst and lineEvery bound the lines about one machine, which may
+	// ask for a byte of the image a thousand times a second; a boot has ten.
+	lineBurst = 60
+	lineEvery = 10 * time.Second
+	// allBurst and allEvery bound the lines about all machines together,
+	// alarms aside: MAC addresses are free to invent.
+	allBurst = 3000
+	allEvery = 200 * time.Millisecond
 )
 
 // Status is a machine as the boot host knows it.
@@ -49,6 +57,31 @@ type machine struct {
 	window int
 	begun  time.Time
 	said   time.Time
+	lines  bucket
+}
+
+// bucket bounds lines. The zero value is full.
+type bucket struct {
+	spent int
+	at    time.Time
+	// unsaid counts lines that found it empty.
+	unsaid int
+}
+
+// take reports whether one more line may be told, and how many were kept back
+// before it.
+func (b *bucket) take(now time.Time, burst int, every time.Duration) (unsaid int, ok bool) {
+	if n := now.Sub(b.at).Abs() / every; n > 0 || b.at.IsZero() {
+		b.spent = max(0, b.spent-int(min(n, time.Duration(burst))))
+		b.at = now
+	}
+	if b.spent >= burst {
+		b.unsaid++
+		return 0, false
+	}
+	b.spent++
+	unsaid, b.unsaid = b.unsaid, 0
+	return unsaid, true
 }
 
 // machines is what is known of each MAC, bounded.
@@ -64,10 +97,8 @@ type machines struct {
 	// taken as let in by the new.
 	number int
 	dirty  bool
-	// refusals is a bucket of lines; unsaid counts those that found it empty.
-	refusals   int
-	refusalsAt time.Time
-	unsaid     int
+	// refusals are lines about refused machines, all those about any.
+	refusals, all bucket
 }
 
 func newMachines(dir string, log *slog.Logger) *machines {
@@ -124,25 +155,6 @@ func (m *machines) at(e *machine, a netip.Addr) {
 	delete(m.byAddr, e.Addr)
 	e.Addr = a
 	m.byAddr[a] = e.MAC
-}
-
-// mayRefuse reports whether one more refusal may be told, and how many were
-// kept back before it. The caller holds mu.
-func (m *machines) mayRefuse(now time.Time) (unsaid int, ok bool) {
-	if n := int(now.Sub(m.refusalsAt) / refusalEvery); n > 0 || m.refusalsAt.IsZero() {
-		m.refusals = min(refusalBurst, m.refusals+n)
-		if m.refusalsAt.IsZero() {
-			m.refusals = refusalBurst
-		}
-		m.refusalsAt = now
-	}
-	if m.refusals == 0 {
-		m.unsaid++
-		return 0, false
-	}
-	m.refusals--
-	unsaid, m.unsaid = m.unsaid, 0
-	return unsaid, true
 }
 
 // learnt is the file of rungs that worked: without it a firmware that needs

@@ -176,6 +176,44 @@ func TestFloodOfRefusalsIsToldInOneLine(t *testing.T) {
 	}
 }
 
+// A station that fetches a byte again and again, or from ever new addresses,
+// does not push everything else out of the event log.
+func TestFloodOfTransfersIsToldInFewLines(t *testing.T) {
+	now := time.Unix(1000, 0)
+	s, ev := bare(t, t.TempDir(), &now)
+	one := func(client netip.Addr) {
+		s.fetched(fetch{client: client, by: "http", name: "amd64/recovery.efi", sent: 30_000_000, size: 30_000_000, done: true})
+	}
+	known := netip.MustParseAddr("10.77.0.100")
+	s.step(pxe.MAC{2, 7}, known, pxe.StateBound, false, "bound")
+	for i := range 5000 {
+		now = now.Add(time.Duration(i%2) * time.Microsecond)
+		one(known)
+	}
+	if len(*ev) != lineBurst {
+		t.Errorf("%d lines about one machine", len(*ev))
+	}
+	s.step(pxe.MAC{2, 7}, known, pxe.StateBound, true, "something is wrong with it")
+	if last := (*ev)[len(*ev)-1]; !last.Alarm {
+		t.Error("an alarm about it was kept back")
+	}
+	now = now.Add(lineEvery)
+	one(known)
+	if last := (*ev)[len(*ev)-1].Text; !strings.Contains(last, "more lines about it, not shown") {
+		t.Errorf("last line: %s", last)
+	}
+	s.step(pxe.MAC{2, 8}, netip.Addr{}, pxe.StateBound, false, "bound")
+	if last := (*ev)[len(*ev)-1]; last.MAC != (pxe.MAC{2, 8}) {
+		t.Error("another machine was not told of")
+	}
+	for i := range 2 * allBurst {
+		one(netip.AddrFrom4([4]byte{192, 0, byte(i >> 8), byte(i)}))
+	}
+	if n := len(*ev); n > allBurst+lineBurst {
+		t.Errorf("%d lines about all", n)
+	}
+}
+
 func TestTransferEvents(t *testing.T) {
 	now := time.Unix(1000, 0)
 	s, ev := bare(t, t.TempDir(), &now)
