@@ -24,7 +24,7 @@ func releaseCommand() *cobra.Command {
 		Use:   "release",
 		Short: "The release key, which signs what machines may run",
 	}
-	cmd.AddCommand(releaseKeygenCommand())
+	cmd.AddCommand(releaseKeygenCommand(), releaseSignCommand(), releaseVerifyCommand())
 	return cmd
 }
 
@@ -94,27 +94,32 @@ func writeReleaseKey(path string) error {
 	return nil
 }
 
-// readReleaseKey reads what writeReleaseKey wrote, or an Ed25519 key in the
-// same form.
+// readReleaseKey reads the key of --release-key.
 func readReleaseKey(path string) (crypto.Signer, error) {
+	return readSigner("--release-key", path)
+}
+
+// readSigner reads what writeReleaseKey wrote, or an Ed25519 key in the same
+// form. flag is named in errors.
+func readSigner(flag, path string) (crypto.Signer, error) {
 	text, err := os.ReadFile(path)
 	if err != nil {
-		return nil, fmt.Errorf("--release-key: %w (`muster release keygen --out %s` makes one)", err, path)
+		return nil, fmt.Errorf("%s: %w (`muster release keygen --out %s` makes one)", flag, err, path)
 	}
 	block, rest := pem.Decode(text)
 	if block == nil || block.Type != "PRIVATE KEY" || len(bytes.TrimSpace(rest)) > 0 {
-		return nil, fmt.Errorf("--release-key: %s is not one PRIVATE KEY block in PEM form (PKCS#8, unencrypted)", path)
+		return nil, fmt.Errorf("%s: %s is not one PRIVATE KEY block in PEM form (PKCS#8, unencrypted)", flag, path)
 	}
 	key, err := x509.ParsePKCS8PrivateKey(block.Bytes)
 	if err != nil {
-		return nil, fmt.Errorf("--release-key: %s: %w", path, err)
+		return nil, fmt.Errorf("%s: %s: %w", flag, path, err)
 	}
 	signer, ok := key.(crypto.Signer)
 	if !ok {
-		return nil, fmt.Errorf("--release-key: %s holds a key that cannot sign", path)
+		return nil, fmt.Errorf("%s: %s holds a key that cannot sign", flag, path)
 	}
 	if _, err := statement.KeyID(signer.Public()); err != nil {
-		return nil, fmt.Errorf("--release-key: %s: %w", path, err)
+		return nil, fmt.Errorf("%s: %s: %w", flag, path, err)
 	}
 	return signer, nil
 }
