@@ -22,7 +22,7 @@ const (
 type Ruling struct {
 	// Revision of the request that the person looked at.
 	Revision int64
-	// Actor is "user:NAME" or "rule:NAME".
+	// Actor is "user:NAME" or "preapproval:NAME".
 	Actor string
 	// Reason is free text for the audit log; may be empty for an approval.
 	Reason string

@@ -16,7 +16,7 @@ import (
 func TestTranscript(t *testing.T) {
 	full := TranscriptFields{
 		Nonce: []byte("n"), EK: []byte("e"), AK: []byte("a"), LDevID: []byte("l"),
-		CSR: []byte("c"), Hardware: []byte("h"), Exporter: []byte("x"),
+		CSR: []byte("c"), Hardware: []byte("h"), Exporter: []byte("x"), Claim: []byte("k"),
 	}
 	seen := map[[32]byte]string{Transcript(full): "unchanged"}
 	v := reflect.ValueOf(&full).Elem()

@@ -25,6 +25,9 @@ type Filing struct {
 	// MaxUnverified is the largest number of machines with an unverified EK
 	// that may wait in the tenant's queue; 0 means DefaultMaxUnverified.
 	MaxUnverified int
+	// Claim is the claim code as the machine sent it, at most MaxClaim bytes;
+	// usually empty.
+	Claim string
 }
 
 // Known is what the centre's store knows when a Filing arrives, read in the

@@ -35,6 +35,10 @@ type TranscriptFields struct {
 	Hardware []byte
 	// Exporter is the TLS exporter of the connection, ExporterLength bytes.
 	Exporter []byte
+	// Claim is the claim code exactly as sent. Empty, it is no field at all,
+	// so that transcripts without one are what they were before there were
+	// claim codes; at the end, it cannot be taken for another field.
+	Claim []byte
 }
 
 // Transcript is the qualifying data of both TPM statements. Every field is
@@ -44,6 +48,9 @@ func Transcript(f TranscriptFields) [32]byte {
 	d := newDigest(domainTranscript)
 	for _, b := range [][]byte{f.Nonce, f.EK, f.AK, f.LDevID, f.CSR, f.Hardware, f.Exporter} {
 		d.bytes(b)
+	}
+	if len(f.Claim) > 0 {
+		d.bytes(f.Claim)
 	}
 	return d.sum()
 }

@@ -22,12 +22,12 @@ type SiteConfig struct {
 	ReleaseKeysPEM string `json:"release_keys_pem,omitempty"`
 	OrdersKeysPEM  string `json:"orders_keys_pem,omitempty"`
 	// TimeFloor: no clock reading before this instant is believed.
-	TimeFloor time.Time     `json:"time_floor"`
+	TimeFloor time.Time `json:"time_floor"`
 	// Claim is a claim code (`muster preapprove claim`). Whoever can read the
 	// image can read it: it is worth one machine at one site, once, and only
 	// a machine that the approval policy would let in.
-	Claim string `json:"claim,omitempty"`
-	Network   NetworkConfig `json:"network,omitzero"`
+	Claim   string        `json:"claim,omitempty"`
+	Network NetworkConfig `json:"network,omitzero"`
 }
 
 // SiteConfigFormat is the value of SiteConfig.Format.
