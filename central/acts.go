@@ -120,6 +120,12 @@ func (s *Server) approve(ctx context.Context, c caller, a approval) (r fleet.Req
 		if err != nil {
 			return err
 		}
+		if old.Supersedes != "" && wanted(a.id) != string(old.ID) {
+			return &enroll.Refused{
+				Why: fmt.Sprintf("words and beginnings of IDs name a machine, and this one has changed its evidence since request %s", old.Supersedes),
+				Do:  fmt.Sprintf("look at what changed (`muster describe request %s`), then approve that whole ID", old.ID),
+			}
+		}
 		if a.revision == 0 {
 			a.revision = old.Revision
 		}
@@ -211,8 +217,8 @@ func (s *Server) reject(ctx context.Context, c caller, id string, revision int64
 	return r, nil
 }
 
-// deny puts a node and all EKs it showed on the deny list and rejects its
-// live request. id may also be that of a machine that is no node yet.
+// deny puts a node and the EKs it showed, but for those of other machines, on
+// the deny list and rejects its live request. id may also be that of a machine that is no node yet.
 func (s *Server) deny(ctx context.Context, c caller, id string, revision int64, reason string) (n fleet.Node, err error) {
 	var ended []fleet.Request
 	err = s.store.Update(ctx, func(t store.Tx) error {
@@ -243,20 +249,28 @@ func (s *Server) deny(ctx context.Context, c caller, id string, revision int64, 
 				return err
 			}
 		}
-		eks = append([]fleet.EKHash{n.EK}, n.Aliases...)
-		for i, ek := range eks {
+		var spared []fleet.EKHash
+		for i, ek := range append([]fleet.EKHash{n.EK}, n.Aliases...) {
 			// Aliases are the machine's word: it must not take another
 			// machine down with it by naming that one's EK.
 			if others, err := t.RequestsOfNode(c.Tenant, ek.NodeID()); err != nil {
 				return err
 			} else if i > 0 && len(others) > 0 {
+				spared = append(spared, ek)
 				continue
 			}
+			eks = append(eks, ek)
 			if err := t.PutDenial(store.Denial{Tenant: c.Tenant, EK: ek, Node: n.ID, Reason: reason, Actor: by.actor, At: by.now}); err != nil {
 				return err
 			}
 		}
-		if err := by.record(t, c.Tenant, audit.NodeDenied, "node/"+string(n.ID), nil, map[string]any{"eks": eks}, reason); err != nil {
+		after := map[string]any{"eks": eks}
+		text := fmt.Sprintf("%s was denied by %s: %s", n.Words, by.actor, reason)
+		if len(spared) > 0 {
+			after["not_denied"] = spared
+			text += fmt.Sprintf(" (it also named an EK of %s, which is a machine of its own here and was not denied)", spared[0].NodeID())
+		}
+		if err := by.record(t, c.Tenant, audit.NodeDenied, "node/"+string(n.ID), nil, after, reason); err != nil {
 			return err
 		}
 		requests, err := t.RequestsOfNode(c.Tenant, n.ID)
@@ -276,7 +290,7 @@ func (s *Server) deny(ctx context.Context, c caller, id string, revision int64, 
 			}
 			ended = append(ended, r)
 		}
-		_, err = t.AddEvent(cleanEvent(fleet.Event{Tenant: c.Tenant, Time: by.now, Level: fleet.EventWarning, Kind: "node.denied", Node: n.ID, Text: fmt.Sprintf("%s was denied by %s: %s", n.Words, by.actor, reason)}))
+		_, err = t.AddEvent(cleanEvent(fleet.Event{Tenant: c.Tenant, Time: by.now, Level: fleet.EventWarning, Kind: "node.denied", Node: n.ID, Text: text}))
 		return err
 	})
 	if err != nil {

@@ -125,13 +125,15 @@ type Server struct {
 	hub     *hub
 	journal *journal
 	metrics *metrics
-	trust   *trust
-	index   *nodeIndex
-	seen    *lastSeen
-	enroll  *service.Service
-	boot    *bootRole
-	epoch   uint64
-	ready   atomic.Bool
+	// refusals are log lines about strangers.
+	refusals *refusals
+	trust    *trust
+	index    *nodeIndex
+	seen     *lastSeen
+	enroll   *service.Service
+	boot     *bootRole
+	epoch    uint64
+	ready    atomic.Bool
 	// stopping is closed when the server begins to stop: streams end then.
 	stopping chan struct{}
 }
@@ -143,7 +145,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, hub: newHub(), metrics: newMetrics(), index: newNodeIndex(), boot: &bootRole{}, stopping: make(chan struct{})}
+	s := &Server{cfg: cfg, log: cfg.Log, hub: newHub(), metrics: newMetrics(), index: newNodeIndex(), boot: &bootRole{}, stopping: make(chan struct{}), refusals: newRefusals(cfg.Log, cfg.Now)}
 	if s.data, err = openDataDir(cfg.Data); err != nil {
 		return nil, err
 	}
@@ -221,7 +223,7 @@ func (s *Server) openEnrollment() error {
 		return err
 	}
 	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: s.cfg.Now, filed: s.calledHome}
-	e.admission = admissions(s.ca.OrdersKey)
+	e.admission, e.approvals = admissions(s.ca.OrdersKey), s.approvalPolicy
 	s.enroll, err = service.New(service.Config{
 		Tenant: DefaultTenant, Store: e, Issuer: issuer{s.ca}, Policy: s.trust.policy, Keys: keys.current,
 		Now: s.cfg.Now, Log: s.log, Limits: s.cfg.Limits, Observe: s.metrics.observe,
@@ -283,6 +285,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		// Collect holds a call for up to 30 s.
 		httpServer(s.measured("nodes", s.nodeHandler()), cert.tls(tls.RequestClientCert), base, s.log, time.Minute, 2*time.Minute),
 	}
+	servers[1].ConnContext = service.ConnContext(s.cfg.Now)
 	var metricsServer *http.Server
 	var metricsListener net.Listener
 	if s.cfg.Metrics != "" && s.cfg.Metrics != "-" {
@@ -418,7 +421,7 @@ func (s *Server) nodeHandler() http.Handler {
 	if path, h := s.enroll.Handler(); h != nil {
 		mux.Handle(path, h)
 	}
-	path, h := musterv1connect.NewNodeServiceHandler(nodeService{s}, connect.WithReadMaxBytes(64<<10))
-	mux.Handle(path, s.authenticateNode(h))
+	path, h := musterv1connect.NewNodeServiceHandler(nodeService{s}, connect.WithReadMaxBytes(bodyLimit), connect.WithCompression("gzip", nil, nil))
+	mux.Handle(path, s.authenticateNode(s.enroll.Node(h)))
 	return mux
 }

@@ -30,8 +30,12 @@ type cookieKeys struct {
 
 	mu   sync.Mutex
 	keys []service.Key
-	next time.Time
+	made time.Time // of the newest
 }
+
+// freshKey reports whether a key made at a time still seals: for a day, and
+// not if it comes from a future that a clock once saw.
+func freshKey(made, now time.Time) bool { return now.Sub(made).Abs() < cookieKeyLife }
 
 func newCookieKeys(s store.Store, sealKey []byte) (*cookieKeys, error) {
 	block, err := aes.NewCipher(sealKey)
@@ -49,7 +53,7 @@ func newCookieKeys(s store.Store, sealKey []byte) (*cookieKeys, error) {
 func (c *cookieKeys) current(ctx context.Context, now time.Time) ([]service.Key, error) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if len(c.keys) > 0 && now.Before(c.next) {
+	if len(c.keys) > 0 && freshKey(c.made, now) {
 		return c.keys, nil
 	}
 	var stored []store.CookieKey
@@ -58,7 +62,7 @@ func (c *cookieKeys) current(ctx context.Context, now time.Time) ([]service.Key,
 		if stored, err = t.CookieKeys(); err != nil {
 			return err
 		}
-		if len(stored) > 0 && now.Before(stored[0].Created.Add(cookieKeyLife)) {
+		if len(stored) > 0 && freshKey(stored[0].Created, now) {
 			return nil
 		}
 		k := store.CookieKey{ID: 1, Created: now}
@@ -90,7 +94,7 @@ func (c *cookieKeys) current(ctx context.Context, now time.Time) ([]service.Key,
 	if len(keys) == 0 || keys[0].ID != uint32(stored[0].ID) {
 		return nil, fmt.Errorf("central: open cookie key %d: it was sealed with another %s; restore that file or delete the row", stored[0].ID, sealKeyFile)
 	}
-	c.keys, c.next = keys, stored[0].Created.Add(cookieKeyLife)
+	c.keys, c.made = keys, stored[0].Created
 	return keys, nil
 }
 

@@ -8,6 +8,7 @@ import (
 const (
 	logError   = "error"
 	logCount   = "count"
+	logUnsaid  = "unsaid"
 	logNode    = "node"
 	logRequest = "request"
 	logActor   = "actor"
@@ -28,6 +29,7 @@ var knownMethods = func() map[string]bool {
 		musterv1connect.EnrollmentServiceCompleteProcedure: true,
 		musterv1connect.EnrollmentServiceCollectProcedure:  true,
 		musterv1connect.NodeServiceReportProcedure:         true,
+		musterv1connect.NodeServiceRenewProcedure:          true,
 	}
 	for p := range methodRoles {
 		m[p] = true

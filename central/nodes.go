@@ -219,7 +219,7 @@ func (s *Server) authenticateNode(next http.Handler) http.Handler {
 		id, err := s.nodeOf(r)
 		if err != nil {
 			s.metrics.refused.WithLabelValues("nodes", connect.CodeOf(err).String()).Inc()
-			s.log.Info("call refused", logMethod, r.URL.Path, logAddress, sourceOf(r.RemoteAddr), logNode, id, logError, err)
+			s.refusals.say("call refused", logMethod, r.URL.Path, logAddress, sourceOf(r.RemoteAddr), logNode, id, logError, err)
 			if !errorWriter.IsSupported(r) {
 				http.Error(w, err.Error(), http.StatusUnauthorized)
 				return

@@ -93,7 +93,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 		c, err := s.callerOfRequest(r)
 		if err != nil {
 			s.metrics.refused.WithLabelValues("operators", connect.CodeOf(err).String()).Inc()
-			s.log.Info("call refused", logMethod, r.URL.Path, logAddress, sourceOf(r.RemoteAddr), logError, err)
+			s.refusals.say("call refused", logMethod, r.URL.Path, logAddress, sourceOf(r.RemoteAddr), logError, err)
 			if !errorWriter.IsSupported(r) {
 				http.Error(w, err.Error(), http.StatusUnauthorized)
 				return

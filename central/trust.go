@@ -263,20 +263,26 @@ func importRoots(ctx context.Context, s store.Store, dir string, by act, files [
 			return nil, err
 		}
 	}
-	var roots []Root
-	for _, c := range certs {
+	roots := make([]Root, len(certs))
+	for i, c := range certs {
 		sum := sha256.Sum256(c.Raw)
-		name := fileName(c) + "-" + hex.EncodeToString(sum[:8]) + ".pem"
-		b := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
-		if err := renameio.WriteFile(filepath.Join(dir, name), b, 0o644); err != nil {
-			return nil, fmt.Errorf("central: import roots: %w", err)
-		}
-		roots = append(roots, rootOf(name, c, lab))
+		roots[i] = rootOf(fileName(c)+"-"+hex.EncodeToString(sum[:8])+".pem", c, lab)
 	}
+	// First the record, then the trust: files and rows have no common commit,
+	// and a root that is trusted without a record is the worse of the two.
 	err := s.Update(ctx, func(t store.Tx) error {
 		return by.record(t, DefaultTenant, audit.RootsImported, "tenant/"+DefaultTenant, nil, roots, reason)
 	})
-	return roots, err
+	if err != nil {
+		return nil, err
+	}
+	for i, c := range certs {
+		b := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: c.Raw})
+		if err := renameio.WriteFile(filepath.Join(dir, roots[i].File), b, 0o644); err != nil {
+			return nil, fmt.Errorf("central: import roots: %w", err)
+		}
+	}
+	return roots, nil
 }
 
 func fileName(c *x509.Certificate) string {

@@ -185,7 +185,7 @@ func newMemoryKeys() *memoryKeys { return &memoryKeys{} }
 func (m *memoryKeys) current(_ context.Context, now time.Time) ([]Key, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if len(m.keys) == 0 || now.Sub(m.made) >= keyLife {
+	if len(m.keys) == 0 || now.Sub(m.made).Abs() >= keyLife {
 		k := Key{ID: 1}
 		if len(m.keys) > 0 {
 			k.ID = m.keys[0].ID + 1
