@@ -32,7 +32,7 @@ func configShowCommand() *cobra.Command {
 		Args:  noArgs,
 	}
 	s.flags(cmd)
-	cmd.Flags().StringVar(&file, "config", "", "YAML file with settings of `muster serve`")
+	cmd.Flags().StringVar(&file, "config", "", "YAML `file` with settings of muster serve")
 	formatFlag(cmd, &f)
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		all, err := resolve(cmd, serveConfigFile(file))

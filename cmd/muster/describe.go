@@ -15,6 +15,7 @@ import (
 	"github.com/muster-edge/muster/api"
 	musterv1 "github.com/muster-edge/muster/api/muster/v1"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/text"
 )
 
 // describeCommand is `muster describe [request|node] ID`.
@@ -43,7 +44,11 @@ machine shows on its screen.`,
 				return c.explain(err)
 			}
 		}
-		return c.explain(describeNode(cmd, c, f, id))
+		err = describeNode(cmd, c, f, id)
+		if kind == "" && connect.CodeOf(err) == connect.CodeNotFound {
+			return fmt.Errorf("there is no request and no node %q; `muster get requests` and `muster get nodes` list them", text.ForTerminal(id))
+		}
+		return c.explain(err)
 	}
 	return cmd
 }
@@ -64,8 +69,11 @@ func kindOf(args []string) (kind, id string) {
 			return k, rest
 		}
 	}
-	if strings.HasPrefix(id, "n-") {
+	switch {
+	case strings.HasPrefix(id, "n-"):
 		return "node", id
+	case strings.HasPrefix(id, "r-"):
+		return "request", id
 	}
 	return "", id
 }
@@ -150,11 +158,18 @@ func describeRequest(cmd *cobra.Command, c *centre, f format, id string) error {
 	if len(r.Findings) > 0 {
 		fmt.Fprintln(w, "Findings:")
 		for _, x := range r.Findings {
-			mark := "ok  "
+			// Not FAIL: a genuine machine has checks that say no, such as
+			// boot-enforced with Secure Boot off. Those that must hold end in
+			// a refusal before there is a request.
+			mark := "yes"
 			if !x.OK {
-				mark = "FAIL"
+				mark = "no "
 			}
-			fmt.Fprintf(w, "  %s %s: %s\n", mark, cell(x.Check), cell(x.Detail))
+			detail := ""
+			if x.Detail != "" {
+				detail = ": " + cell(x.Detail)
+			}
+			fmt.Fprintf(w, "  %s %s%s\n", mark, cell(x.Check), detail)
 		}
 	}
 	fmt.Fprintln(w, "The machine says of itself (nothing of this is proved):")
@@ -193,7 +208,9 @@ func hardware(w io.Writer, h fleet.Hardware) {
 	for _, n := range h.NICs {
 		link := "no link"
 		if n.Link {
-			link = fmt.Sprintf("%d Mbit/s", n.SpeedMbit)
+			if link = "link"; n.SpeedMbit > 0 { // virtual cards tell no speed
+				link = fmt.Sprintf("%d Mbit/s", n.SpeedMbit)
+			}
 		}
 		s.line("  NIC "+n.Name, fmt.Sprintf("%s %s %s %s", n.MAC, n.Driver, link, strings.Join(n.Addresses, " ")))
 	}

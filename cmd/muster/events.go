@@ -54,6 +54,9 @@ the oldest are dropped; what must be kept is in ` + "`muster audit`" + `.`,
 			case cmd.Context().Err() != nil:
 				return nil
 			case !follow || err != nil && (!broken || last == 0 && after == 0):
+				if err == nil && last == 0 {
+					fmt.Fprintln(cmd.ErrOrStderr(), "no events")
+				}
 				return c.explain(err)
 			}
 			fmt.Fprintf(cmd.ErrOrStderr(), "the centre is away; trying again in %s\n", wait)

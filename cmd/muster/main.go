@@ -24,6 +24,20 @@ func main() {
 
 // run is main with an exit code: 0 held, 1 failed, 2 usage, 3 cannot run here.
 func run(ctx context.Context) int {
+	err := rootCommand().ExecuteContext(ctx)
+	if err == nil {
+		return 0
+	}
+	fmt.Fprintf(os.Stderr, "muster: %v\n", err)
+	var code exitError
+	if errors.As(err, &code) {
+		return code.code
+	}
+	return 1
+}
+
+// rootCommand is the whole tree of verbs.
+func rootCommand() *cobra.Command {
 	root := &cobra.Command{
 		Use:           "muster",
 		Short:         "Turns boxes of PCs into Kubernetes sites that nobody on site has to understand",
@@ -50,16 +64,9 @@ func run(ctx context.Context) int {
 		configCommand(),
 	)
 	root.SetFlagErrorFunc(onFlagError)
-	err := root.ExecuteContext(ctx)
-	if err == nil {
-		return 0
-	}
-	fmt.Fprintf(os.Stderr, "muster: %v\n", err)
-	var code exitError
-	if errors.As(err, &code) {
-		return code.code
-	}
-	return 1
+	root.SuggestionsMinimumDistance = 2
+	strict(root)
+	return root
 }
 
 // exitError carries an exit code other than 1.

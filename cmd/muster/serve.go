@@ -31,7 +31,7 @@ type serveSettings struct {
 func (s *serveSettings) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&s.data, "data", "", "directory of everything the centre keeps")
-	f.StringVar(&s.operators, "listen-operators", ":7443", "address for operators and the console")
+	f.StringVar(&s.operators, "listen-operators", ":7443", "address for operators")
 	f.StringVar(&s.nodes, "listen-nodes", ":7444", "address for nodes; a load balancer in front must pass TLS through")
 	f.StringVar(&s.metrics, "metrics", "127.0.0.1:7490", "address for Prometheus metrics and health; \"-\" for none")
 	f.StringSliceVar(&s.advertise, "advertise", nil, "further host names and addresses of the centre, for its TLS certificate")
@@ -46,7 +46,7 @@ func (s *serveSettings) flags(cmd *cobra.Command) {
 	f.StringVar(&s.bootAddress, "boot-address", "", "our address on the boot interface and its network, with what to lease in mode full: 10.77.0.1/24,10.77.0.100-10.77.0.199")
 	f.StringVar(&s.bootRange, "boot-range", "", "addresses to lease in mode full: FIRST-LAST")
 	f.StringVar(&s.bootHTTP, "boot-http", ":7480", "address for UEFI HTTP boot; \"-\" for none")
-	f.StringVar(&s.bootImage, "boot-image", "", "directory written by `muster image recovery`")
+	f.StringVar(&s.bootImage, "boot-image", "", "`directory` written by muster image recovery")
 	f.StringVar(&s.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
 }
