@@ -26,7 +26,8 @@ func approveCommand() *cobra.Command {
 other evidence later, that is another request.
 
 ID is the whole ID, an unambiguous beginning of it, or the words that the
-machine shows on its screen. Without --site the node waits in the pool.
+machine shows on its screen. A machine that changed its evidence is approved by
+the whole ID only. Without --site the node waits in the pool.
 
 A site that does not exist yet is created at its first use; the audit log
 says so. --create-site=false refuses instead.`,
@@ -54,8 +55,14 @@ says so. --create-site=false refuses instead.`,
 			// What is shown below is what is approved, or nothing is.
 			revision = r.Revision
 		}
+		id := string(r.ID)
+		if r.Supersedes != "" {
+			// It showed other evidence before: what was typed must name this
+			// evidence, and the centre says so if it does not.
+			_, id = kindOf(args)
+		}
 		out, err := c.Approve(cmd.Context(), &musterv1.ApproveRequest{
-			Id: string(r.ID), Revision: revision, Site: site, Labels: labels, Reason: reason, CreateSite: createSite,
+			Id: id, Revision: revision, Site: site, Labels: labels, Reason: reason, CreateSite: createSite,
 		})
 		if err != nil {
 			return c.explain(err)
