@@ -117,7 +117,6 @@ type trust struct {
 
 type cachedImages struct {
 	images []fleet.Image
-	listed map[fleet.EKHash]bool
 	read   time.Time
 }
 
@@ -168,7 +167,7 @@ func (tr *trust) policy(ctx context.Context, tenant string, now time.Time) (pki.
 	return pki.Policy{
 		Now: now, TimeFloor: timeFloor, VendorRoots: set.Vendor, LabRoots: set.Lab,
 		Intermediates: set.Intermediates, RootNames: set.Names,
-		Listed: func(ek fleet.EKHash) bool { return c.listed[ek] },
+		Listed: func(ek fleet.EKHash) bool { return tr.listed(ctx, tenant, ek) },
 		Images: c.images,
 	}, nil
 }
@@ -176,7 +175,20 @@ func (tr *trust) policy(ctx context.Context, tenant string, now time.Time) (pki.
 // timeFloor is surely past: it is when this was written.
 var timeFloor = time.Date(2026, 11, 1, 0, 0, 0, 0, time.UTC)
 
-// cached returns the tenant's images and listed EKs, at most two seconds old
+// listed tells whether an operator named the EK beforehand, in a list that was
+// not removed; a list that has ended, or a line that was used, still says
+// whose machine it is. If the store fails the answer is no: then filing the
+// request, which needs the store as well, fails too.
+func (tr *trust) listed(ctx context.Context, tenant string, ek fleet.EKHash) bool {
+	var lines []store.ListLine
+	err := tr.store.View(ctx, func(t store.Reader) (err error) {
+		lines, err = t.LinesOfEK(tenant, ek)
+		return err
+	})
+	return err == nil && len(lines) > 0
+}
+
+// cached returns the tenant's images, at most two seconds old
 // where another process changed them, at once where this one did.
 func (tr *trust) cached(ctx context.Context, tenant string, now time.Time) (cachedImages, error) {
 	tr.mu.Lock()
@@ -185,19 +197,9 @@ func (tr *trust) cached(ctx context.Context, tenant string, now time.Time) (cach
 	if there && now.Sub(c.read) < rootsEvery {
 		return c, nil
 	}
-	c = cachedImages{listed: make(map[fleet.EKHash]bool), read: now}
+	c = cachedImages{read: now}
 	err := tr.store.View(ctx, func(t store.Reader) (err error) {
-		if c.images, err = t.Images(tenant); err != nil {
-			return err
-		}
-		pre, err := t.PreApprovals(tenant)
-		for _, p := range pre {
-			for _, e := range p.EKs {
-				if !p.Withdrawn {
-					c.listed[e.EK] = true
-				}
-			}
-		}
+		c.images, err = t.Images(tenant)
 		return err
 	})
 	if err != nil {

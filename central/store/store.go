@@ -88,9 +88,18 @@ type Reader interface {
 	Denial(tenant string, ek fleet.EKHash) (Denial, error)
 	Denials(tenant string) ([]Denial, error)
 	PreApproval(tenant, name string) (fleet.PreApproval, error)
+	// PreApprovals, and the other calls that return some, leave out the lines
+	// of lists.
 	PreApprovals(tenant string) ([]fleet.PreApproval, error)
-	// PreApprovalsOfEK names the pre-approvals that list the EK.
-	PreApprovalsOfEK(tenant string, ek fleet.EKHash) ([]string, error)
+	// PreApprovalsOfKind are those that are not withdrawn.
+	PreApprovalsOfKind(tenant string, kind fleet.PreApprovalKind) ([]fleet.PreApproval, error)
+	// PreApprovalByClaim finds the claim code with this hash.
+	PreApprovalByClaim(tenant string, hash fleet.HexBytes) (fleet.PreApproval, error)
+	// LinesOfEK returns the lines with this EK in lists that are not
+	// withdrawn.
+	LinesOfEK(tenant string, ek fleet.EKHash) ([]ListLine, error)
+	// CountUses counts the uses of a pre-approval after a time.
+	CountUses(tenant, preApproval string, after time.Time) (int, error)
 	// Document returns the newest envelope of a kind and name.
 	Document(tenant, kind, name string) (Document, error)
 
@@ -140,7 +149,15 @@ type Tx interface {
 	PutDenial(Denial) error
 	// RemoveDenials forgets the entries made for a node.
 	RemoveDenials(tenant string, node fleet.NodeID) error
+	// PutPreApproval takes the lines of a list when it inserts, and none when
+	// it replaces; kind and claim hash never change, and what is withdrawn
+	// stays so. It returns the object without lines.
 	PutPreApproval(fleet.PreApproval) (fleet.PreApproval, error)
+	// UsePreApproval counts a use, and marks the line that was used. It is
+	// ErrConflict if the limit is reached, the pre-approval is withdrawn, the
+	// line is used, this machine used the pre-approval before, or the
+	// request was approved by another.
+	UsePreApproval(Use) error
 	AddDocument(Document) error
 
 	// AddEvent gives the event its number and drops the oldest beyond the
@@ -176,6 +193,21 @@ type ReleaseKey struct {
 	KeyID string
 	PEM   string
 	Added time.Time
+}
+
+// ListLine is a line of an EK list with the name of the list.
+type ListLine struct {
+	PreApproval string
+	fleet.ListedEK
+}
+
+// Use is one use of a pre-approval.
+type Use struct {
+	Tenant      string
+	PreApproval string
+	EK          fleet.EKHash
+	Request     fleet.RequestID
+	At          time.Time
 }
 
 // Denial is one EK on the deny list. A node's aliases have their own.

@@ -276,61 +276,6 @@ func (t *tx) AddReleaseKey(k store.ReleaseKey) (bool, error) {
 	return n == 1, wrap("write", "release key", err)
 }
 
-func preApprovalOf(r db.Preapproval) (fleet.PreApproval, error) {
-	var v fleet.PreApproval
-	err := decode("pre-approval", r.Body, &v)
-	v.Revision = r.Revision
-	return v, err
-}
-
-func (t *tx) PreApproval(tenant, name string) (fleet.PreApproval, error) {
-	r, err := t.q.GetPreApproval(t.ctx, db.GetPreApprovalParams{Tenant: tenant, Name: name})
-	if err != nil {
-		return fleet.PreApproval{}, wrap("read", "pre-approval", err)
-	}
-	return preApprovalOf(r)
-}
-
-func (t *tx) PreApprovals(tenant string) ([]fleet.PreApproval, error) {
-	rows, err := t.q.ListPreApprovals(t.ctx, tenant)
-	return list(rows, err, "pre-approvals", preApprovalOf)
-}
-
-func (t *tx) PreApprovalsOfEK(tenant string, ek fleet.EKHash) ([]string, error) {
-	rows, err := t.q.PreApprovalsOfEK(t.ctx, db.PreApprovalsOfEKParams{Tenant: tenant, Ek: ek.String()})
-	return rows, wrap("list", "pre-approvals", err)
-}
-
-func (t *tx) PutPreApproval(v fleet.PreApproval) (fleet.PreApproval, error) {
-	seen := v.Revision
-	v.Revision++
-	body, err := encode("pre-approval", v)
-	if err != nil {
-		return v, err
-	}
-	if seen == 0 {
-		err = wrap("write", "pre-approval", t.q.InsertPreApproval(t.ctx, db.InsertPreApprovalParams{Tenant: v.Tenant, Name: v.Name, Body: body}))
-	} else {
-		n, uerr := t.q.UpdatePreApproval(t.ctx, db.UpdatePreApprovalParams{Tenant: v.Tenant, Name: v.Name, Body: body, Seen: seen})
-		err = replaced("pre-approval", n, uerr)
-	}
-	if err != nil {
-		return v, err
-	}
-	if err := t.q.ClearListedEKs(t.ctx, db.ClearListedEKsParams{Tenant: v.Tenant, Preapproval: v.Name}); err != nil {
-		return v, wrap("write", "listed EKs", err)
-	}
-	for _, e := range v.EKs {
-		if v.Withdrawn {
-			break
-		}
-		if err := t.q.InsertListedEK(t.ctx, db.InsertListedEKParams{Tenant: v.Tenant, Ek: e.EK.String(), Preapproval: v.Name}); err != nil {
-			return v, wrap("write", "listed EKs", err)
-		}
-	}
-	return v, nil
-}
-
 func (t *tx) Document(tenant, kind, name string) (store.Document, error) {
 	r, err := t.q.LatestDocument(t.ctx, db.LatestDocumentParams{Tenant: tenant, Kind: kind, Name: name})
 	if err != nil {

@@ -49,7 +49,9 @@ func Run(t *testing.T, open Open) {
 		{"when the ring is full then the oldest events go", (*suite).ring},
 		{"when records are added then the chain holds", (*suite).chain},
 		{"when somebody searches by prefix then IDs and words are found", (*suite).find},
-		{"when EKs are listed then the pre-approval is found by them", (*suite).listed},
+		{"when EKs are listed then their lines are found by them", (*suite).listed},
+		{"when there is a claim code then it is found by its hash alone", (*suite).claims},
+		{"when a pre-approval is used then never more than it may be", (*suite).uses},
 		{"when denied then every EK is, until allowed", (*suite).denials},
 		{"when seen later then last-seen moves, and never back", (*suite).touch},
 		{"when versions are given out then each once, also after reopening", (*suite).versions},
@@ -604,33 +606,6 @@ func (s *suite) find() {
 			s.Errorf("pending: %d", len(some))
 		}
 		return errors.Join(err, err2)
-	})
-}
-
-func (s *suite) listed() {
-	ek, other := fleet.EKHash(hash("a")), fleet.EKHash(hash("b"))
-	p := fleet.PreApproval{Meta: fleet.Meta{Tenant: "one", Name: "list"}, Kind: fleet.PreApproveEKs, Limit: 1, NotAfter: Start, EKs: []fleet.ListedEK{{EK: ek}}}
-	s.update(func(t store.Tx) (err error) { p, err = t.PutPreApproval(p); return err })
-	names := func(ek fleet.EKHash) (out []string) {
-		s.view(func(t store.Reader) (err error) { out, err = t.PreApprovalsOfEK("one", ek); return err })
-		return out
-	}
-	if len(names(ek)) != 1 || len(names(other)) != 0 {
-		s.Errorf("listed: %v and %v", names(ek), names(other))
-	}
-	p.EKs = []fleet.ListedEK{{EK: other}}
-	s.update(func(t store.Tx) (err error) { p, err = t.PutPreApproval(p); return err })
-	if len(names(ek)) != 0 || len(names(other)) != 1 {
-		s.Errorf("after the change: %v and %v", names(ek), names(other))
-	}
-	p.Withdrawn = true
-	s.update(func(t store.Tx) (err error) { p, err = t.PutPreApproval(p); return err })
-	if len(names(other)) != 0 {
-		s.Error("a withdrawn list still lists")
-	}
-	s.view(func(t store.Reader) error {
-		same(s, "pre-approval", p, first(t.PreApproval("one", "list")))
-		return nil
 	})
 }
 

@@ -66,6 +66,8 @@ type ListedEk struct {
 	Tenant      string
 	Ek          string
 	Preapproval string
+	Request     string
+	Body        string
 }
 
 type Node struct {
@@ -90,10 +92,21 @@ type Operator struct {
 }
 
 type Preapproval struct {
-	Tenant   string
-	Name     string
-	Revision int64
-	Body     string
+	Tenant    string
+	Name      string
+	Revision  int64
+	Body      string
+	Kind      string
+	Claim     string
+	Withdrawn int64
+}
+
+type PreapprovalUse struct {
+	Tenant      string
+	Preapproval string
+	Node        string
+	Request     string
+	At          int64
 }
 
 type ReleaseKey struct {

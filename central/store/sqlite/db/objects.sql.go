@@ -9,20 +9,6 @@ import (
 	"context"
 )
 
-const clearListedEKs = `-- name: ClearListedEKs :exec
-DELETE FROM listed_eks WHERE tenant = ?1 AND preapproval = ?2
-`
-
-type ClearListedEKsParams struct {
-	Tenant      string
-	Preapproval string
-}
-
-func (q *Queries) ClearListedEKs(ctx context.Context, arg ClearListedEKsParams) error {
-	_, err := q.db.ExecContext(ctx, clearListedEKs, arg.Tenant, arg.Preapproval)
-	return err
-}
-
 const countNodes = `-- name: CountNodes :many
 SELECT state, COUNT(*) AS n FROM nodes WHERE tenant = ?1 GROUP BY state
 `
@@ -198,27 +184,6 @@ func (q *Queries) GetNode(ctx context.Context, arg GetNodeParams) (Node, error) 
 	return i, err
 }
 
-const getPreApproval = `-- name: GetPreApproval :one
-SELECT tenant, name, revision, body FROM preapprovals WHERE tenant = ?1 AND name = ?2
-`
-
-type GetPreApprovalParams struct {
-	Tenant string
-	Name   string
-}
-
-func (q *Queries) GetPreApproval(ctx context.Context, arg GetPreApprovalParams) (Preapproval, error) {
-	row := q.db.QueryRowContext(ctx, getPreApproval, arg.Tenant, arg.Name)
-	var i Preapproval
-	err := row.Scan(
-		&i.Tenant,
-		&i.Name,
-		&i.Revision,
-		&i.Body,
-	)
-	return i, err
-}
-
 const getSetting = `-- name: GetSetting :one
 SELECT value FROM settings WHERE name = ?1
 `
@@ -321,21 +286,6 @@ func (q *Queries) InsertImage(ctx context.Context, arg InsertImageParams) error 
 	return err
 }
 
-const insertListedEK = `-- name: InsertListedEK :exec
-INSERT INTO listed_eks (tenant, ek, preapproval) VALUES (?1, ?2, ?3)
-`
-
-type InsertListedEKParams struct {
-	Tenant      string
-	Ek          string
-	Preapproval string
-}
-
-func (q *Queries) InsertListedEK(ctx context.Context, arg InsertListedEKParams) error {
-	_, err := q.db.ExecContext(ctx, insertListedEK, arg.Tenant, arg.Ek, arg.Preapproval)
-	return err
-}
-
 const insertNode = `-- name: InsertNode :exec
 INSERT INTO nodes (tenant, id, words, state, site, ek, ldevid_key, revision, last_seen, body)
 VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, 1, ?8, ?9)
@@ -365,22 +315,6 @@ func (q *Queries) InsertNode(ctx context.Context, arg InsertNodeParams) error {
 		arg.LastSeen,
 		arg.Body,
 	)
-	return err
-}
-
-const insertPreApproval = `-- name: InsertPreApproval :exec
-INSERT INTO preapprovals (tenant, name, revision, body)
-VALUES (?1, ?2, 1, ?3)
-`
-
-type InsertPreApprovalParams struct {
-	Tenant string
-	Name   string
-	Body   string
-}
-
-func (q *Queries) InsertPreApproval(ctx context.Context, arg InsertPreApprovalParams) error {
-	_, err := q.db.ExecContext(ctx, insertPreApproval, arg.Tenant, arg.Name, arg.Body)
 	return err
 }
 
@@ -547,38 +481,6 @@ func (q *Queries) ListNodes(ctx context.Context, arg ListNodesParams) ([]Node, e
 	return items, nil
 }
 
-const listPreApprovals = `-- name: ListPreApprovals :many
-SELECT tenant, name, revision, body FROM preapprovals WHERE tenant = ?1 ORDER BY name
-`
-
-func (q *Queries) ListPreApprovals(ctx context.Context, tenant string) ([]Preapproval, error) {
-	rows, err := q.db.QueryContext(ctx, listPreApprovals, tenant)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []Preapproval
-	for rows.Next() {
-		var i Preapproval
-		if err := rows.Scan(
-			&i.Tenant,
-			&i.Name,
-			&i.Revision,
-			&i.Body,
-		); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Close(); err != nil {
-		return nil, err
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const listReleaseKeys = `-- name: ListReleaseKeys :many
 SELECT tenant, keyid, pem, added FROM release_keys WHERE tenant = ?1 ORDER BY keyid
 `
@@ -681,38 +583,6 @@ func (q *Queries) ListTenants(ctx context.Context) ([]Tenant, error) {
 	return items, nil
 }
 
-const preApprovalsOfEK = `-- name: PreApprovalsOfEK :many
-SELECT preapproval FROM listed_eks WHERE tenant = ?1 AND ek = ?2 ORDER BY preapproval
-`
-
-type PreApprovalsOfEKParams struct {
-	Tenant string
-	Ek     string
-}
-
-func (q *Queries) PreApprovalsOfEK(ctx context.Context, arg PreApprovalsOfEKParams) ([]string, error) {
-	rows, err := q.db.QueryContext(ctx, preApprovalsOfEK, arg.Tenant, arg.Ek)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []string
-	for rows.Next() {
-		var preapproval string
-		if err := rows.Scan(&preapproval); err != nil {
-			return nil, err
-		}
-		items = append(items, preapproval)
-	}
-	if err := rows.Close(); err != nil {
-		return nil, err
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const putSetting = `-- name: PutSetting :exec
 INSERT INTO settings (name, value) VALUES (?1, ?2)
 ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -770,31 +640,6 @@ func (q *Queries) UpdateNode(ctx context.Context, arg UpdateNodeParams) (int64, 
 		arg.Tenant,
 		arg.ID,
 		arg.Ek,
-		arg.Seen,
-	)
-	if err != nil {
-		return 0, err
-	}
-	return result.RowsAffected()
-}
-
-const updatePreApproval = `-- name: UpdatePreApproval :execrows
-UPDATE preapprovals SET revision = revision + 1, body = ?1
-WHERE tenant = ?2 AND name = ?3 AND revision = ?4
-`
-
-type UpdatePreApprovalParams struct {
-	Body   string
-	Tenant string
-	Name   string
-	Seen   int64
-}
-
-func (q *Queries) UpdatePreApproval(ctx context.Context, arg UpdatePreApprovalParams) (int64, error) {
-	result, err := q.db.ExecContext(ctx, updatePreApproval,
-		arg.Body,
-		arg.Tenant,
-		arg.Name,
 		arg.Seen,
 	)
 	if err != nil {

@@ -73,29 +73,6 @@ INSERT INTO release_keys (tenant, keyid, pem, added)
 VALUES (sqlc.arg(tenant), sqlc.arg(keyid), sqlc.arg(pem), sqlc.arg(added))
 ON CONFLICT (tenant, keyid) DO NOTHING;
 
--- name: GetPreApproval :one
-SELECT * FROM preapprovals WHERE tenant = sqlc.arg(tenant) AND name = sqlc.arg(name);
-
--- name: ListPreApprovals :many
-SELECT * FROM preapprovals WHERE tenant = sqlc.arg(tenant) ORDER BY name;
-
--- name: InsertPreApproval :exec
-INSERT INTO preapprovals (tenant, name, revision, body)
-VALUES (sqlc.arg(tenant), sqlc.arg(name), 1, sqlc.arg(body));
-
--- name: UpdatePreApproval :execrows
-UPDATE preapprovals SET revision = revision + 1, body = sqlc.arg(body)
-WHERE tenant = sqlc.arg(tenant) AND name = sqlc.arg(name) AND revision = sqlc.arg(seen);
-
--- name: ClearListedEKs :exec
-DELETE FROM listed_eks WHERE tenant = sqlc.arg(tenant) AND preapproval = sqlc.arg(preapproval);
-
--- name: InsertListedEK :exec
-INSERT INTO listed_eks (tenant, ek, preapproval) VALUES (sqlc.arg(tenant), sqlc.arg(ek), sqlc.arg(preapproval));
-
--- name: PreApprovalsOfEK :many
-SELECT preapproval FROM listed_eks WHERE tenant = sqlc.arg(tenant) AND ek = sqlc.arg(ek) ORDER BY preapproval;
-
 -- name: LatestDocument :one
 SELECT * FROM documents
 WHERE tenant = sqlc.arg(tenant) AND kind = sqlc.arg(kind) AND name = sqlc.arg(name)
