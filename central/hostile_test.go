@@ -9,9 +9,14 @@ import (
 	"io/fs"
 	"log/slog"
 	"os"
+	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
+
+	"connectrpc.com/connect"
+	"golang.org/x/sys/unix"
 
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/enroll/service/servicetest"
@@ -137,6 +142,80 @@ func TestRefusalsAreSaidInFewLines(t *testing.T) {
 	r.say("call refused")
 	if strings.Contains(out.String(), "unsaid") {
 		t.Errorf("counted twice: %q", out.String())
+	}
+}
+
+// What machines and people type is data to the database.
+func TestHostileTextIsDataToTheDatabase(t *testing.T) {
+	h := newHarness(t, t.TempDir())
+	ctx := context.Background()
+	f := servicetest.Filing("a")
+	evil := `'; DROP TABLE requests; --`
+	f.Evidence.Serial, f.Evidence.UUID, f.Evidence.Board = evil, `" OR 1=1 --`, `%_\\`
+	r, err := h.File(ctx, f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	twin := servicetest.Filing("b")
+	twin.Evidence.Serial = evil
+	if r, err := h.File(ctx, twin); err != nil || len(r.Warnings) != 1 {
+		t.Errorf("the same serial again: %q, %v", r.Warnings, err)
+	}
+	for _, id := range []string{"%", "_", "r-%", "r-' OR '1'='1", evil, "r-\x00", "*", "\xff", strings.Repeat("r", 1<<16)} {
+		var none *errNoSuch
+		if _, _, err := h.s.approve(ctx, testCaller, approval{id: id}); !errors.As(err, &none) {
+			t.Errorf("approving %.20q: %v", id, err)
+		}
+	}
+	if got, err := h.Request(ctx, DefaultTenant, r.ID); err != nil || got.Evidence.Serial != evil {
+		t.Errorf("%q, %v", got.Evidence.Serial, err)
+	}
+	h.sound(t)
+}
+
+// The certificate of a node that ended is no certificate, although the node
+// and its key are known.
+func TestReportWithAnEndedCertificateIsRefused(t *testing.T) {
+	var ahead atomic.Int64
+	r := serve(t, t.TempDir(), func(c *Config) {
+		c.Now = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	})
+	_, cert, issued := r.enroll(t, newMachine(t, "a"))
+	left := time.Until(issued.NotAfter)
+	ahead.Store(int64(left - time.Hour))
+	if _, err := r.report(cert); err != nil {
+		t.Errorf("an hour before it ends: %v", err)
+	}
+	ahead.Store(int64(left + time.Hour))
+	if _, err := r.report(cert); connect.CodeOf(err) != connect.CodeUnauthenticated {
+		t.Errorf("an hour after it ended: %v", err)
+	}
+}
+
+// Secrets on the disk are for their owner only, whatever the umask is.
+func TestDataDirectoryIsPrivate(t *testing.T) {
+	old := unix.Umask(0)
+	defer unix.Umask(old)
+	dir := filepath.Join(t.TempDir(), "new")
+	r := serve(t, dir, nil)
+	defer r.stop() //nolint:errcheck // the clean-up looks at it
+	for name, want := range map[string]fs.FileMode{"": 0o700, AdminFile: 0o600, sealKeyFile: 0o600, databaseFile: 0o600, lockFile: 0o600} {
+		if info, err := os.Stat(filepath.Join(dir, name)); err != nil || info.Mode().Perm() != want {
+			t.Errorf("%q: %v, %v", name, info.Mode(), err)
+		}
+	}
+	err := filepath.WalkDir(dir, func(path string, d fs.DirEntry, err error) error {
+		if err != nil || d.IsDir() {
+			return err
+		}
+		info, err := d.Info()
+		if err == nil && strings.HasSuffix(path, ".key") && info.Mode().Perm() != 0o600 {
+			t.Errorf("%s: %v", path, info.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
 	}
 }
 

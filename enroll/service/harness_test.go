@@ -360,13 +360,18 @@ func (r *running) wait(t testing.TB) client.Identity {
 type wire struct {
 	rpc      musterv1connect.EnrollmentServiceClient
 	exporter []byte
+	resumed  bool
 }
 
-func (c *centre) dial(t testing.TB) *wire {
+func (c *centre) dial(t testing.TB) *wire { return c.dialWith(t, nil) }
+
+// dialWith resumes a TLS session of the cache if there is one.
+func (c *centre) dialWith(t testing.TB, sessions tls.ClientSessionCache) *wire {
 	roots := x509.NewCertPool()
 	roots.AddCert(c.ca.root)
 	conn, err := tls.Dial("tcp", c.addr, &tls.Config{
 		RootCAs: roots, ServerName: "127.0.0.1", MinVersion: tls.VersionTLS13, Time: c.store.Now, NextProtos: []string{"http/1.1"},
+		ClientSessionCache: sessions,
 	})
 	must(t, err)
 	t.Cleanup(func() { _ = conn.Close() })
@@ -388,6 +393,7 @@ func (c *centre) dial(t testing.TB) *wire {
 	return &wire{
 		rpc:      musterv1connect.NewEnrollmentServiceClient(&http.Client{Transport: transport}, c.url, connect.WithAcceptCompression("gzip", nil, nil)),
 		exporter: exporter,
+		resumed:  state.DidResume,
 	}
 }
 
