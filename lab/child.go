@@ -54,6 +54,12 @@ func (c *Child) Stop(patience time.Duration) {
 	}
 }
 
+// Kill ends the program as a power failure does, and waits until it is gone.
+func (c *Child) Kill() {
+	_ = c.cmd.Process.Kill() // it may have ended
+	<-c.done
+}
+
 // Start starts a program that ends with the run. onThread, if given, runs on
 // the thread that starts it, before it does.
 func (l *Lab) start(name string, argv []string, onThread func() error) (*Child, error) {

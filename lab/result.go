@@ -26,6 +26,10 @@ type Result struct {
 	Accel      string `json:"accel"`
 	SecureBoot bool   `json:"secure_boot"`
 	Forged     bool   `json:"forged"`
+	// What else was asked for; see Spec.
+	PowerCycle bool   `json:"power_cycle,omitempty"`
+	SMBIOS     string `json:"smbios,omitempty"`
+	Centre     string `json:"centre,omitempty"`
 	// Timings are seconds, each name ends in "_s". With several machines it
 	// is the slowest one's time.
 	Timings map[string]float64 `json:"timings"`
@@ -65,6 +69,7 @@ func newResult(s Spec) Result {
 	return Result{
 		Scenario: s.Scenario, Lab: "machine", Nodes: s.Nodes, K3s: "none",
 		Boot: s.Boot.String(), DHCP: s.DHCP, Accel: s.Accel, SecureBoot: s.SecureBoot, Forged: s.Forged,
+		PowerCycle: s.PowerCycle, SMBIOS: s.SMBIOS, Centre: s.Centre,
 		Timings: map[string]float64{}, Dir: s.Dir, Machines: []MachineResult{}, Checks: []Check{},
 	}
 }

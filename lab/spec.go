@@ -19,6 +19,15 @@ const (
 	DHCPProxy = "proxy"
 )
 
+// The values of Spec.SMBIOS and Spec.Centre.
+const (
+	SMBIOSHostile = "hostile"
+	// CentreImpostor: somebody else answers at the centre's address first.
+	CentreImpostor = "impostor"
+	// CentreOutage: the centre is killed while machines wait.
+	CentreOutage = "outage"
+)
+
 // Spec is what `muster lab run` was asked for. It travels as JSON from the
 // command to the process inside the namespaces.
 type Spec struct {
@@ -34,6 +43,15 @@ type Spec struct {
 	SecureBoot bool `json:"secure_boot"`
 	// Forged serves an image that was altered after it was registered.
 	Forged bool `json:"forged"`
+	// PowerCycle cuts the machines' power while they wait, approves them while
+	// they are off, and resets them once more when they have certificates.
+	PowerCycle bool `json:"power_cycle"`
+	// SMBIOS is SMBIOSHostile for machines whose firmware says hostile things;
+	// "" for honest ones.
+	SMBIOS string `json:"smbios"`
+	// Centre is what befalls the centre: "" nothing, CentreImpostor,
+	// CentreOutage.
+	Centre string `json:"centre"`
 	// Timeout is for the whole run; 15 minutes if 0.
 	Timeout time.Duration `json:"timeout"`
 	// Keep leaves the machines running after the scenario until interrupted.
@@ -92,6 +110,15 @@ func (s Spec) Validate() error {
 	}
 	if s.DHCP != DHCPFull && s.DHCP != DHCPProxy {
 		bad("DHCP %q: want %s or %s", s.DHCP, DHCPFull, DHCPProxy)
+	}
+	if s.SMBIOS != "" && s.SMBIOS != SMBIOSHostile {
+		bad("SMBIOS %q: want %s", s.SMBIOS, SMBIOSHostile)
+	}
+	if s.Centre != "" && s.Centre != CentreImpostor && s.Centre != CentreOutage {
+		bad("centre %q: want %s or %s", s.Centre, CentreImpostor, CentreOutage)
+	}
+	if (s.PowerCycle || s.Centre != "") && (s.Scenario != "enroll" || s.Forged) {
+		bad("--power-cycle and --centre go with the scenario enroll and an honest image")
 	}
 	if s.Timeout < 0 {
 		bad("timeout of %v", s.Timeout)

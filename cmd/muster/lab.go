@@ -30,7 +30,7 @@ func labCommand() *cobra.Command {
 The host's network is never touched, and when the lab ends, however it ends,
 nothing of it is left but its logs.`,
 	}
-	cmd.AddCommand(labRunCommand(), labUpCommand(), labListCommand(), labLogsCommand(), labExecCommand(), labPowerCommand(), labDownCommand(), labInsideCommand())
+	cmd.AddCommand(labRunCommand(), labUpCommand(), labListCommand(), labLogsCommand(), labExecCommand(), labPowerCommand(), labDownCommand(), labPruneCommand(), labInsideCommand())
 	return cmd
 }
 
@@ -46,7 +46,8 @@ func labFlags(cmd *cobra.Command, s *lab.Spec) {
 	f.IntVar(&s.MemoryMB, "memory", 1024, "memory of a machine in MB")
 	f.StringVar(&s.NIC, "nic", machine.NICVirtio, "network card: virtio-net-pci or e1000e (with --boot disk)")
 	f.StringVar(&s.DiskBus, "disk", machine.BusVirtio, "bus of the disk that --boot disk starts from: virtio or nvme")
-	f.Var((*labClock)(&s.Clock), "rtc", "the machines' clock at power-on, e.g. 1970-01-01 or 2036-02-03T04:05:06Z (default: now)")
+	f.Var((*labClock)(&s.Clock), "rtc", "the machines' clock at power-on, e.g. 1970-01-01, 2036-02-03T04:05:06Z or +10y (default: now)")
+	f.StringVar(&s.SMBIOS, "smbios", "", "hostile: the machines' firmware tells names with escapes, markup and the like")
 	f.StringVar(&s.Image, "image", "", "a ready recovery image (a UKI) instead of building one; scenario boot only")
 	f.StringVar(&s.NodeProgram, "node-binary", "", "muster-node for the image (default: beside this program)")
 }
@@ -68,7 +69,12 @@ func (c *labClock) Set(s string) error {
 			return nil
 		}
 	}
-	return fmt.Errorf("want a date such as 1970-01-01 or 2036-02-03T04:05:06Z, not %q", s)
+	var years int
+	if n, err := fmt.Sscanf(s, "%dy", &years); err == nil && n == 1 && s == fmt.Sprintf("%+dy", years) && years > -100 && years < 100 {
+		*c = labClock(time.Now().UTC().AddDate(years, 0, 0))
+		return nil
+	}
+	return fmt.Errorf("want a date such as 1970-01-01 or 2036-02-03T04:05:06Z, or years such as +10y, not %q", s)
 }
 
 func labRunCommand() *cobra.Command {
@@ -99,6 +105,8 @@ func labRunCommand() *cobra.Command {
 	labFlags(cmd, &spec)
 	f := cmd.Flags()
 	f.BoolVar(&spec.Forged, "forged", false, "serve an image that was altered after it was registered: it must get nothing")
+	f.BoolVar(&spec.PowerCycle, "power-cycle", false, "cut the power of machines that wait, approve them while they are off, and reset them when they are enrolled")
+	f.StringVar(&spec.Centre, "centre", "", "what befalls the centre: impostor (somebody else answers at its address first) or outage (it is killed while machines wait)")
 	f.DurationVar(&spec.Timeout, "timeout", 15*time.Minute, "time limit of the whole run")
 	f.BoolVar(&spec.Keep, "keep", false, "leave the machines on after the scenario, until Ctrl-C")
 	f.StringVarP(&output, "output", "o", "text", "text, or json: one JSON object on the last line of standard output")
@@ -108,7 +116,7 @@ func labRunCommand() *cobra.Command {
 func scenarioList() string {
 	var b strings.Builder
 	for _, s := range scenario.All() {
-		fmt.Fprintf(&b, "  %-8s %s\n", s.Name, s.Summary)
+		fmt.Fprintf(&b, "  %-10s %s\n", s.Name, s.Summary)
 	}
 	return strings.TrimRight(b.String(), "\n")
 }
@@ -294,29 +302,78 @@ func labListCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			shown := []lab.Running{}
+			shown := []labRun{}
 			for _, r := range runs {
 				if all || r.Alive() {
-					shown = append(shown, r)
+					shown = append(shown, labRun{r, r.Size()})
 				}
 			}
 			if output == "json" {
 				return json.NewEncoder(cmd.OutOrStdout()).Encode(shown)
 			}
 			t := tabwriter.NewWriter(cmd.OutOrStdout(), 0, 0, 2, ' ', 0)
-			fmt.Fprintln(t, "NAME\tSTATE\tNODES\tSTARTED\tRESULT")
+			fmt.Fprintln(t, "NAME\tSTATE\tNODES\tSTARTED\tRESULT\tSIZE")
 			for _, r := range shown {
 				result := ""
 				if r.OK != nil {
 					result = map[bool]string{true: "held", false: "failed"}[*r.OK]
 				}
-				fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\n", r.Name, r.State, r.Nodes, r.Started.Local().Format("2006-01-02 15:04"), result)
+				fmt.Fprintf(t, "%s\t%s\t%d\t%s\t%s\t%s\n", r.Name, r.State, r.Nodes, r.Started.Local().Format("2006-01-02 15:04"), result, labSize(r.Bytes))
 			}
 			return t.Flush()
 		},
 	}
 	cmd.Flags().BoolVar(&all, "all", false, "past runs, too")
 	cmd.Flags().StringVarP(&output, "output", "o", "text", "text or json")
+	return cmd
+}
+
+// labRun is a run in a list.
+type labRun struct {
+	lab.Running
+	// Bytes is what its directory takes on disk.
+	Bytes int64 `json:"bytes"`
+}
+
+func labSize(bytes int64) string { return fmt.Sprintf("%.1f MB", float64(bytes)/1e6) }
+
+func labPruneCommand() *cobra.Command {
+	var keep int
+	cmd := &cobra.Command{
+		Use:   "prune [--keep N]",
+		Short: "Remove the logs and captures of past runs; running ones stay",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if keep < 0 {
+				return exitError{2, fmt.Errorf("--keep %d: want 0 or more", keep)}
+			}
+			sizes := map[string]int64{}
+			runs, err := lab.List()
+			if err != nil {
+				return err
+			}
+			for _, r := range runs {
+				if _, err := os.Readlink(r.Dir); err == nil {
+					sizes[r.Name] = -1
+					continue
+				}
+				sizes[r.Name] = r.Size()
+			}
+			removed, err := lab.Prune(keep)
+			var total int64
+			for _, r := range removed {
+				if sizes[r.Name] < 0 {
+					fmt.Fprintf(cmd.OutOrStdout(), "%s is not listed any more; its files stay where --dir put them\n", r.Name)
+					continue
+				}
+				total += sizes[r.Name]
+				fmt.Fprintf(cmd.OutOrStdout(), "removed %s (%s)\n", r.Name, labSize(sizes[r.Name]))
+			}
+			fmt.Fprintf(cmd.OutOrStdout(), "%s, %s freed\n", count(len(removed), "run", "runs"), labSize(total))
+			return err
+		},
+	}
+	cmd.Flags().IntVar(&keep, "keep", 0, "leave so many of the newest past runs")
 	return cmd
 }
 

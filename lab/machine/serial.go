@@ -180,11 +180,15 @@ func (s *Serial) Wait(ctx context.Context, from int, pattern *regexp.Regexp) (Li
 }
 
 // Find returns the first remembered line that matches.
-func (s *Serial) Find(pattern *regexp.Regexp) (Line, bool) {
+func (s *Serial) Find(pattern *regexp.Regexp) (Line, bool) { return s.FindSince(0, pattern) }
+
+// FindSince returns the first remembered line at or after number from that
+// matches.
+func (s *Serial) FindSince(from int, pattern *regexp.Regexp) (Line, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for _, l := range s.lines {
-		if pattern.MatchString(l.Text) {
+		if l.N >= from && pattern.MatchString(l.Text) {
 			return l, true
 		}
 	}

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync"
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
@@ -18,6 +19,7 @@ import (
 const (
 	releaseKey = "release.key"
 	rootCA     = "public/root-ca.pem"
+	ordersKey  = "public/orders.pub.pem"
 	vendorRoot = "tpm-vendor-root.pem"
 )
 
@@ -25,31 +27,47 @@ func centreDir(l *lab.Lab) string { return l.Path(CentreDir) }
 
 // centre is the real `muster serve`, as a child process in the lab.
 type centre struct {
-	l     *lab.Lab
+	l *lab.Lab
+	// name is for people and of the log file; dir is the data directory.
+	name, dir string
+	// boot gives it the boot role, too.
+	boot bool
+
+	mu    sync.Mutex
 	child *lab.Child
+	// down is set while the centre is meant to be away; back is closed and
+	// replaced when it answers again.
+	down bool
+	back chan struct{}
 }
 
 // muster runs a command that talks to the centre.
 func (c *centre) muster(ctx context.Context, args ...string) ([]byte, error) {
-	return c.l.Muster(ctx, append(args, "--data", centreDir(c.l))...)
+	return c.l.Muster(ctx, append(args, "--data", c.dir)...)
 }
 
 // startCentre starts the centre and waits until it answers. With boot it has
 // the boot role, too.
 func startCentre(ctx context.Context, l *lab.Lab, boot bool) (*centre, error) {
-	args := []string{"serve", "--data", centreDir(l), "--advertise", lab.BootHost, "--release-key", l.Path(releaseKey + ".pub")}
-	if boot {
+	c := &centre{l: l, name: "centre", dir: centreDir(l), boot: boot, back: make(chan struct{})}
+	return c, c.start(ctx)
+}
+
+// start starts a centre that does not run, with what it has on its disk.
+func (c *centre) start(ctx context.Context) error {
+	l := c.l
+	args := []string{"serve", "--data", c.dir, "--advertise", lab.BootHost, "--release-key", l.Path(releaseKey + ".pub")}
+	if c.boot {
 		args = append(args, "--boot-interface", lab.Bridge, "--boot-mode", l.Spec.DHCP, "--boot-address", lab.BootHost+"/24",
 			"--boot-image", imageDir(l))
 		if l.Spec.DHCP == lab.DHCPFull {
 			args = append(args, "--boot-range", lab.LeaseFrom+"-"+lab.LeaseTo)
 		}
 	}
-	child, err := l.Start("centre", args...)
+	child, err := l.Start(c.name, args...)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	c := &centre{l: l, child: child}
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	err = poll(ctx, 300*time.Millisecond, func() (bool, error) {
@@ -62,23 +80,68 @@ func startCentre(ctx context.Context, l *lab.Lab, boot bool) (*centre, error) {
 		return err == nil, nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("scenario: wait for the centre: %w", err)
+		return fmt.Errorf("scenario: wait for the %s: %w", c.name, err)
 	}
-	l.Say("centre", "ready", "muster serve answers operators and nodes")
-	return c, nil
+	c.mu.Lock()
+	c.child, c.down = child, false
+	close(c.back)
+	c.back = make(chan struct{})
+	c.mu.Unlock()
+	l.Say(c.name, "ready", "muster serve answers operators and nodes")
+	return nil
 }
 
-// alive stops f, with the reason, when the centre ends.
+// kill ends the centre as a power failure does, until start.
+func (c *centre) kill() {
+	c.mu.Lock()
+	c.down = true
+	child := c.child
+	c.mu.Unlock()
+	child.Kill()
+	c.l.Say(c.name, "killed", "the centre is killed (kill -9)")
+}
+
+// stop ends the centre and wants it to end well.
+func (c *centre) stop() error {
+	c.mu.Lock()
+	c.down = true
+	child := c.child
+	c.mu.Unlock()
+	select {
+	case <-child.Done():
+		return child.Err()
+	default:
+	}
+	child.Stop(20 * time.Second)
+	return child.Clean()
+}
+
+// alive stops f, with the reason, when the centre ends unasked.
 func (c *centre) alive(ctx context.Context, f func(context.Context) error) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
-	done := make(chan struct{})
-	defer close(done)
 	go func() {
-		select {
-		case <-c.child.Done():
-			cancel(c.child.Err())
-		case <-done:
+		for {
+			c.mu.Lock()
+			child, down, back := c.child, c.down, c.back
+			c.mu.Unlock()
+			ended := child.Done()
+			if down {
+				ended = nil
+			}
+			select {
+			case <-ended:
+				c.mu.Lock()
+				down = c.down
+				c.mu.Unlock()
+				if !down {
+					cancel(child.Err())
+					return
+				}
+			case <-back:
+			case <-ctx.Done():
+				return
+			}
 		}
 	}()
 	err := f(ctx)
@@ -192,17 +255,6 @@ func (c *centre) openWindow(ctx context.Context, count int) error {
 	return nil
 }
 
-// stop ends the centre and wants it to end well.
-func (c *centre) stop() error {
-	select {
-	case <-c.child.Done():
-		return c.child.Err()
-	default:
-	}
-	c.child.Stop(20 * time.Second)
-	return c.child.Clean()
-}
-
 // poll asks until ask is true or an error, at least every interval.
 func poll(ctx context.Context, every time.Duration, ask func() (bool, error)) error {
 	tick := time.NewTicker(every)
@@ -236,7 +288,7 @@ func prepareEnroll(ctx context.Context, l *lab.Lab) error {
 		return fmt.Errorf("scenario: export public keys: %w", err)
 	}
 	return buildImage(ctx, l, "--centre", "https://"+lab.BootHost+":7444", "--root-ca", l.Path(rootCA),
-		"--orders-key", l.Path("public/orders.pub.pem"), "--release-key", l.Path(releaseKey))
+		"--orders-key", l.Path(ordersKey), "--release-key", l.Path(releaseKey))
 }
 
 // served is the directory that the boot host serves from.

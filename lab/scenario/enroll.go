@@ -33,6 +33,11 @@ func runEnroll(ctx context.Context, l *lab.Lab) error {
 		return err
 	}
 	var requests []fleet.Request
+	if l.Spec.Centre == lab.CentreImpostor {
+		if err := refuseImpostor(ctx, l, c, machines); err != nil {
+			return err
+		}
+	}
 	err = c.alive(ctx, func(ctx context.Context) error {
 		switch {
 		case l.Spec.Forged && l.Spec.SecureBoot:
@@ -88,7 +93,9 @@ func powerOn(ctx context.Context, l *lab.Lab) (*centre, []*machine.Machine, erro
 	}
 	// A forged image does not come from our boot host: somebody else on the
 	// LAN serves it. Ours stays off.
-	c, err := startCentre(ctx, l, !l.Spec.Forged)
+	// While impostors come and go, a boot host of its own goes on.
+	ours := !l.Spec.Forged && l.Spec.Centre != lab.CentreImpostor
+	c, err := startCentre(ctx, l, ours)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -101,12 +108,16 @@ func powerOn(ctx context.Context, l *lab.Lab) (*centre, []*machine.Machine, erro
 	if err := c.introduce(ctx); err != nil {
 		return nil, nil, err
 	}
-	if l.Spec.DHCP == lab.DHCPProxy && !l.Spec.Forged && l.Spec.Boot != machine.BootDisk {
+	if l.Spec.DHCP == lab.DHCPProxy && ours && l.Spec.Boot != machine.BootDisk {
 		// Beside another DHCP server unknown machines are served only while
 		// an operator wants it.
 		if err := c.openWindow(ctx, len(machines)); err != nil {
 			return nil, nil, err
 		}
+	}
+	if l.Spec.Centre == lab.CentreImpostor {
+		// The impostor needs the address before any machine is on.
+		return c, machines, nil
 	}
 	for _, m := range machines {
 		if err := l.PowerOn(ctx, m); err != nil {
@@ -142,24 +153,17 @@ func approved(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Ma
 		return err
 	}
 
-	err = forEach(ctx, machines, func(ctx context.Context, m *machine.Machine) error {
-		r := requests[m.Name()]
-		began := time.Now()
-		if _, err := c.muster(ctx, "approve", string(r.ID), "--site", site); err != nil {
+	if l.Spec.Centre == lab.CentreOutage {
+		if err := outage(ctx, l, c, machines, requests); err != nil {
 			return err
 		}
-		l.Say(m.Name(), "approve", fmt.Sprintf("a person approves request %s for site %s", r.ID, site))
-		line, err := m.Serial().Wait(ctx, 0, enrolledLine)
-		if err != nil {
-			return err
-		}
-		if !enrolledOnly.MatchString(line.Text) {
-			return fmt.Errorf("the machine is stuck: %s", line.Text)
-		}
-		l.Timing(m.Name(), "approve_to_certificate_s", line.At.Sub(began))
-		return nil
-	})
-	if err := l.Check("after approval: every machine says that it is enrolled", err); err != nil {
+	}
+	if l.Spec.PowerCycle {
+		err = approveWhileOff(ctx, l, c, machines, requests)
+	} else {
+		err = approveWhileWaiting(ctx, l, c, machines, requests)
+	}
+	if err != nil {
 		return err
 	}
 	err = forEach(ctx, machines, func(ctx context.Context, m *machine.Machine) error {
@@ -169,7 +173,36 @@ func approved(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Ma
 		}
 		return err
 	})
-	return l.Check("after approval: every request is issued", err)
+	if err := l.Check("after approval: every request is issued", err); err != nil {
+		return err
+	}
+	if l.Spec.PowerCycle {
+		if err := resetIssued(ctx, l, c, machines, requests); err != nil {
+			return err
+		}
+	}
+	if err := l.Check("the audit log: each request filed once, approved once and by a person", checkAudit(ctx, c, requests)); err != nil {
+		return err
+	}
+	return l.Check("every machine's clock is the centre's", forEach(ctx, machines, func(ctx context.Context, m *machine.Machine) error {
+		return checkClock(ctx, l, m)
+	}))
+}
+
+// approveWhileWaiting is the ordinary case.
+func approveWhileWaiting(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Machine, requests map[string]fleet.Request) error {
+	err := forEach(ctx, machines, func(ctx context.Context, m *machine.Machine) error {
+		began := time.Now()
+		if err := approveOne(ctx, l, c, m, requests[m.Name()]); err != nil {
+			return err
+		}
+		line, err := enrolledSince(ctx, m, 0)
+		if err == nil {
+			l.Timing(m.Name(), "approve_to_certificate_s", line.At.Sub(began))
+		}
+		return err
+	})
+	return l.Check("after approval: every machine says that it is enrolled", err)
 }
 
 // arrive waits until each machine's request is in the queue and its screen
@@ -324,6 +357,11 @@ func lastLook(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Ma
 	if err := l.Check("the audit log's chain of hashes is whole", err); err != nil {
 		return nil, err
 	}
+	if l.Spec.SMBIOS == lab.SMBIOSHostile && !(l.Spec.Forged && l.Spec.SecureBoot) {
+		if err := checkHostile(ctx, l, c, machines); err != nil {
+			return nil, err
+		}
+	}
 	requests, err := c.requests(ctx)
 	if err != nil {
 		return nil, err
@@ -339,6 +377,11 @@ func aftermath(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.M
 			return err
 		}
 	}
+	if l.Spec.Centre == lab.CentreImpostor {
+		if err := l.Check("the same look at the capture finds the real enrollment", toldAll(machines)); err != nil {
+			return err
+		}
+	}
 	if err := checkSecrets(l, machines, "with the machines off"); err != nil {
 		return err
 	}
@@ -348,7 +391,7 @@ func aftermath(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.M
 	if l.Spec.Forged {
 		return l.Check("no certificate was ever made", checkNoneIssued(ctx, l, requests))
 	}
-	return l.Check("every certificate says what it should, and its key is the one that the TPM proved", checkIssued(ctx, l, requests))
+	return l.Check("every certificate and admission says what it should, for the key that the TPM proved", checkIssued(ctx, l, requests))
 }
 
 // checkSecrets searches every captured packet, every log, every file that is

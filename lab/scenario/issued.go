@@ -76,6 +76,10 @@ func checkIssued(ctx context.Context, l *lab.Lab, requests []fleet.Request) erro
 	if err != nil {
 		return err
 	}
+	orders, err := readOrdersKey(l.Path(ordersKey))
+	if err != nil {
+		return err
+	}
 	var errs []error
 	for _, r := range requests {
 		i, ok := got[r.ID]
@@ -84,6 +88,9 @@ func checkIssued(ctx context.Context, l *lab.Lab, requests []fleet.Request) erro
 			continue
 		}
 		if err := checkChain(i.Certificates, roots, r, time.Now()); err != nil {
+			errs = append(errs, fmt.Errorf("request %s: %w", r.ID, err))
+		}
+		if err := checkAdmission(i.Documents, orders, r, time.Now()); err != nil {
 			errs = append(errs, fmt.Errorf("request %s: %w", r.ID, err))
 		}
 	}

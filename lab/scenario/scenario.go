@@ -33,6 +33,11 @@ func All() []lab.Scenario {
 			Prepare: prepareEnroll, Run: runEnroll,
 		},
 		{
+			Name:    "boot-paths",
+			Summary: "one machine by TFTP, disk, HTTP and after a failed boot entry: the same request each time",
+			Prepare: prepareEnroll, Run: runBootPaths,
+		},
+		{
 			Name:    "up",
 			Summary: "a centre, a boot host and machines that wait for approval, to play with (muster lab up)",
 			Prepare: prepareEnroll, Run: runUp,
@@ -111,6 +116,9 @@ func addMachines(l *lab.Lab, image string) ([]*machine.Machine, error) {
 			}
 		}
 		m, err := l.AddMachine(func(c *machine.Config) {
+			if l.Spec.SMBIOS == lab.SMBIOSHostile {
+				c.SMBIOS = hostileFirmware()
+			}
 			if c.Boot == machine.BootDisk {
 				c.Disks = []machine.Disk{{Folder: folder, Bus: l.Spec.DiskBus, Serial: fmt.Sprintf("STICK%d", n), Boot: true}}
 			}
