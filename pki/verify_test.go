@@ -518,6 +518,10 @@ func TestClockRegressed(t *testing.T) {
 			t.Errorf("%+v after %+v: %v", c.now, before, got)
 		}
 	}
+	edge := pki.ClockInfo{ResetCount: ^uint32(0), RestartCount: ^uint32(0)}
+	if wrapped := (pki.ClockInfo{ResetCount: 0, RestartCount: ^uint32(0)}); wrapped.Regressed(edge) || !edge.Regressed(wrapped) {
+		t.Error("a counter that wraps is taken for one that went back")
+	}
 	// A real TPM's clock goes on over power cycles, also obfuscated.
 	m := newMachine(t, swtpmtest.Options{NoCertificate: true})
 	first := m.evidence(t).Quote.Clock
