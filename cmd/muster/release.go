@@ -24,7 +24,7 @@ func releaseCommand() *cobra.Command {
 		Use:   "release",
 		Short: "The release key, which signs what machines may run",
 	}
-	cmd.AddCommand(releaseKeygenCommand(), releaseSignCommand(), releaseVerifyCommand())
+	cmd.AddCommand(releaseKeygenCommand(), releaseSignCommand(), releaseVerifyCommand(), releaseSecureBootCommand())
 	return cmd
 }
 
