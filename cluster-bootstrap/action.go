@@ -1,0 +1,112 @@
+package clusterbootstrap
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/muster-edge/muster/fleet"
+)
+
+// ActionKind is one thing to do. "Writes" means: on disk and flushed before
+// the next action begins. All actions may be repeated after a power cut.
+type ActionKind uint8
+
+const (
+	// Wait does nothing; Reason and Blocker say why.
+	Wait ActionKind = iota
+	// StartSurvey starts the survey anew and forgets an own claim and a
+	// written acknowledgement.
+	StartSurvey
+	// AskGrant asks the centre for the founding right.
+	AskGrant
+	// ClaimFounding shows Claim in hello from now on.
+	ClaimFounding
+	// WithdrawClaim shows it no longer.
+	WithdrawClaim
+	// AckClaim writes Claim as acknowledged, then shows it.
+	AckClaim
+	// FoundCluster writes Intent and the TPM mark.
+	FoundCluster
+	// AbandonFounding deletes an Intent that led to no datastore, and its mark.
+	AbandonFounding
+	// RequestJoinMaterial asks From for what As needs (Plan for servers).
+	RequestJoinMaterial
+	// StartWorker writes role worker, Record and the mark, then starts k3s as
+	// a worker once no other k3s process is left.
+	StartWorker
+	// StartServer starts k3s as a server once no other k3s process is left.
+	// Init: with cluster-init, in a volatile file for this start only.
+	StartServer
+	// KeepRecord writes Record; Role too, if it is not RoleNone.
+	KeepRecord
+	// WriteLedger puts Ledger by compare-and-set on Ledger.Version (the
+	// version that was read; 0 creates).
+	WriteLedger
+	// StepPlan writes Step (and role candidate when it is StepSwitched).
+	StepPlan
+	// LeadPlan writes Lead; nil deletes it.
+	LeadPlan
+	// RenewFenceLease asks From for a lease under Plan.
+	RenewFenceLease
+	// TakeSnapshot takes an etcd snapshot for Plan and copies it off the node.
+	TakeSnapshot
+	// StopK3s stops k3s and sees it gone.
+	StopK3s
+	// BeginReset writes Reset.
+	BeginReset
+	// ResetToOwnData runs cluster-reset.
+	ResetToOwnData
+	// RestoreFromEscrow runs cluster-reset with the mandate's snapshot.
+	RestoreFromEscrow
+	// RaiseEpoch writes Record and role server and deletes Reset, Step, Lead.
+	RaiseEpoch
+	// MoveAside writes Role and Record, then moves the server data (with
+	// RoleNone the worker's certificates too) aside; deletes Step, Lead, Reset.
+	MoveAside
+	// RemoveDeadServer removes Node from the etcd members and its Node object.
+	RemoveDeadServer
+	// UpdateAddresses writes Addrs for the launcher and the address layer.
+	UpdateAddresses
+	numActions
+)
+
+var actionNames = [numActions]string{"wait", "start-survey", "ask-grant", "claim-founding", "withdraw-claim", "ack-claim",
+	"found-cluster", "abandon-founding", "request-join-material", "start-worker", "start-server", "keep-record", "write-ledger",
+	"step-plan", "lead-plan", "renew-fence-lease", "take-snapshot", "stop-k3s", "begin-reset", "reset-to-own-data",
+	"restore-from-escrow", "raise-epoch", "move-aside", "remove-dead-server", "update-addresses"}
+
+// String returns the name of the kind.
+func (k ActionKind) String() string {
+	if int(k) < len(actionNames) {
+		return actionNames[k]
+	}
+	return fmt.Sprintf("action(%d)", uint8(k))
+}
+
+// Action is one thing to do, and why. The caller does the actions of one Plan
+// in order, stops at the first that fails, and plans again.
+type Action struct {
+	Kind ActionKind
+	// Reason is a sentence that somebody can read out on the phone.
+	Reason  string
+	Blocker Blocker
+
+	Init   bool
+	As     Role
+	Role   Role
+	Node   fleet.NodeID
+	From   fleet.NodeID
+	UID    string
+	Plan   string
+	Claim  *Claim
+	Intent *Intent
+	Record *Record
+	Ledger *Ledger
+	Step   *Step
+	Lead   *Lead
+	Reset  *Reset
+	Addrs  map[fleet.NodeID]string
+	// For is how long it is sensible to wait before planning again; 0: until
+	// something changes.
+	For time.Duration
+}

@@ -1,0 +1,290 @@
+package clusterbootstrap
+
+import (
+	"time"
+
+	"github.com/muster-edge/muster/fleet"
+)
+
+// view is an Observation during one Plan, with what was worked out from it.
+type view struct {
+	Observation
+	now   time.Time
+	pol   Policy
+	extra []Action // done before whatever the state wants
+}
+
+// Plan says where the node stands and what it should do next. The list is
+// never empty: a node with nothing to do is told to wait, and why.
+func Plan(now time.Time, obs Observation, pol Policy) (State, []Action) {
+	v := view{Observation: obs, now: now, pol: pol.WithDefaults()}
+	s, acts := v.decide()
+	if len(v.extra) > 0 {
+		acts = append(v.extra, acts...)
+	}
+	return s, acts
+}
+
+func (v *view) decide() (State, []Action) {
+	if v.Docs.removed(v.Self) {
+		return v.ended()
+	}
+	if v.Docs.Charter == nil {
+		return v.wait(Waiting, NoCharter, "I have no charter of a site yet. The centre or a peer must give me one.")
+	}
+	if _, ok := v.Docs.Admitted(v.Self); !ok {
+		return v.wait(Waiting, NotAdmitted, "I am not admitted to this site yet. Somebody must assign me to it.")
+	}
+	v.addresses()
+	switch {
+	case v.Disk.Reset != nil:
+		return v.recovering()
+	case v.Disk.Aside:
+		return v.aside(v.Disk.Role, v.Disk.Record, "I was moving old cluster data aside when I was interrupted, and go on with it.")
+	}
+	switch v.Disk.Role {
+	case RoleWorker:
+		return v.worker()
+	case RoleCandidate:
+		return v.candidate()
+	case RoleServer:
+		return v.server()
+	}
+	if v.Disk.Intent != nil {
+		return v.founding()
+	}
+	return v.outsider()
+}
+
+// ended stops a node whose membership was ended by a Removal.
+func (v *view) ended() (State, []Action) {
+	const why = "I was removed from this site. A new admission is needed to come back."
+	if v.K3s.Process != ProcessNone {
+		return Removed, []Action{{Kind: StopK3s, Reason: why}}
+	}
+	return v.wait(Removed, RemovedNode, why)
+}
+
+// addresses tells the launcher when a peer is seen at another address than
+// the one it knows: the cluster's own addresses never change, only the way to
+// them.
+func (v *view) addresses() {
+	changed := false
+	for i := range v.Peers {
+		p := &v.Peers[i]
+		if p.Addr != "" && v.Disk.Addrs[p.Status.Node] != p.Addr {
+			changed = true
+			break
+		}
+	}
+	if !changed {
+		return
+	}
+	m := make(map[fleet.NodeID]string, len(v.Peers))
+	for k, a := range v.Disk.Addrs {
+		m[k] = a
+	}
+	for _, p := range v.Peers {
+		if p.Addr != "" {
+			m[p.Status.Node] = p.Addr
+		}
+	}
+	v.extra = append(v.extra, Action{Kind: UpdateAddresses, Addrs: m, Reason: "A peer has a new address."})
+}
+
+// outsider is a node that is in no cluster: it joins the one there is, or
+// takes part in founding the first.
+func (v *view) outsider() (State, []Action) {
+	if m := v.mandate(MandateRestore); m != nil {
+		return v.beginReset(Reset{To: m.Epoch, Snapshot: m.Snapshot}, "An order tells me to restore the cluster from a snapshot.")
+	}
+	if target := v.bestCluster(); target != nil {
+		return v.join(target)
+	}
+	if v.Disk.Ack != nil {
+		if s, acts := v.acknowledged(); acts != nil {
+			return s, acts
+		}
+	}
+	if r := v.known(); r != nil {
+		return v.absent("This site has a cluster already, but none of its servers answers.")
+	}
+	if p := v.founderSeen(); p != nil {
+		return v.wait(Waiting, ServerAway, v.name(p.Status.Node)+" is starting the cluster; I join when it is up.")
+	}
+	adm, _ := v.Docs.Admitted(v.Self)
+	f := v.Docs.Charter.Founding
+	switch f.Mode {
+	case fleet.FoundFirst:
+		return v.first(adm.MayServe)
+	case fleet.FoundNamed:
+		if v.Disk.member() {
+			break
+		}
+		if f.Founder == v.Self {
+			return v.found("The charter names me to start the cluster.")
+		}
+		if m := v.mandate(MandateFound); m != nil {
+			return v.found("An order names me to start the cluster in place of the named founder.")
+		}
+		return v.wait(Waiting, FounderAway, "The charter names "+v.name(f.Founder)+" to start the cluster; I have not heard from it.")
+	case fleet.FoundCentral:
+		if v.Disk.member() {
+			break
+		}
+		return v.central(adm.MayServe)
+	}
+	return v.absent("I was in a cluster of this site before, so that I must not start another one.")
+}
+
+func (v *view) central(mayServe bool) (State, []Action) {
+	switch c := v.Centre; {
+	case c.Granted == v.Self && mayServe:
+		return v.found("The centre gave me the right to start the cluster.")
+	case c.Granted != "":
+		return v.wait(Waiting, FounderAway, "The centre chose "+v.name(c.Granted)+" to start the cluster; I have not heard from it.")
+	case !mayServe:
+		return v.wait(Waiting, FounderAway, "I may not be a server, so that another node must start the cluster.")
+	case !c.Reachable:
+		return Waiting, []Action{{Kind: AskGrant, Blocker: CentreUnreachable, For: 10 * time.Second,
+			Reason: "The centre decides who starts the cluster, and it does not answer. I keep asking."}}
+	case c.Unsure:
+		return Waiting, []Action{{Kind: AskGrant, Blocker: CentreUnsure, For: 10 * time.Second,
+			Reason: "The centre was restored from a backup and cannot know whether this site has a cluster. Somebody must confirm it there."}}
+	}
+	return Waiting, []Action{{Kind: AskGrant, Blocker: Settling, For: 5 * time.Second, Reason: "I ask the centre who starts the cluster."}}
+}
+
+func (v *view) found(why string) (State, []Action) {
+	return Founding, []Action{{Kind: FoundCluster, Reason: why,
+		Intent: &Intent{UID: v.Fresh, Boot: v.Boot, Mode: v.Docs.Charter.Founding.Mode}}}
+}
+
+// founding goes on from a written Intent: nobody has joined yet, since join
+// material is given only by a node that has a record.
+func (v *view) founding() (State, []Action) {
+	in := v.Disk.Intent
+	// In mode first an acknowledgement is worth something only while those
+	// who gave it wait: after a restart, look around again.
+	if in.Mode == fleet.FoundFirst && !v.Disk.Datastore && v.K3s.Process == ProcessNone &&
+		(in.Boot != v.Boot || v.bestCluster() != nil) {
+		return Founding, []Action{{Kind: AbandonFounding, Reason: "I was interrupted before the cluster existed, so I look around once more."}}
+	}
+	switch {
+	case v.K3s.Process == ProcessAgent:
+		return Founding, []Action{{Kind: StopK3s, Reason: "A worker process is in the way of the first server."}}
+	case v.K3s.Process == ProcessNone:
+		return Founding, []Action{{Kind: StartServer, Init: !v.Disk.Datastore, Reason: "I start the first server of this site."}}
+	case !v.K3s.API:
+		return v.wait(Founding, ServerStarting, "The first server is starting.")
+	case v.K3s.Ledger == nil:
+		return Founding, []Action{{Kind: WriteLedger, Reason: "The first server is up; I write down who the cluster is.",
+			Ledger: &Ledger{Record: Record{UID: in.UID, Epoch: 1, Version: 1, Founder: v.Self, Servers: []fleet.NodeID{v.Self}}}}}
+	}
+	r := v.K3s.Ledger.Record
+	return Founding, []Action{{Kind: KeepRecord, Record: &r, Role: RoleServer, Reason: "The cluster exists; I keep its record."}}
+}
+
+func (v *view) join(p *Peer) (State, []Action) {
+	r := p.Status.Record
+	m := v.Material
+	if m == nil || m.As != RoleWorker || m.UID != r.UID || m.Epoch != r.Epoch || m.Age > v.pol.MaterialAge {
+		return Joining, []Action{{Kind: RequestJoinMaterial, From: p.Status.Node, As: RoleWorker, UID: r.UID,
+			For: 5 * time.Second, Reason: "I ask " + v.name(p.Status.Node) + " to let me join the cluster."}}
+	}
+	if v.K3s.Process != ProcessNone {
+		return Joining, []Action{{Kind: StopK3s, Reason: "An old k3s process must be gone before I join."}}
+	}
+	return Joining, []Action{{Kind: StartWorker, Record: r, Reason: "I join the cluster as a worker."}}
+}
+
+func (v *view) worker() (State, []Action) {
+	rec := v.Disk.Record
+	if acts := v.followRecord(rec); acts != nil {
+		return Leaving, acts
+	}
+	if v.Disk.Datastore || v.Disk.Tombstone {
+		return v.aside(RoleWorker, rec, "Old server data is in the way; I move it aside.")
+	}
+	if v.K3s.Process == ProcessServer {
+		return Leaving, []Action{{Kind: StopK3s, Reason: "I am a worker now; the old server process must end."}}
+	}
+	if m := v.mandate(MandateRestore); m != nil && m.UID == rec.UID {
+		return v.beginReset(Reset{To: m.Epoch, Snapshot: m.Snapshot}, "An order tells me to restore the cluster from a snapshot.")
+	}
+	if v.newer(rec) {
+		r, _ := v.Docs.Newest(rec.UID)
+		v.extra = append(v.extra, Action{Kind: KeepRecord, Record: &r, Reason: "The list of servers changed."})
+	}
+	if v.K3s.Process == ProcessNone {
+		return v.startWorker(rec)
+	}
+	if pl := v.plan(rec); pl.Active() && v.isCandidate(pl) {
+		return v.prepare(rec, pl)
+	}
+	if !v.K3s.API && v.serverOf(rec.UID) == nil {
+		s, acts := v.absent("No server of the cluster answers. What runs on me goes on.")
+		return s, acts
+	}
+	return v.wait(Worker, NoBlocker, "I am a worker of the cluster.")
+}
+
+// startWorker starts k3s; a worker that lost its certificate asks for a new
+// token first.
+func (v *view) startWorker(rec *Record) (State, []Action) {
+	if !v.Disk.AgentCert {
+		m := v.Material
+		if m == nil || m.As != RoleWorker || m.UID != rec.UID || m.Age > v.pol.MaterialAge {
+			p := v.serverOf(rec.UID)
+			if p == nil {
+				return v.absent("I need a server of the cluster to join again, and none answers.")
+			}
+			return Joining, []Action{{Kind: RequestJoinMaterial, From: p.Status.Node, As: RoleWorker, UID: rec.UID,
+				For: 5 * time.Second, Reason: "I ask " + v.name(p.Status.Node) + " to let me join again."}}
+		}
+	}
+	return Worker, []Action{{Kind: StartWorker, Record: rec, Reason: "I start as a worker."}}
+}
+
+// followRecord leaves a cluster that was dissolved.
+func (v *view) followRecord(rec *Record) []Action {
+	if n, ok := v.Docs.Newest(rec.UID); ok && n.Into != "" {
+		_, acts := v.aside(RoleNone, nil, "My cluster was dissolved, since this site has another one. I join that.")
+		return acts
+	}
+	return nil
+}
+
+// aside stops k3s and moves the cluster's data away; the result is a worker
+// of rec, or an outsider.
+func (v *view) aside(role Role, rec *Record, why string) (State, []Action) {
+	if role != RoleWorker {
+		role, rec = RoleNone, nil
+	}
+	acts := []Action{{Kind: MoveAside, Role: role, Record: rec, Reason: why}}
+	if v.K3s.Process != ProcessNone {
+		acts = append([]Action{{Kind: StopK3s, Reason: why}}, acts...)
+	}
+	return Leaving, acts
+}
+
+// absent waits for servers that do not answer.
+func (v *view) absent(why string) (State, []Action) {
+	b := ServerAway
+	if v.silence() > v.pol.QuorumLost {
+		b = ServersLost
+		why += " It has been long: please check that the other machines are on and connected."
+	}
+	return v.wait(Waiting, b, why)
+}
+
+func (v *view) wait(s State, b Blocker, why string) (State, []Action) {
+	return s, []Action{{Kind: Wait, Blocker: b, Reason: why}}
+}
+
+func (v *view) mandate(k MandateKind) *Mandate {
+	if m := v.Mandate; m != nil && m.Kind == k && v.now.Before(m.NotAfter) {
+		return m
+	}
+	return nil
+}

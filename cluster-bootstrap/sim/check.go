@@ -1,0 +1,522 @@
+package sim
+
+import (
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	cb "github.com/muster-edge/muster/cluster-bootstrap"
+	"github.com/muster-edge/muster/fleet"
+)
+
+// The invariants. Those about one act are checked in that act; those about
+// the whole site after every event (check) or every two seconds (watch).
+
+// check runs after every event.
+func (w *world) check() {
+	serving := 0
+	for _, g := range w.groups {
+		if len(g.voters) > 3 {
+			w.violate("etcd %d has %d voters", g.id, len(g.voters))
+		}
+		if len(w.groups) > 1 && w.quorum(g) >= 0 {
+			serving++
+		}
+	}
+	if serving < 2 {
+		return
+	}
+	for i, g := range w.groups {
+		for _, h := range w.groups[:i] {
+			if g.uid != "" && g.uid == h.uid && w.quorum(g) >= 0 && w.quorum(h) >= 0 {
+				w.violate("two datastores of one cluster serve: etcd %d (%s) and etcd %d (%s)", g.id, w.nameList(g.voters), h.id, w.nameList(h.voters))
+			}
+		}
+	}
+}
+
+// linkedFor is how long i and j have heard each other.
+func (w *world) linkedFor(i, j int) time.Duration {
+	if !w.linked(i, j) {
+		return 0
+	}
+	return w.now - max(w.since[i][j], w.since[j][i])
+}
+
+// founded: n made a new datastore with cluster-init.
+func (w *world) founded(n *node) {
+	if n.member {
+		w.violate("%s founds although it was in a cluster before", n.name)
+	}
+	g := n.data
+	g.grown++
+	const met = 90 * time.Second
+	for _, h := range w.groups {
+		if h == g || h.made < 0 {
+			continue
+		}
+		f := w.nodes[h.made]
+		if w.sc.Mode != fleet.FoundFirst {
+			w.violate("%s founds a second cluster in mode %s", n.name, w.sc.Mode)
+			continue
+		}
+		if h.ledger != nil && h.ledger.Record.Into != "" || f.gone || f.data != h {
+			continue
+		}
+		if w.linkedFor(n.i, f.i) > met {
+			w.violate("%s founds although it has heard %s, the founder of another cluster, for %s", n.name, f.name, w.linkedFor(n.i, f.i))
+		}
+		for _, x := range w.nodes {
+			if x != n && x != f && !x.gone && w.linkedFor(x.i, n.i) > met && w.linkedFor(x.i, f.i) > met {
+				w.violate("%s and %s found two clusters although %s has heard both for long", n.name, f.name, x.name)
+			}
+		}
+	}
+}
+
+// acked: n acknowledged c. It must not have acknowledged somebody else whom it
+// has heard of lately.
+func (w *world) acked(n *node, c *cb.Claim) {
+	if a := n.lastAck; a.Node != "" && a.Node != c.Node {
+		m := w.byID(a.Node)
+		if m.claim != nil && *m.claim == a && w.linkedFor(m.i, n.i) > 30*time.Second {
+			w.violate("%s acknowledges %s while the claim of %s that it acknowledged before still stands", n.name, w.byID(c.Node).name, m.name)
+		}
+	}
+	n.lastAck = *c
+}
+
+// joined: n starts as a worker of uid.
+func (w *world) joined(n *node, uid string) {
+	n.member = true
+	if !n.joinedUID(uid) {
+		w.grew(uid)
+	}
+}
+
+func (n *node) joinedUID(uid string) bool {
+	was := n.lastUID == uid
+	n.lastUID = uid
+	return was
+}
+
+// grew: of two clusters that have met for a minute, only one grows.
+func (w *world) grew(uid string) {
+	for k, at := range w.meets {
+		if k[0] != uid && k[1] != uid || w.now-at < 65*time.Second {
+			continue
+		}
+		w.growth = append(w.growth, growth{k, uid})
+		for _, g := range w.growth {
+			if g.pair == k && g.uid != uid {
+				w.violate("two clusters that have met both grow: %s and %s", g.uid, uid)
+			}
+		}
+	}
+}
+
+type growth struct {
+	pair [2]string
+	uid  string
+}
+
+// committed: n wrote l into g.
+func (w *world) committed(n *node, g *group, l *cb.Ledger, stale bool) {
+	if stale {
+		w.violate("%s overwrites the ledger of etcd %d with a stale one: an acknowledged plan step is lost", n.name, g.id)
+	}
+	if m := w.epochs[l.Record.UID]; l.Record.Epoch < m {
+		w.violate("%s commits epoch %d after epoch %d", n.name, l.Record.Epoch, m)
+	}
+	w.epochs[l.Record.UID] = max(w.epochs[l.Record.UID], l.Record.Epoch)
+	if old := g.ledger; old != nil && old.Record.UID == l.Record.UID && !l.Record.Newer(old.Record) && l.Record.Version != old.Record.Version {
+		w.violate("%s takes the record back from version %d to %d", n.name, old.Record.Version, l.Record.Version)
+	}
+	if l.Record.Into != "" && (g.ledger == nil || g.ledger.Record.Into == "") && !g.virgin {
+		w.violate("%s dissolves a cluster that holds data", n.name)
+	}
+	if l.Plan != nil && (g.ledger == nil || g.ledger.Plan == nil || g.ledger.Plan.ID != l.Plan.ID) {
+		w.grew(l.Record.UID)
+		ready := 0
+		for i := range g.nodes {
+			if g.nodes[i].known && w.now-g.nodes[i].contact < 60*time.Second {
+				ready++
+			}
+		}
+		if !l.Plan.Replace && ready < w.docs.charter.Policy.PromoteAt {
+			w.violate("%s starts a promotion with %d ready nodes", n.name, ready)
+		}
+		if len(l.Record.Servers)+len(l.Plan.Candidates) != 3 {
+			w.violate("%s plans for %d servers", n.name, len(l.Record.Servers)+len(l.Plan.Candidates))
+		}
+		for _, c := range l.Plan.Candidates {
+			if a, _ := n.documents().Admitted(c); !a.MayServe {
+				w.violate("%s plans with %s, which may not serve", n.name, c)
+			}
+		}
+	}
+	if p := l.Plan; p != nil && p.Phase == cb.PlanDone && (g.ledger.Plan == nil || g.ledger.Plan.Phase != cb.PlanDone) {
+		if len(g.voters) != 3 {
+			w.violate("%s confirms a plan with %d voters", n.name, len(g.voters))
+		}
+		for _, s := range l.Record.Servers {
+			if !slices.Contains(g.voters, w.byID(s).i) {
+				w.violate("%s confirms %s, which has no vote", n.name, s)
+			}
+		}
+		g.confirmed = p.ID
+	}
+}
+
+// gave: m gave join material to n.
+func (w *world) gave(m, n *node, as cb.Role) {
+	d := m.documents()
+	if _, ok := d.Admitted(n.id); !ok {
+		w.violate("%s gives a token to %s, which is not admitted", m.name, n.name)
+	}
+	if as != cb.RoleServer {
+		return
+	}
+	g := m.data
+	if g == nil || g.ledger == nil || !g.ledger.Plan.Active() || !slices.Contains(g.ledger.Plan.Candidates, n.id) {
+		w.violate("%s gives the server token to %s, which no plan names", m.name, n.name)
+	}
+}
+
+// raised: n raises the epoch.
+func (w *world) raised(n *node, r *cb.Record) {
+	if m := w.epochs[r.UID]; r.Epoch <= m && (w.raisedBy[r.UID] != n.i || r.Epoch < m) {
+		w.violate("%s raises the epoch to %d, and %d was there before", n.name, r.Epoch, m)
+	}
+	w.epochs[r.UID] = max(w.epochs[r.UID], r.Epoch)
+	w.raisedBy[r.UID] = n.i
+}
+
+// checkReset: whoever resets to its own data must be the last that runs.
+func (w *world) checkReset(n *node) {
+	r := n.disk.Reset
+	if n.data == nil || r == nil || r.Plan == "" {
+		return
+	}
+	for j := range w.nodes {
+		if j != n.i && w.runs(n.data, j) {
+			w.violate("%s resets to its own data while %s still runs in the same etcd", n.name, w.nodes[j].name)
+		}
+	}
+	if n.data.confirmed == r.Plan {
+		w.violate("%s resets although plan %s was confirmed", n.name, r.Plan)
+	}
+}
+
+// oldData: n is about to start etcd on data that it knows is void.
+func (w *world) oldData(n *node) {
+	g := n.data
+	if g == nil || g.ledger == nil || n.disk.Record == nil {
+		return
+	}
+	d := n.documents()
+	r, ok := d.Newest(g.uid)
+	own := max(g.ledger.Record.Epoch, n.disk.Record.Epoch)
+	if ok && (r.Epoch > own || n.disk.Role == cb.RoleServer && r.Epoch == own && r.Newer(*n.disk.Record) && !r.Has(n.id)) {
+		w.violate("%s starts etcd with old data although it knows better", n.name)
+	}
+}
+
+// lostWrites: the power is gone; what others were told must be on the disk.
+func (n *node) lostWrites() {
+	b, f := &n.believed, &n.flushed
+	if b.Ack != f.Ack || b.Step != f.Step || b.Lead != f.Lead || b.Role != f.Role || b.Intent != f.Intent || b.Reset != f.Reset || b.Record != f.Record {
+		n.w.violate("%s: the power cut took a step that had been acknowledged", n.name)
+	}
+}
+
+// watch looks at the site every two seconds, and ends the run.
+func (w *world) watch() {
+	w.meetings()
+	if w.quiet {
+		w.progress()
+	}
+	w.after(2*time.Second, w.watch)
+}
+
+// meetings notes since when two clusters have seen each other.
+func (w *world) meetings() {
+	if len(w.groups) < 2 {
+		return
+	}
+	now := map[[2]string]bool{}
+	for i := range w.nodes {
+		for j := range w.nodes[:i] {
+			if !w.linked(i, j) || !w.api(i) || !w.api(j) {
+				continue
+			}
+			a, b := w.nodes[i].data.uid, w.nodes[j].data.uid
+			if a != "" && b != "" && a != b {
+				now[[2]string{min(a, b), max(a, b)}] = true
+			}
+		}
+	}
+	for k := range w.meets {
+		if !now[k] {
+			delete(w.meets, k)
+			w.growth = slices.DeleteFunc(w.growth, func(g growth) bool { return g.pair == k })
+		}
+	}
+	for k := range now {
+		if _, ok := w.meets[k]; !ok {
+			w.meets[k] = w.now
+		}
+	}
+}
+
+const (
+	patience = 60 * time.Minute // from the end of faults to the goal
+	rest     = 40 * time.Second // the goal must hold so long
+	stuck    = 14 * time.Minute // a person's blocker must stand so long
+)
+
+// progress ends the run when the goal holds, or a person is truly needed.
+func (w *world) progress() {
+	missing := w.missing()
+	if missing == "" {
+		if w.good < 0 {
+			w.good = w.now
+		}
+		if w.now-w.good >= rest {
+			w.res.End = "goal"
+			w.tracef("the goal holds")
+		}
+		return
+	}
+	w.good = -1
+	since := w.now - w.sc.Quiet
+	if since > stuck && w.now-w.acted > stuck {
+		if b, err := w.blocked(); err != "" {
+			if since > patience {
+				w.violate("no progress: %s; %s; %s", missing, err, w.states())
+			}
+		} else if !w.sc.PersonActs || !w.act(b) {
+			w.res.End = "person: " + string(b)
+			w.tracef("a person is needed: %s (%s)", b, missing)
+		}
+	}
+	if since > 2*patience {
+		w.violate("no progress: %s; %s", missing, w.states())
+	}
+}
+
+func (w *world) states() string {
+	var s []string
+	for _, n := range w.nodes {
+		switch {
+		case n.dead:
+			s = append(s, n.name+" dead")
+		default:
+			s = append(s, fmt.Sprintf("%s %s%s", n.name, n.state, blockerText(n.blocker)))
+		}
+	}
+	return strings.Join(s, ", ")
+}
+
+// missing says what the goal lacks: one cluster, every living admitted node in
+// it, as many servers as there can be.
+func (w *world) missing() string {
+	var alive []*node
+	able := 0
+	for _, n := range w.nodes {
+		if n.dead || n.mask&(1<<(removalBit+n.i)) != 0 || w.removed(n) {
+			continue
+		}
+		alive = append(alive, n)
+		if !slices.Contains(w.sc.MayNot, n.i) {
+			able++
+		}
+	}
+	w.res.Servers = 0
+	if len(alive) == 0 {
+		return ""
+	}
+	var g *group
+	for _, n := range w.nodes {
+		if w.api(n.i) && n.data.ledger != nil {
+			if g != nil && g != n.data {
+				return "two clusters serve"
+			}
+			g = n.data
+		}
+	}
+	if g == nil {
+		return "no cluster serves"
+	}
+	l := g.ledger
+	w.res.Servers = len(l.Record.Servers)
+	if l.Plan.Active() {
+		return "plan " + l.Plan.ID + " is " + l.Plan.Phase.String()
+	}
+	for _, n := range alive {
+		r := n.disk.Record
+		switch {
+		case !n.up:
+			return n.name + " is off"
+		case r == nil || r.UID != g.uid || r.Epoch != l.Record.Epoch:
+			return n.name + " is not in the cluster"
+		case l.Record.Has(n.id) && (n.state != cb.Server && n.state != cb.Fenced || !w.api(n.i)):
+			return n.name + " is not up as a server"
+		case !l.Record.Has(n.id) && (n.state != cb.Worker || w.apiFor(n.i) < 0):
+			return n.name + " is not up as a worker"
+		}
+	}
+	want := 1
+	if w.sc.Servers == 3 && (able >= 3 || len(l.Record.Servers) > 1) {
+		want = 3
+	}
+	if len(l.Record.Servers) == 2 && able < 3 && w.hadThree(g) {
+		want = 2 // one was taken out and nobody can take its place
+	}
+	if len(l.Record.Servers) != want {
+		return fmt.Sprintf("%d servers, want %d", len(l.Record.Servers), want)
+	}
+	if len(g.voters) != want || len(g.learners) != 0 {
+		return fmt.Sprintf("%d voters and %d learners, want %d", len(g.voters), len(g.learners), want)
+	}
+	if w.sc.Replace > 0 && want == 3 && able >= 3 {
+		for _, s := range l.Record.Servers {
+			if m := w.byID(s); !slices.Contains(alive, m) {
+				return m.name + " is dead and not replaced"
+			}
+		}
+	}
+	return ""
+}
+
+func (w *world) hadThree(g *group) bool { return g.confirmed != "" }
+
+func (w *world) removed(n *node) bool {
+	for _, m := range w.nodes {
+		if m.mask&(1<<(removalBit+n.i)) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// blocked returns the blocker that asks for a person, if it is true.
+func (w *world) blocked() (cb.Blocker, string) {
+	for _, n := range w.nodes {
+		if !n.up || !n.blocker.NeedsPerson() || n.blocker == cb.RemovedNode {
+			continue
+		}
+		if err := w.truth(n); err != "" {
+			return n.blocker, n.name + " says " + string(n.blocker) + ", but " + err
+		}
+		return n.blocker, ""
+	}
+	return "", "nobody asks for a person"
+}
+
+// truth is "" if n's blocker names what really is wrong.
+func (w *world) truth(n *node) string {
+	lostVoters := func(g *group) bool {
+		live := 0
+		for _, v := range g.voters {
+			if m := w.nodes[v]; !m.dead && m.data == g && !w.removed(m) {
+				live++
+			}
+		}
+		return live <= len(g.voters)/2
+	}
+	switch n.blocker {
+	case cb.CentreUnsure:
+		if !w.centre.unsure {
+			return "the centre is sure"
+		}
+	case cb.FounderAway:
+		f := w.byID(w.founderByRight())
+		if w.sc.Mode == fleet.FoundFirst {
+			for _, m := range w.nodes {
+				if !m.gone && !slices.Contains(w.sc.MayNot, m.i) {
+					return m.name + " could found"
+				}
+			}
+			return ""
+		}
+		if f != nil && !f.gone && !w.removed(f) && f.disk.Mark == "" {
+			return "the founder is alive"
+		}
+	case cb.QuorumLost:
+		if n.data != nil && !lostVoters(n.data) {
+			return "enough voters are alive"
+		}
+	case cb.LeaderAway:
+		if l := w.byID(n.disk.Step.Leader); !l.gone && !w.removed(l) {
+			return "the leader is alive"
+		}
+	case cb.ServersLost:
+		for _, g := range w.groups {
+			if n.disk.Record != nil && g.uid == n.disk.Record.UID && !lostVoters(g) {
+				return "the servers are alive"
+			}
+		}
+	case cb.TwoClusters:
+		for _, g := range w.groups {
+			if w.sc.Mode == fleet.FoundFirst && g == n.data && g.virgin {
+				return "its cluster is empty"
+			}
+		}
+	case cb.DataLost:
+		if n.data != nil {
+			return "the data is there"
+		}
+	default:
+		return "nothing of that kind was done to it"
+	}
+	return ""
+}
+
+func (w *world) founderByRight() fleet.NodeID {
+	if w.sc.Mode == fleet.FoundCentral {
+		return w.centre.granted
+	}
+	return nodeID(w.sc.Founder)
+}
+
+// act is the person: confirms at the centre, or signs an order for one node.
+func (w *world) act(b cb.Blocker) bool {
+	w.acted = w.now
+	if b == cb.CentreUnsure {
+		w.centre.unsure = false
+		w.tracef("person: confirms at the centre")
+		return true
+	}
+	if b != cb.QuorumLost && b != cb.LeaderAway && b != cb.ServersLost && b != cb.DataLost || w.orders > 0 {
+		return false
+	}
+	uid, epoch := "", uint64(0)
+	for u, e := range w.epochs {
+		if e > epoch || e == epoch && u < uid {
+			uid, epoch = u, e
+		}
+	}
+	m := &cb.Mandate{ID: "order-1", UID: uid, Epoch: epoch + 100, NotAfter: wall.Add(w.now + 48*time.Hour)}
+	give := func(n *node) bool {
+		w.orders++
+		n.mandate = m
+		w.tracef("person: signs an order for %s (kind %d, epoch %d)", n.name, m.Kind, m.Epoch)
+		n.wake(0)
+		return true
+	}
+	m.Kind = cb.MandateReset
+	for _, n := range w.nodes {
+		if n.up && !w.removed(n) && n.data != nil && n.data.uid == uid && n.disk.Datastore && n.disk.Record != nil && n.disk.Role != cb.RoleWorker {
+			return give(n)
+		}
+	}
+	m.Kind, m.Snapshot = cb.MandateRestore, "newest"
+	for _, n := range w.nodes {
+		if n.up && !w.removed(n) && !slices.Contains(w.sc.MayNot, n.i) && uid != "" && (n.disk.Record == nil || n.disk.Record.UID == uid) {
+			return give(n)
+		}
+	}
+	return false
+}
