@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/muster-edge/muster/central/store"
@@ -25,6 +26,9 @@ type enrollment struct {
 	metrics   *metrics
 	now       func() time.Time
 	admission admissionMaker
+	// approvals is what people of a tenant may approve today; nil: anything
+	// that was approved once is good for a new certificate.
+	approvals func(fleet.Tenant) enroll.Policy
 	// filed is told of machines that called home; may be nil.
 	filed func(fleet.Request)
 }
@@ -169,6 +173,9 @@ func (e *enrollment) Issue(ctx context.Context, tenant string, id fleet.RequestI
 				return nil
 			}
 		}
+		if err := e.allowedToday(t, r); err != nil {
+			return err
+		}
 		if out, err = make(r); err != nil {
 			return err
 		}
@@ -250,7 +257,12 @@ func nodeFor(t store.Reader, r fleet.Request, i enroll.Issued, now time.Time) (f
 	if n.Site != r.Site || n.Revision == 0 {
 		n.Generation++
 	}
-	n.State, n.Site, n.Labels, n.MayServe = fleet.NodeApproved, r.Site, r.Labels, r.Site != ""
+	// A renewal (same request, same key) does not make the node wait for its
+	// first call again.
+	if n.State != fleet.NodeActive || n.Request != r.ID || !slices.Equal(n.LDevIDKey, r.Evidence.LDevIDKey) {
+		n.State = fleet.NodeApproved
+	}
+	n.Site, n.Labels, n.MayServe = r.Site, r.Labels, r.Site != ""
 	n.Aliases, n.AKName, n.LDevIDName, n.LDevIDKey = r.Evidence.Aliases, r.Evidence.AKName, r.Evidence.LDevIDName, r.Evidence.LDevIDKey
 	n.Identity, n.Boot, n.Image, n.Hardware = r.Identity, r.Boot, r.Image, r.Evidence.Hardware
 	n.Request, n.Source, n.LastSeen = r.ID, r.Source, now

@@ -25,11 +25,13 @@ const (
 	minReport     = 5 * time.Second
 	maxReport     = time.Hour
 	reportTimeout = 30 * time.Second
+	// renewPause is the least pause between two attempts to renew.
+	renewPause = 30 * time.Minute
 )
 
 // ErrNotANode says that the certificate is no longer good for the centre:
-// refused, or with less than a third of its life left. Enrolling again is the
-// way on; with unchanged evidence it needs no person.
+// refused, or running out and not renewed. Enrolling again is the way on; with
+// unchanged evidence it needs no person.
 var ErrNotANode = errors.New("recovery: the certificate has to be renewed")
 
 // Centre is one URL of the node endpoint: the part of the generated client
@@ -46,6 +48,10 @@ type Reporter struct {
 	// Leaf is the node's certificate.
 	Leaf  *x509.Certificate
 	Image string
+	// Renew gets a new certificate and what calls the centres with it; nil:
+	// enrolling is the only way to one. Its error is ErrNotANode (wrapped) if
+	// asking again is useless, anything else is an outage.
+	Renew func(context.Context) (Renewed, error)
 	// Hardware is part of the status whose digest is reported.
 	Hardware func() fleet.Hardware
 	Now      func() time.Time
@@ -54,6 +60,13 @@ type Reporter struct {
 	// Heard is told after each attempt whether the centre answered.
 	Heard func(answered bool)
 	Log   *slog.Logger
+}
+
+// Renewed is a new certificate.
+type Renewed struct {
+	Leaf    *x509.Certificate
+	Centres []Centre
+	HangUp  func()
 }
 
 // Run reports until ctx ends or the certificate is no longer good.
@@ -67,9 +80,24 @@ func (r *Reporter) Run(ctx context.Context) error {
 	}
 	wait := agent.Backoff{First: minReport, Most: defaultReport}
 	at := 0
+	plan := agent.RenewalOf(r.Leaf.NotBefore, r.Leaf.NotAfter, mrand.Float64())
+	var asked time.Time // by the monotonic clock
 	for {
-		if left, life := r.Leaf.NotAfter.Sub(r.Now()), r.Leaf.NotAfter.Sub(r.Leaf.NotBefore); left < life/3 {
-			return fmt.Errorf("%w: %s left", ErrNotANode, left.Round(time.Minute))
+		if now := r.Now(); !now.Before(plan.Due) {
+			left := r.Leaf.NotAfter.Sub(now).Round(time.Minute)
+			if r.Renew == nil || !now.Before(plan.Late) {
+				return fmt.Errorf("%w: %s left", ErrNotANode, left)
+			}
+			if asked.IsZero() || time.Since(asked) >= renewPause {
+				asked = time.Now()
+				renewed, err := r.renew(ctx)
+				if err != nil {
+					return err
+				}
+				if renewed {
+					plan, at = agent.RenewalOf(r.Leaf.NotBefore, r.Leaf.NotAfter, mrand.Float64()), 0
+				}
+			}
 		}
 		next, err := r.once(ctx, r.Centres[at], boot)
 		switch {
@@ -91,11 +119,34 @@ func (r *Reporter) Run(ctx context.Context) error {
 	}
 }
 
+// renew asks for a new certificate once. An outage is no error: there is time
+// for more attempts, and reports go on meanwhile.
+func (r *Reporter) renew(ctx context.Context) (bool, error) {
+	out, err := r.Renew(ctx)
+	switch {
+	case ctx.Err() != nil:
+		return false, ctx.Err()
+	case errors.Is(err, ErrNotANode):
+		return false, err
+	case err != nil:
+		r.Log.Info("certificate not renewed", "err", err)
+		return false, nil
+	case out.Leaf == nil || len(out.Centres) == 0 || !out.Leaf.NotAfter.After(r.Leaf.NotAfter):
+		// The centre's clock may be behind ours.
+		r.Log.Info("the centre holds the certificate for fresh")
+		return false, nil
+	}
+	r.HangUp()
+	r.Leaf, r.Centres, r.HangUp = out.Leaf, out.Centres, out.HangUp
+	r.Log.Info("certificate renewed", "until", out.Leaf.NotAfter)
+	return true, nil
+}
+
 // once makes one report and returns when the next one is due, with jitter.
 func (r *Reporter) once(ctx context.Context, c Centre, boot []byte) (time.Duration, error) {
 	ctx, cancel := context.WithTimeout(ctx, reportTimeout)
 	defer cancel()
-	defer r.HangUp()
+	defer func() { r.HangUp() }()
 	status, err := json.Marshal(r.Hardware())
 	if err != nil {
 		return 0, fmt.Errorf("recovery: report: %w", err)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"fmt"
 	"log/slog"
 	"testing"
 	"testing/synctest"
@@ -108,8 +109,62 @@ func TestReporterEndsWhenTheCertificateIsNotGood(t *testing.T) {
 		r, _ := reporter(&centre{answer: every(3600)})
 		start := time.Now()
 		err := r.Run(t.Context())
-		if days := time.Since(start).Hours() / 24; !errors.Is(err, ErrNotANode) || days < 19.9 || days > 20.2 {
+		if days := time.Since(start).Hours() / 24; !errors.Is(err, ErrNotANode) || days < 19.9 || days > 22.7 {
 			t.Errorf("after %.1f days of 30: %v", days, err)
 		}
 	})
+}
+
+// certified is a centre's answer to a renewal: 30 days from now.
+func certified(c *centre) (Renewed, error) {
+	now := time.Now()
+	return Renewed{Leaf: &x509.Certificate{NotBefore: now, NotAfter: now.Add(30 * 24 * time.Hour)}, Centres: []Centre{c}, HangUp: func() {}}, nil
+}
+
+func TestReporterRenews(t *testing.T) {
+	down := errors.New("down")
+	for _, c := range []struct {
+		name string
+		// renew answers the nth attempt.
+		renew func(n int, at *centre) (Renewed, error)
+		// days until Run ends, 0: it does not; attempts in 100 days.
+		least, most         float64
+		attempts, mostTimes int
+	}{
+		{"when the centre renews then it goes on for ever", func(_ int, at *centre) (Renewed, error) { return certified(at) }, 0, 0, 4, 5},
+		{"when the centre refuses then it enrolls at once", func(int, *centre) (Renewed, error) { return Renewed{}, fmt.Errorf("%w: changed", ErrNotANode) }, 19.9, 22.7, 1, 1},
+		{"when the centre is down then it tries until a sixth is left", func(int, *centre) (Renewed, error) { return Renewed{}, down }, 24.9, 25.2, 50, 300},
+		{"when the centre is down for a while then it renews later", func(n int, at *centre) (Renewed, error) {
+			if n < 5 {
+				return Renewed{}, down
+			}
+			return certified(at)
+		}, 0, 0, 8, 9},
+		{"when the centre gives the old one back then it enrolls in the end", func(int, *centre) (Renewed, error) {
+			return Renewed{Leaf: &x509.Certificate{}, Centres: []Centre{nil}}, nil
+		}, 24.9, 25.2, 50, 300},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				old, next := &centre{answer: every(3600)}, &centre{answer: every(3600)}
+				r, _ := reporter(old)
+				n := 0
+				r.Renew = func(context.Context) (Renewed, error) { n++; return c.renew(n, next) }
+				ctx, cancel := context.WithTimeout(t.Context(), 100*24*time.Hour)
+				defer cancel()
+				start := time.Now()
+				err := r.Run(ctx)
+				days := time.Since(start).Hours() / 24
+				if c.least == 0 && (!errors.Is(err, context.DeadlineExceeded) || next.calls < 1000) {
+					t.Errorf("after %.1f days, %d calls by new certificates: %v", days, next.calls, err)
+				}
+				if c.least > 0 && (!errors.Is(err, ErrNotANode) || days < c.least || days > c.most || next.calls > 0) {
+					t.Errorf("after %.1f days: %v", days, err)
+				}
+				if n < c.attempts || n > c.mostTimes {
+					t.Errorf("%d attempts, want %d to %d", n, c.attempts, c.mostTimes)
+				}
+			})
+		})
+	}
 }

@@ -109,18 +109,10 @@ func (e *enroller) Stay(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("read the certificate: %w", err)
 	}
-	hc := e.client.NodeHTTPClient(e.identity)
-	defer hc.CloseIdleConnections()
-	urls := append([]string{e.identity.Centre}, e.services.Site.Centre...)
-	var centres []recovery.Centre
-	for i, u := range urls {
-		if u != "" && slices.Index(urls, u) == i {
-			centres = append(centres, musterv1connect.NewNodeServiceClient(hc, u, connect.WithReadMaxBytes(64<<10)))
-		}
-	}
+	centres, hangUp := e.centres()
 	r := recovery.Reporter{
-		Centres: centres, Leaf: leaf, Image: e.services.Site.Image + "@" + e.services.Site.Version,
-		Hardware: e.services.Hardware, Now: e.services.Now, HangUp: hc.CloseIdleConnections, Log: e.services.Log,
+		Centres: centres, Leaf: leaf, Image: e.services.Site.Image + "@" + e.services.Site.Version, Renew: e.renew,
+		Hardware: e.services.Hardware, Now: e.services.Now, HangUp: hangUp, Log: e.services.Log,
 		Heard: func(answered bool) {
 			p := recovery.Progress{State: agent.Enrolled, Request: e.identity.Request}
 			if !answered {
@@ -130,6 +122,37 @@ func (e *enroller) Stay(ctx context.Context) error {
 		},
 	}
 	return r.Run(ctx)
+}
+
+// centres are the centre's URLs, called by the certificate of the moment; the
+// one that enrolled the machine comes first.
+func (e *enroller) centres() (centres []recovery.Centre, hangUp func()) {
+	hc := e.client.NodeHTTPClient(e.identity)
+	urls := append([]string{e.identity.Centre}, e.services.Site.Centre...)
+	for i, u := range urls {
+		if u != "" && slices.Index(urls, u) == i {
+			centres = append(centres, musterv1connect.NewNodeServiceClient(hc, u, connect.WithReadMaxBytes(64<<10)))
+		}
+	}
+	return centres, hc.CloseIdleConnections
+}
+
+// renew gets a new certificate by the old one.
+func (e *enroller) renew(ctx context.Context) (recovery.Renewed, error) {
+	id, err := e.client.Renew(ctx, e.identity)
+	if errors.Is(err, client.ErrEnroll) {
+		return recovery.Renewed{}, fmt.Errorf("%w: %w", recovery.ErrNotANode, err)
+	}
+	if err != nil {
+		return recovery.Renewed{}, err
+	}
+	leaf, err := x509.ParseCertificate(id.Certificates[0]) // Renew looked at it
+	if err != nil {
+		return recovery.Renewed{}, fmt.Errorf("read the certificate: %w", err)
+	}
+	e.identity = id
+	centres, hangUp := e.centres()
+	return recovery.Renewed{Leaf: leaf, Centres: centres, HangUp: hangUp}, nil
 }
 
 // Close gives the TPM back.

@@ -285,16 +285,21 @@ func tunnel(ctx context.Context, conn net.Conn, addr string, user *url.Userinfo)
 	return conn.SetDeadline(time.Time{})
 }
 
-// NodeHTTPClient returns an HTTP client that authenticates by the LDevID key
-// in the TPM and id's certificate. It may be used for any of the centre's
-// URLs; connections are kept and TLS sessions resumed.
-func (c *Client) NodeHTTPClient(id Identity) *http.Client {
-	certificate := tls.Certificate{
+// certificate is id's with the key in the TPM.
+func (c *Client) certificate(id Identity) tls.Certificate {
+	return tls.Certificate{
 		Certificate: id.Certificates,
 		PrivateKey:  c.cfg.TPM.Signer(),
 		// The key has a fixed scheme in the TPM.
 		SupportedSignatureAlgorithms: []tls.SignatureScheme{tls.ECDSAWithP256AndSHA256},
 	}
+}
+
+// NodeHTTPClient returns an HTTP client that authenticates by the LDevID key
+// in the TPM and id's certificate. It may be used for any of the centre's
+// URLs; connections are kept and TLS sessions resumed.
+func (c *Client) NodeHTTPClient(id Identity) *http.Client {
+	certificate := c.certificate(id)
 	sessions := tls.NewLRUClientSessionCache(8)
 	return &http.Client{
 		CheckRedirect: noRedirect,

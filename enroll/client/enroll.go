@@ -20,7 +20,6 @@ import (
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/text"
-	"github.com/muster-edge/muster/pki"
 	"github.com/muster-edge/muster/pki/tpm"
 )
 
@@ -216,10 +215,7 @@ func (c *Client) prove(ctx context.Context, s *session, id TPMIdentity) (*claim,
 	c.show(func(p *Progress) {
 		p.Phase, p.Text = PhaseProve, "Proving to the centre which machine this is."
 	})
-	begin := &musterv1.BeginRequest{Protocol: Protocol, AkPublic: id.AKPublic, LdevidPublic: id.LDevIDPublic}
-	for _, ek := range id.EKs {
-		begin.Eks = append(begin.Eks, &musterv1.EndorsementKey{Public: ek.Public, Certificate: ek.Certificate, Chain: ek.Chain})
-	}
+	begin := keysOf(id)
 	ek, err := tpm.ParsePublic(id.EKs[0].Public)
 	if err != nil {
 		return nil, &tpmError{err}
@@ -228,10 +224,9 @@ func (c *Client) prove(ctx context.Context, s *session, id TPMIdentity) (*claim,
 	if err != nil {
 		return nil, &tpmError{err}
 	}
-	csr, err := x509.CreateCertificateRequest(rand.Reader,
-		&x509.CertificateRequest{SignatureAlgorithm: x509.ECDSAWithSHA256}, c.cfg.TPM.Signer())
+	csr, err := c.csr()
 	if err != nil {
-		return nil, &tpmError{err}
+		return nil, err
 	}
 	hardware, err := c.hardware()
 	if err != nil {
@@ -261,15 +256,8 @@ func (c *Client) prove(ctx context.Context, s *session, id TPMIdentity) (*claim,
 		Cookie: challenge.GetCookie(), Proof: enroll.Proof(secret, transcript),
 		Csr: csr, Hardware: hardware, EventLog: c.eventLog(),
 	}
-	if complete.CertifyAttest, complete.CertifySignature, err = c.cfg.TPM.Certify(transcript); err != nil {
-		return nil, &tpmError{err}
-	}
-	var values map[int][]byte
-	if complete.QuoteAttest, complete.QuoteSignature, values, err = c.cfg.TPM.Quote(transcript, pki.QuotePCRs); err != nil {
-		return nil, &tpmError{err}
-	}
-	for _, i := range pki.QuotePCRs {
-		complete.Pcrs = append(complete.Pcrs, &musterv1.PcrValue{Index: uint32(i), Sha256: values[i]})
+	if err := c.state(complete, transcript); err != nil {
+		return nil, err
 	}
 	cctx, cancel := context.WithTimeout(ctx, 2*time.Minute)
 	defer cancel()
@@ -283,6 +271,25 @@ func (c *Client) prove(ctx context.Context, s *session, id TPMIdentity) (*claim,
 	}
 	c.waiting(f, m.GetState(), m.GetMessage())
 	return f, nil
+}
+
+// keysOf is what the machine shows of its TPM.
+func keysOf(id TPMIdentity) *musterv1.BeginRequest {
+	m := &musterv1.BeginRequest{Protocol: Protocol, AkPublic: id.AKPublic, LdevidPublic: id.LDevIDPublic}
+	for _, ek := range id.EKs {
+		m.Eks = append(m.Eks, &musterv1.EndorsementKey{Public: ek.Public, Certificate: ek.Certificate, Chain: ek.Chain})
+	}
+	return m
+}
+
+// csr is a certificate request of which only the key counts.
+func (c *Client) csr() ([]byte, error) {
+	csr, err := x509.CreateCertificateRequest(rand.Reader,
+		&x509.CertificateRequest{SignatureAlgorithm: x509.ECDSAWithSHA256}, c.cfg.TPM.Signer())
+	if err != nil {
+		return nil, &tpmError{err}
+	}
+	return csr, nil
 }
 
 // waiting shows that the machine waits for people.
@@ -410,4 +417,4 @@ func word(err error) string {
 }
 
 // words are those of enroll/service.
-var words = []string{"tls", "protocol", "bad-request", "too-large", "begin-again", "not-proven", "denied", "queue-full", "busy", "fault", "not-found"}
+var words = []string{"tls", "protocol", "bad-request", "too-large", "begin-again", "not-proven", "denied", "queue-full", "busy", "fault", "not-found", "not-allowed"}

@@ -54,6 +54,8 @@ func sentence(err error) string {
 	switch word(err) {
 	case "denied":
 		return "This machine is not wanted here. Ask your operator."
+	case "not-allowed":
+		return "The centre's rules do not allow this machine any more as it is. Ask your operator."
 	case "not-proven":
 		return "The centre does not believe this machine's proof. Ask your operator."
 	case "queue-full":

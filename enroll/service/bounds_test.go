@@ -41,6 +41,11 @@ func (p poison) Request(context.Context, string, fleet.RequestID) (fleet.Request
 	return fleet.Request{}, ErrNotFound
 }
 
+func (p poison) Live(context.Context, string, fleet.NodeID) (fleet.Request, error) {
+	p.t.Error("Live was called")
+	return fleet.Request{}, ErrNotFound
+}
+
 func (p poison) Issue(context.Context, string, fleet.RequestID, func(fleet.Request) (enroll.Issued, error)) (enroll.Issued, error) {
 	p.t.Error("Issue was called")
 	return enroll.Issued{}, ErrNotFound

@@ -57,7 +57,10 @@ func (s *Service) Collect(ctx context.Context, m *musterv1.CollectRequest) (_ *m
 		out.RetryAfterSeconds = 1
 		return out, nil
 	}
-	var issued enroll.Issued
+	var (
+		issued  enroll.Issued
+		refused *enroll.Refused
+	)
 	err = s.completes.do(ctx, func() (err error) {
 		issued, err = s.issue(ctx, t, r, key)
 		return err
@@ -69,6 +72,8 @@ func (s *Service) Collect(ctx context.Context, m *musterv1.CollectRequest) (_ *m
 		return out, nil
 	case errors.Is(err, enroll.ErrDenied):
 		return nil, s.denied(connectionOf(ctx), r.Evidence.EK)
+	case errors.As(err, &refused):
+		return nil, s.notAllowed(connectionOf(ctx), r, refused)
 	case err != nil:
 		return nil, s.pooled("collect", err)
 	}
@@ -77,6 +82,16 @@ func (s *Service) Collect(ctx context.Context, m *musterv1.CollectRequest) (_ *m
 	out.Certificates, out.Documents = issued.Certificates, issued.Documents
 	s.cfg.Log.Info("certificate collected", slog.String(keyRequest, string(r.ID)), slog.String(keyNode, string(r.Node)))
 	return out, nil
+}
+
+// notAllowed turns away an enrolled machine whose new certificate today's
+// policy does not allow.
+func (s *Service) notAllowed(c connection, r fleet.Request, why *enroll.Refused) error {
+	s.cfg.Log.Warn("no new certificate", slog.String(keySource, c.source.String()), slog.String(keyRequest, string(r.ID)),
+		slog.String(keyNode, string(r.Node)), slog.Any(keyError, why))
+	e := fail(connect.CodePermissionDenied, "not-allowed", "today's policy does not allow what this machine is; ask your operator")
+	e.Meta().Set("Retry-After", "900")
+	return e
 }
 
 func noTicket() *connect.Error {
@@ -166,24 +181,8 @@ func (s *Service) issue(ctx context.Context, t ticket, r fleet.Request, key *ecd
 	failpoint.Hit("enroll/collect/before-issue")
 	start, made := time.Now(), false
 	out, err := s.cfg.Store.Issue(ctx, t.tenant, t.request, func(r fleet.Request) (enroll.Issued, error) {
-		now := s.cfg.Now()
-		if err := enroll.MayIssue(now, r, hash); err != nil {
-			return enroll.Issued{}, err
-		}
-		cert, err := s.cfg.Issuer.IssueNode(ctx, pki.NodeProfile{Tenant: r.Tenant, Site: r.Site, Node: r.Node, Public: key, Now: now})
-		if err != nil {
-			return enroll.Issued{}, fmt.Errorf("service: issue: %w", err)
-		}
 		made = true
-		issued := enroll.Issued{
-			Certificates: cert.Chain, Serial: cert.Serial, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter, LDevIDKey: hash,
-		}
-		if s.cfg.Documents != nil {
-			if issued.Documents, err = s.cfg.Documents(ctx, r, now); err != nil {
-				return enroll.Issued{}, fmt.Errorf("service: documents: %w", err)
-			}
-		}
-		return issued, checkLeaf(issued.Certificates, key)
+		return s.make(ctx, r, key, hash)
 	})
 	if err != nil {
 		return enroll.Issued{}, err
@@ -193,6 +192,28 @@ func (s *Service) issue(ctx context.Context, t ticket, r fleet.Request, key *ecd
 		s.observe(CallIssue, start, nil)
 	}
 	return out, checkLeaf(out.Certificates, key)
+}
+
+// make makes a certificate for the request, which is as the store's
+// transaction has it.
+func (s *Service) make(ctx context.Context, r fleet.Request, key *ecdsa.PublicKey, hash fleet.HexBytes) (enroll.Issued, error) {
+	now := s.cfg.Now()
+	if err := enroll.MayIssue(now, r, hash); err != nil {
+		return enroll.Issued{}, err
+	}
+	cert, err := s.cfg.Issuer.IssueNode(ctx, pki.NodeProfile{Tenant: r.Tenant, Site: r.Site, Node: r.Node, Public: key, Now: now})
+	if err != nil {
+		return enroll.Issued{}, fmt.Errorf("service: issue: %w", err)
+	}
+	issued := enroll.Issued{
+		Certificates: cert.Chain, Serial: cert.Serial, NotBefore: cert.NotBefore, NotAfter: cert.NotAfter, LDevIDKey: hash,
+	}
+	if s.cfg.Documents != nil {
+		if issued.Documents, err = s.cfg.Documents(ctx, r, now); err != nil {
+			return enroll.Issued{}, fmt.Errorf("service: documents: %w", err)
+		}
+	}
+	return issued, checkLeaf(issued.Certificates, key)
 }
 
 // checkLeaf makes sure that no certificate for another key is stored or sent,

@@ -107,12 +107,6 @@ func openCookie(keys []Key, sealed []byte, now time.Time, c connection, tenant s
 // complete verifies and files. Whoever cannot show the activated secret is
 // turned away before anything that he sent is parsed.
 func (s *Service) complete(ctx context.Context, c connection, k cookie, m *musterv1.CompleteRequest, now time.Time) (*musterv1.CompleteResponse, error) {
-	refuse := func(why string, err error) error {
-		ref := reference()
-		s.cfg.Log.Warn("machine not proven", slog.String(keySource, c.source.String()),
-			slog.String(keyReference, ref), slog.String(keyWhy, why), slog.Any(keyError, err))
-		return notProven(ref, checkOf(why, err))
-	}
 	var begin musterv1.BeginRequest
 	if err := proto.Unmarshal(k.begin, &begin); err != nil {
 		return nil, fmt.Errorf("service: read begin: %w", err)
@@ -126,59 +120,18 @@ func (s *Service) complete(ctx context.Context, c connection, k cookie, m *muste
 		CSR: m.GetCsr(), Hardware: m.GetHardware(), Exporter: c.exporter[:],
 	})
 	if !enroll.CheckProof(m.GetProof(), k.secret[:], transcript) {
-		return nil, refuse("proof", errors.New("the credential was not activated, or the transcript differs"))
+		return nil, s.refuse(c, "proof", errors.New("the credential was not activated, or the transcript differs"))
 	}
-	ev, err := evidenceOf(&begin, keys, m)
+	p, err := s.judge(ctx, c, &begin, keys, m, transcript, now)
 	if err != nil {
-		return nil, refuse("parse", err)
+		return nil, err
 	}
-	ev.Transcript = transcript
-	hw, err := parseHardware(m.GetHardware())
+	p.filing.Begun = k.begun
+	request, err := s.file(ctx, c, p)
 	if err != nil {
-		return nil, refuse("hardware", err)
+		return nil, err
 	}
-	policy, err := s.cfg.Policy(ctx, s.cfg.Tenant, now)
-	if err != nil {
-		return nil, fmt.Errorf("service: policy: %w", err)
-	}
-	verdict, err := pki.Verify(ev, policy)
-	if err != nil {
-		return nil, refuse("verify", err)
-	}
-	evidence, err := enroll.NewEvidence(ev, verdict, hw)
-	if err != nil {
-		return nil, refuse("evidence", err)
-	}
-	// The other EKs are claims, but who claims a denied one means no good.
-	denied, err := s.cfg.Store.Denied(ctx, s.cfg.Tenant, append([]fleet.EKHash{evidence.EK}, evidence.Aliases...))
-	if err != nil {
-		return nil, fmt.Errorf("service: look for denial: %w", err)
-	}
-	if denied {
-		return nil, s.denied(c, evidence.EK)
-	}
-	failpoint.Hit("enroll/complete/before-file")
-	request, err := s.cfg.Store.File(ctx, enroll.Filing{
-		Tenant: s.cfg.Tenant, Evidence: evidence, Findings: cleanFindings(verdict.Findings), Warnings: cleanAll(verdict.Warnings),
-		Source: c.source.String(), Begun: k.begun, MaxUnverified: s.cfg.Limits.MaxUnverified,
-		Clock: fleet.TPMClock{Millis: ev.Quote.Clock.Clock, Resets: ev.Quote.Clock.ResetCount, Restarts: ev.Quote.Clock.RestartCount},
-	})
-	switch {
-	case errors.Is(err, enroll.ErrDenied):
-		return nil, s.denied(c, evidence.EK)
-	case errors.Is(err, enroll.ErrFull):
-		e := fail(connect.CodeResourceExhausted, "queue-full", "too many machines like this one wait; ask your operator")
-		e.Meta().Set("Retry-After", "300")
-		return nil, e
-	case err != nil:
-		return nil, fmt.Errorf("service: file: %w", err)
-	}
-	failpoint.Hit("enroll/complete/after-file")
-	der, err := x509.MarshalPKIXPublicKey(ev.LDevID.Public)
-	if err != nil {
-		return nil, fmt.Errorf("service: LDevID: %w", err)
-	}
-	sealed, err := s.newTicket(ctx, request, der, now)
+	sealed, err := s.newTicket(ctx, request, p.key, now)
 	if err != nil {
 		return nil, err
 	}
@@ -188,6 +141,83 @@ func (s *Service) complete(ctx context.Context, c connection, k cookie, m *muste
 		RequestId: string(request.ID), NodeId: string(request.Node), State: request.State.String(),
 		Message: enroll.Message(request), Ticket: sealed, RetryAfterSeconds: 1,
 	}, nil
+}
+
+// refuse turns a machine away whose proof does not hold: it is told no more
+// than where our log says why.
+func (s *Service) refuse(c connection, why string, err error) error {
+	ref := reference()
+	s.cfg.Log.Warn("machine not proven", slog.String(keySource, c.source.String()),
+		slog.String(keyReference, ref), slog.String(keyWhy, why), slog.Any(keyError, err))
+	return notProven(ref, checkOf(why, err))
+}
+
+// proved is a machine whose proof holds.
+type proved struct {
+	filing enroll.Filing
+	// key is the PKIX DER of its LDevID key.
+	key []byte
+}
+
+// judge verifies what a machine sent about a transcript, by the policy of
+// this moment.
+func (s *Service) judge(ctx context.Context, c connection, begin *musterv1.BeginRequest, keys tpmKeys, m *musterv1.CompleteRequest, transcript [32]byte, now time.Time) (*proved, error) {
+	ev, err := evidenceOf(begin, keys, m)
+	if err != nil {
+		return nil, s.refuse(c, "parse", err)
+	}
+	ev.Transcript = transcript
+	hw, err := parseHardware(m.GetHardware())
+	if err != nil {
+		return nil, s.refuse(c, "hardware", err)
+	}
+	policy, err := s.cfg.Policy(ctx, s.cfg.Tenant, now)
+	if err != nil {
+		return nil, fmt.Errorf("service: policy: %w", err)
+	}
+	verdict, err := pki.Verify(ev, policy)
+	if err != nil {
+		return nil, s.refuse(c, "verify", err)
+	}
+	evidence, err := enroll.NewEvidence(ev, verdict, hw)
+	if err != nil {
+		return nil, s.refuse(c, "evidence", err)
+	}
+	// The other EKs are claims, but who claims a denied one means no good.
+	denied, err := s.cfg.Store.Denied(ctx, s.cfg.Tenant, append([]fleet.EKHash{evidence.EK}, evidence.Aliases...))
+	if err != nil {
+		return nil, fmt.Errorf("service: look for denial: %w", err)
+	}
+	if denied {
+		return nil, s.denied(c, evidence.EK)
+	}
+	der, err := x509.MarshalPKIXPublicKey(ev.LDevID.Public)
+	if err != nil {
+		return nil, fmt.Errorf("service: LDevID: %w", err)
+	}
+	return &proved{key: der, filing: enroll.Filing{
+		Tenant: s.cfg.Tenant, Evidence: evidence, Findings: cleanFindings(verdict.Findings), Warnings: cleanAll(verdict.Warnings),
+		Source: c.source.String(), MaxUnverified: s.cfg.Limits.MaxUnverified,
+		Clock: fleet.TPMClock{Millis: ev.Quote.Clock.Clock, Resets: ev.Quote.Clock.ResetCount, Restarts: ev.Quote.Clock.RestartCount},
+	}}, nil
+}
+
+// file hands what is proved to the store.
+func (s *Service) file(ctx context.Context, c connection, p *proved) (fleet.Request, error) {
+	failpoint.Hit("enroll/complete/before-file")
+	request, err := s.cfg.Store.File(ctx, p.filing)
+	switch {
+	case errors.Is(err, enroll.ErrDenied):
+		return request, s.denied(c, p.filing.Evidence.EK)
+	case errors.Is(err, enroll.ErrFull):
+		e := fail(connect.CodeResourceExhausted, "queue-full", "too many machines like this one wait; ask your operator")
+		e.Meta().Set("Retry-After", "300")
+		return request, e
+	case err != nil:
+		return request, fmt.Errorf("service: file: %w", err)
+	}
+	failpoint.Hit("enroll/complete/after-file")
+	return request, nil
 }
 
 // checkOf names the check of the verifier that refused, else why.

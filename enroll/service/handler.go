@@ -9,6 +9,7 @@ import (
 	"fmt"
 	"log/slog"
 	"math"
+	"net"
 	"net/http"
 	"net/netip"
 	"strconv"
@@ -25,6 +26,7 @@ const (
 	maxBody         = 2 << 20
 	maxBeginBody    = 64 << 10
 	maxCompleteBody = maxBody
+	maxRenewBody    = maxBody
 	maxSmallBody    = 4 << 10
 	// bodyTime is how long a body may take, and how long a call may last.
 	bodyTime = 90 * time.Second
@@ -47,6 +49,7 @@ var calls = map[string]string{
 	musterv1connect.EnrollmentServiceBeginProcedure:    CallBegin,
 	musterv1connect.EnrollmentServiceCompleteProcedure: CallComplete,
 	musterv1connect.EnrollmentServiceCollectProcedure:  CallCollect,
+	musterv1connect.NodeServiceRenewProcedure:          CallRenew,
 }
 
 // connection is what the HTTP layer knows of the caller.
@@ -55,6 +58,8 @@ type connection struct {
 	// exporter is the TLS exporter; bound is false without TLS 1.3.
 	exporter [enroll.ExporterLength]byte
 	bound    bool
+	// opened is when the connection was accepted; zero: not known.
+	opened time.Time
 }
 
 type connectionKey struct{}
@@ -78,10 +83,29 @@ func (s *Service) Handler() (path string, h http.Handler) {
 		}),
 	}
 	path, rpc := musterv1connect.NewEnrollmentServiceHandler(s, options...)
-	answer := connect.NewErrorWriter(options...)
-	return path, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+	return path, s.guard(connect.NewErrorWriter(options...), rpc)
+}
+
+// bodyCaps are the calls that carry more than a few bytes: how large they may
+// be. These are the ones whose rate is limited.
+var bodyCaps = map[string]int64{
+	musterv1connect.EnrollmentServiceBeginProcedure:    maxBeginBody,
+	musterv1connect.EnrollmentServiceCompleteProcedure: maxCompleteBody,
+	musterv1connect.NodeServiceRenewProcedure:          maxRenewBody,
+}
+
+// Node guards the handler of the node service as Handler guards enrollment,
+// and gives Renew what it needs to know of the connection.
+func (s *Service) Node(next http.Handler) http.Handler {
+	return s.guard(connect.NewErrorWriter(), next)
+}
+
+// guard bounds rate and bodies, and puts the connection into the context.
+func (s *Service) guard(answer *connect.ErrorWriter, next http.Handler) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		start := time.Now()
 		c := connection{source: sourceOf(r)}
+		c.opened, _ = r.Context().Value(openedKey{}).(time.Time)
 		if t := r.TLS; t != nil && t.Version == tls.VersionTLS13 {
 			// RFC 8446 §7.5. No context value, as RFC 9266 does.
 			if b, err := t.ExportKeyingMaterial(enroll.ExporterLabel, nil, enroll.ExporterLength); err == nil {
@@ -89,15 +113,9 @@ func (s *Service) Handler() (path string, h http.Handler) {
 				c.bound = true
 			}
 		}
-		most := int64(maxSmallBody)
-		limited := true
-		switch r.URL.Path {
-		case musterv1connect.EnrollmentServiceBeginProcedure:
-			most = maxBeginBody
-		case musterv1connect.EnrollmentServiceCompleteProcedure:
-			most = maxCompleteBody
-		default:
-			limited = false
+		most, limited := bodyCaps[r.URL.Path]
+		if !limited {
+			most = maxSmallBody
 		}
 		call := calls[r.URL.Path]
 		refuse := func(err error) {
@@ -130,8 +148,18 @@ func (s *Service) Handler() (path string, h http.Handler) {
 		r.Body = http.MaxBytesReader(w, r.Body, most)
 		// A body that trickles in must not hold its memory for ever.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(bodyTime))
-		rpc.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), connectionKey{}, c)))
+		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), connectionKey{}, c)))
 	})
+}
+
+type openedKey struct{}
+
+// ConnContext is for http.Server.ConnContext: it notes when a connection was
+// opened. Statements about its TLS exporter are younger than that.
+func ConnContext(now func() time.Time) func(context.Context, net.Conn) context.Context {
+	return func(ctx context.Context, _ net.Conn) context.Context {
+		return context.WithValue(ctx, openedKey{}, now())
+	}
 }
 
 func sourceOf(r *http.Request) netip.Addr {

@@ -17,6 +17,8 @@ const (
 	// CallIssue is the part of a Collect that makes and stores a certificate;
 	// handing out one that is there already is none.
 	CallIssue = "issue"
+	// CallRenew is a node's renewal by its certificate.
+	CallRenew = "renew"
 )
 
 // Observation is one call and how it ended, for metrics. Call, Outcome and
@@ -46,7 +48,7 @@ const (
 var outcomes = []string{
 	outcomeOK, "tls", "protocol", "bad-request", "too-large", "busy", "begin-again", "not-proven", "denied", "queue-full",
 	// not-found is a ticket that is refused.
-	"not-found", outcomeCanceled, outcomeFault,
+	"not-found", "not-allowed", "changed", outcomeCanceled, outcomeFault,
 }
 
 // Checks of this package, then those of pki.Verify that refuse.

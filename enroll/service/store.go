@@ -26,11 +26,15 @@ type Store interface {
 	// Request returns a request, with enroll.Expire applied or not, or an
 	// error that is ErrNotFound.
 	Request(ctx context.Context, tenant string, id fleet.RequestID) (fleet.Request, error)
+	// Live returns the node's live request, or an error that is ErrNotFound.
+	Live(ctx context.Context, tenant string, node fleet.NodeID) (fleet.Request, error)
 	// Issue hands out the request's certificate and documents. If the one
 	// issued last is Reusable for the request's LDevID key it is returned and
 	// make is not called. Else make is called with the request as it is in
 	// this transaction; then the result, the request as enroll.Issue returns
 	// it, the node and the audit record are committed before Issue returns.
+	// For a request that is issued already, it may return a *enroll.Refused:
+	// then today's policy does not allow the machine what it was allowed once.
 	// If make fails nothing changes and its error is returned.
 	Issue(ctx context.Context, tenant string, id fleet.RequestID, make func(fleet.Request) (enroll.Issued, error)) (enroll.Issued, error)
 	// Denied reports whether one of the EKs is on the tenant's deny list.

@@ -193,11 +193,128 @@ func (x *ReportResponse) GetGeneration() int64 {
 	return 0
 }
 
+type RenewRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in EnrollmentService.Begin.
+	Keys *BeginRequest `protobuf:"bytes,1,opt,name=keys,proto3" json:"keys,omitempty"`
+	// As in EnrollmentService.Complete, but that both TPM statements are about
+	// the transcript of a renewal; cookie, proof and claim are empty.
+	Proof         *CompleteRequest `protobuf:"bytes,2,opt,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewRequest) Reset() {
+	*x = RenewRequest{}
+	mi := &file_muster_v1_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewRequest) ProtoMessage() {}
+
+func (x *RenewRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
+func (*RenewRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *RenewRequest) GetKeys() *BeginRequest {
+	if x != nil {
+		return x.Keys
+	}
+	return nil
+}
+
+func (x *RenewRequest) GetProof() *CompleteRequest {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
+type RenewResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DER, leaf first.
+	Certificates [][]byte `protobuf:"bytes,1,rep,name=certificates,proto3" json:"certificates,omitempty"`
+	// DSSE envelopes that go with it.
+	Documents     [][]byte               `protobuf:"bytes,2,rep,name=documents,proto3" json:"documents,omitempty"`
+	Now           *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RenewResponse) Reset() {
+	*x = RenewResponse{}
+	mi := &file_muster_v1_node_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RenewResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RenewResponse) ProtoMessage() {}
+
+func (x *RenewResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
+func (*RenewResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *RenewResponse) GetCertificates() [][]byte {
+	if x != nil {
+		return x.Certificates
+	}
+	return nil
+}
+
+func (x *RenewResponse) GetDocuments() [][]byte {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+func (x *RenewResponse) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
 var File_muster_v1_node_proto protoreflect.FileDescriptor
 
 const file_muster_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x14muster/v1/node.proto\x12\tmuster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcb\x01\n" +
+	"\x14muster/v1/node.proto\x12\tmuster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16muster/v1/enroll.proto\"\xcb\x01\n" +
 	"\rReportRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1e\n" +
@@ -214,9 +331,17 @@ const file_muster_v1_node_proto_rawDesc = "" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\x03R\n" +
-	"generation2L\n" +
+	"generation\"m\n" +
+	"\fRenewRequest\x12+\n" +
+	"\x04keys\x18\x01 \x01(\v2\x17.muster.v1.BeginRequestR\x04keys\x120\n" +
+	"\x05proof\x18\x02 \x01(\v2\x1a.muster.v1.CompleteRequestR\x05proof\"\x7f\n" +
+	"\rRenewResponse\x12\"\n" +
+	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x1c\n" +
+	"\tdocuments\x18\x02 \x03(\fR\tdocuments\x12,\n" +
+	"\x03now\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03now2\x88\x01\n" +
 	"\vNodeService\x12=\n" +
-	"\x06Report\x12\x18.muster.v1.ReportRequest\x1a\x19.muster.v1.ReportResponseB6Z4github.com/muster-edge/muster/api/muster/v1;musterv1b\x06proto3"
+	"\x06Report\x12\x18.muster.v1.ReportRequest\x1a\x19.muster.v1.ReportResponse\x12:\n" +
+	"\x05Renew\x12\x17.muster.v1.RenewRequest\x1a\x18.muster.v1.RenewResponseB6Z4github.com/muster-edge/muster/api/muster/v1;musterv1b\x06proto3"
 
 var (
 	file_muster_v1_node_proto_rawDescOnce sync.Once
@@ -230,21 +355,30 @@ func file_muster_v1_node_proto_rawDescGZIP() []byte {
 	return file_muster_v1_node_proto_rawDescData
 }
 
-var file_muster_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 2)
+var file_muster_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
 var file_muster_v1_node_proto_goTypes = []any{
 	(*ReportRequest)(nil),         // 0: muster.v1.ReportRequest
 	(*ReportResponse)(nil),        // 1: muster.v1.ReportResponse
-	(*timestamppb.Timestamp)(nil), // 2: google.protobuf.Timestamp
+	(*RenewRequest)(nil),          // 2: muster.v1.RenewRequest
+	(*RenewResponse)(nil),         // 3: muster.v1.RenewResponse
+	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
+	(*BeginRequest)(nil),          // 5: muster.v1.BeginRequest
+	(*CompleteRequest)(nil),       // 6: muster.v1.CompleteRequest
 }
 var file_muster_v1_node_proto_depIdxs = []int32{
-	2, // 0: muster.v1.ReportResponse.now:type_name -> google.protobuf.Timestamp
-	0, // 1: muster.v1.NodeService.Report:input_type -> muster.v1.ReportRequest
-	1, // 2: muster.v1.NodeService.Report:output_type -> muster.v1.ReportResponse
-	2, // [2:3] is the sub-list for method output_type
-	1, // [1:2] is the sub-list for method input_type
-	1, // [1:1] is the sub-list for extension type_name
-	1, // [1:1] is the sub-list for extension extendee
-	0, // [0:1] is the sub-list for field type_name
+	4, // 0: muster.v1.ReportResponse.now:type_name -> google.protobuf.Timestamp
+	5, // 1: muster.v1.RenewRequest.keys:type_name -> muster.v1.BeginRequest
+	6, // 2: muster.v1.RenewRequest.proof:type_name -> muster.v1.CompleteRequest
+	4, // 3: muster.v1.RenewResponse.now:type_name -> google.protobuf.Timestamp
+	0, // 4: muster.v1.NodeService.Report:input_type -> muster.v1.ReportRequest
+	2, // 5: muster.v1.NodeService.Renew:input_type -> muster.v1.RenewRequest
+	1, // 6: muster.v1.NodeService.Report:output_type -> muster.v1.ReportResponse
+	3, // 7: muster.v1.NodeService.Renew:output_type -> muster.v1.RenewResponse
+	6, // [6:8] is the sub-list for method output_type
+	4, // [4:6] is the sub-list for method input_type
+	4, // [4:4] is the sub-list for extension type_name
+	4, // [4:4] is the sub-list for extension extendee
+	0, // [0:4] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_node_proto_init() }
@@ -252,13 +386,14 @@ func file_muster_v1_node_proto_init() {
 	if File_muster_v1_node_proto != nil {
 		return
 	}
+	file_muster_v1_enroll_proto_init()
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_node_proto_rawDesc), len(file_muster_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   2,
+			NumMessages:   4,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -143,6 +143,19 @@ func (m *Memory) find(tenant string, id fleet.RequestID) (fleet.Request, error) 
 	return r, nil
 }
 
+// Live implements service.Store.
+func (m *Memory) Live(_ context.Context, tenant string, node fleet.NodeID) (fleet.Request, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.calls++
+	for _, r := range m.requests {
+		if r.Tenant == tenant && r.Node == node && r.State.Live() {
+			return r, nil
+		}
+	}
+	return fleet.Request{}, service.ErrNotFound
+}
+
 // Issue implements service.Store.
 func (m *Memory) Issue(_ context.Context, tenant string, id fleet.RequestID, make func(fleet.Request) (enroll.Issued, error)) (enroll.Issued, error) {
 	m.mu.Lock()

@@ -38,6 +38,8 @@ const (
 const (
 	// NodeServiceReportProcedure is the fully-qualified name of the NodeService's Report RPC.
 	NodeServiceReportProcedure = "/muster.v1.NodeService/Report"
+	// NodeServiceRenewProcedure is the fully-qualified name of the NodeService's Renew RPC.
+	NodeServiceRenewProcedure = "/muster.v1.NodeService/Renew"
 )
 
 // NodeServiceClient is a client for the muster.v1.NodeService service.
@@ -45,6 +47,11 @@ type NodeServiceClient interface {
 	// Report tells how the node is. An answer without news is smaller than 200
 	// bytes and costs the centre no database read.
 	Report(context.Context, *v1.ReportRequest) (*v1.ReportResponse, error)
+	// Renew gives a node that proves itself again, on this very connection, a
+	// new certificate for the same key. Nothing of the old one is copied. While
+	// the last one has more than a third of its life left, it is the answer.
+	// Changed evidence is filed as a request of its own and gets none.
+	Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error)
 }
 
 // NewNodeServiceClient constructs a client for the muster.v1.NodeService service. By default, it
@@ -64,12 +71,19 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Report")),
 			connect.WithClientOptions(opts...),
 		),
+		renew: connect.NewClient[v1.RenewRequest, v1.RenewResponse](
+			httpClient,
+			baseURL+NodeServiceRenewProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Renew")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
 	report *connect.Client[v1.ReportRequest, v1.ReportResponse]
+	renew  *connect.Client[v1.RenewRequest, v1.RenewResponse]
 }
 
 // Report calls muster.v1.NodeService.Report.
@@ -81,11 +95,25 @@ func (c *nodeServiceClient) Report(ctx context.Context, req *v1.ReportRequest) (
 	return nil, err
 }
 
+// Renew calls muster.v1.NodeService.Renew.
+func (c *nodeServiceClient) Renew(ctx context.Context, req *v1.RenewRequest) (*v1.RenewResponse, error) {
+	response, err := c.renew.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // NodeServiceHandler is an implementation of the muster.v1.NodeService service.
 type NodeServiceHandler interface {
 	// Report tells how the node is. An answer without news is smaller than 200
 	// bytes and costs the centre no database read.
 	Report(context.Context, *v1.ReportRequest) (*v1.ReportResponse, error)
+	// Renew gives a node that proves itself again, on this very connection, a
+	// new certificate for the same key. Nothing of the old one is copied. While
+	// the last one has more than a third of its life left, it is the answer.
+	// Changed evidence is filed as a request of its own and gets none.
+	Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error)
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -101,10 +129,18 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Report")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceRenewHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceRenewProcedure,
+		svc.Renew,
+		connect.WithSchema(nodeServiceMethods.ByName("Renew")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/muster.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceReportProcedure:
 			nodeServiceReportHandler.ServeHTTP(w, r)
+		case NodeServiceRenewProcedure:
+			nodeServiceRenewHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -116,4 +152,8 @@ type UnimplementedNodeServiceHandler struct{}
 
 func (UnimplementedNodeServiceHandler) Report(context.Context, *v1.ReportRequest) (*v1.ReportResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.NodeService.Report is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.NodeService.Renew is not implemented"))
 }
