@@ -39,11 +39,15 @@ func imageRecoveryCommand() *cobra.Command {
 Packages are downloaded into a cache and unpacked, never installed. The same
 inputs give the same bytes; --lock demands the packages of an earlier build.
 
+For sites without network boot, --format disk,iso also writes the image for
+sticks, disks, drives and remote consoles.
+
 The image holds no secret: everybody on the network may read it.`,
 		Example: `  muster release keygen --out release.key
   muster image recovery --out out --centre https://centre.example:7444 \
-      --root-ca root-ca.pem --release-key release.key
-  muster image verify out --release-pub release.key.pub`,
+      --root-ca root-ca.pem --release-key release.key --format iso
+  muster image verify out --release-pub release.key.pub
+  dd if=out/recovery.iso of=/dev/YOUR-STICK bs=4M conv=fsync`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {

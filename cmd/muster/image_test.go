@@ -124,3 +124,22 @@ func TestImageRefusals(t *testing.T) {
 		}
 	}
 }
+
+// Whoever gets one setting wrong often gets two wrong, and wants to hear of
+// both before the next try.
+func TestImageNamesAllProblemsAtOnce(t *testing.T) {
+	cmd := imageCommand()
+	cmd.SilenceErrors, cmd.SilenceUsage = true, true
+	cmd.SetOut(new(bytes.Buffer))
+	cmd.SetErr(new(bytes.Buffer))
+	cmd.SetArgs([]string{
+		"recovery", "--out", t.TempDir(), "--format", "uki,vhd", "--kernel", "rt",
+		"--address", "192.0.2.10/24", "--gateway", "198.51.100.1", "--vlan", "4095", "--proxy", "https://p", "--mac", "01:00:5e:00:00:01",
+	})
+	err := cmd.Execute()
+	for _, flag := range []string{"--format", "rt", "--gateway", "--vlan", "--proxy", "--mac"} {
+		if err == nil || !strings.Contains(err.Error(), flag) {
+			t.Errorf("nothing is said of %s: %v", flag, err)
+		}
+	}
+}
