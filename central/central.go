@@ -405,8 +405,9 @@ func (s *Server) names() []string {
 	return names
 }
 
-// bodyLimit of management calls; enrollment has its own.
-const bodyLimit = 2 << 20
+// bodyLimit of management calls, the longest of which imports an EK list;
+// enrollment has its own. Only holders of a token get as far.
+const bodyLimit = enroll.MaxListBytes + 64<<10
 
 func (s *Server) operatorHandler() http.Handler {
 	mux := http.NewServeMux()

@@ -28,7 +28,8 @@ type enrollment struct {
 	admission admissionMaker
 	// approvals is what people of a tenant may approve today; nil: anything
 	// that was approved once is good for a new certificate.
-	approvals func(fleet.Tenant) enroll.Policy
+	approvals  func(fleet.Tenant) enroll.Policy
+	wrongCodes wrongCodes
 	// filed is told of machines that called home; may be nil.
 	filed func(fleet.Request)
 }
@@ -40,6 +41,7 @@ const maxLookAlikes = 16
 // File implements service.Store.
 func (e *enrollment) File(ctx context.Context, f enroll.Filing) (fleet.Request, error) {
 	var d enroll.Decision
+	var pre preDecision
 	err := e.store.Update(ctx, func(t store.Tx) error {
 		known, err := knownOf(t, f)
 		if err != nil {
@@ -53,6 +55,9 @@ func (e *enrollment) File(ctx context.Context, f enroll.Filing) (fleet.Request, 
 		for _, r := range known.Requests {
 			seen[r.ID] = r.Revision
 		}
+		if pre, err = e.preApprove(t, now, f, known, &d); err != nil {
+			return err
+		}
 		// Those that end come first: a node never has two live requests, not
 		// even between two statements.
 		for _, r := range append(d.Others[:len(d.Others):len(d.Others)], d.Request) {
@@ -62,8 +67,21 @@ func (e *enrollment) File(ctx context.Context, f enroll.Filing) (fleet.Request, 
 		}
 		// Whoever sent the filing is the machine itself; the verdict is ours.
 		by := act{actor: "system", source: f.Source, now: now}
-		if err := by.facts(t, d.Facts, append(d.Others, d.Request)); err != nil {
-			return err
+		for _, fact := range d.Facts {
+			if fact.Kind == enroll.FactPreApproved {
+				by.actor = pre.outcome.Actor()
+			}
+			if err := by.facts(t, []enroll.Fact{fact}, append(d.Others, d.Request)); err != nil {
+				return err
+			}
+		}
+		if pre.outcome.Approve {
+			if err := t.UsePreApproval(store.Use{
+				Tenant: f.Tenant, PreApproval: pre.outcome.Which, EK: f.Evidence.EK, Request: d.Request.ID, At: now,
+			}); err != nil {
+				return fmt.Errorf("central: use pre-approval %s: %w", pre.outcome.Which, err)
+			}
+			failpoint.Hit("preapprove.before-commit")
 		}
 		failpoint.Hit("file.before-commit")
 		return nil
@@ -76,7 +94,13 @@ func (e *enrollment) File(ctx context.Context, f enroll.Filing) (fleet.Request, 
 	case err != nil:
 		e.metrics.filed.WithLabelValues("failed").Inc()
 	default:
+		if pre.outcome.Approve {
+			failpoint.Hit("preapprove.after-commit")
+		}
 		failpoint.Hit("file.after-commit")
+		if pre.wrongCode {
+			e.wrongCodes.failed(e.now(), f.Source)
+		}
 		e.metrics.filed.WithLabelValues("filed").Inc()
 		e.hub.changed(eventsTopic(f.Tenant))
 		for _, r := range append(d.Others, d.Request) {
@@ -355,6 +379,8 @@ func eventOf(now time.Time, f enroll.Fact, r fleet.Request) fleet.Event {
 		e.Text = fmt.Sprintf("%s waits for approval (identity %s, boot %s): %s", r.Words, r.Identity, r.Boot, f.Reason)
 	case enroll.FactApproved:
 		e.Text = fmt.Sprintf("%s was approved by %s", r.Words, r.DecidedBy)
+	case enroll.FactPreApproved:
+		e.Text = fmt.Sprintf("%s was approved by %s: %s", r.Words, r.DecidedBy, f.Reason)
 	case enroll.FactRejected:
 		e.Text, e.Level = fmt.Sprintf("%s was rejected by %s: %s", r.Words, r.DecidedBy, f.Reason), fleet.EventWarning
 	case enroll.FactIssued:

@@ -108,8 +108,8 @@ func ParseList(b []byte) List {
 			l.Add(line, "%d columns, the header has %d", len(row), len(columns))
 			continue
 		}
-		e, good := l.row(line, columns, row)
-		if !good {
+		e, known := l.row(line, columns, row)
+		if !known {
 			continue
 		}
 		if first, twice := seen[e.EK]; twice {
@@ -150,13 +150,10 @@ func (l *List) header(columns []string) bool {
 	return len(l.Problems) == before
 }
 
-// row reads one line; every cell that is wrong is a problem of its own.
-func (l *List) row(line int, columns, row []string) (e fleet.ListedEK, good bool) {
-	good = true
-	bad := func(format string, args ...any) {
-		good = false
-		l.Add(line, format, args...)
-	}
+// row reads one line; every cell that is wrong is a problem of its own, and
+// left out. known: there is an EK, so that it can be compared with others.
+func (l *List) row(line int, columns, row []string) (e fleet.ListedEK, known bool) {
+	bad := func(format string, args ...any) { l.Add(line, format, args...) }
 	for i, cell := range row {
 		cell = strings.TrimSpace(cell)
 		if len(cell) > maxListCell {
@@ -171,11 +168,13 @@ func (l *List) row(line int, columns, row []string) (e fleet.ListedEK, good bool
 				bad("ek_sha256 %.80q: want 64 hex digits", cell)
 			case ek == (fleet.EKHash{}):
 				bad("ek_sha256 is all zeros")
+			default:
+				e.EK, known = ek, true
 			}
-			e.EK = ek
 		case "serial":
 			if why := unfit(cell); why != "" {
 				bad("serial %.80q: %s", cell, why)
+				break
 			}
 			e.Serial = strings.Clone(cell)
 		case "site":
@@ -186,8 +185,9 @@ func (l *List) row(line int, columns, row []string) (e fleet.ListedEK, good bool
 				bad("site %.80q: want a name of a-z, 0-9 and '-'", cell)
 			} else if cell == fleet.PoolSite {
 				bad("site %q: the name stands for nodes without a site; leave the cell empty", cell)
+			} else {
+				e.Site = strings.Clone(cell)
 			}
-			e.Site = strings.Clone(cell)
 		default:
 			if cell == "" {
 				break
@@ -203,7 +203,7 @@ func (l *List) row(line int, columns, row []string) (e fleet.ListedEK, good bool
 			maps.Copy(e.Labels, labels)
 		}
 	}
-	return e, good
+	return e, known
 }
 
 // unfit says what is wrong with free text that people will see again in

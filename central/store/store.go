@@ -100,6 +100,8 @@ type Reader interface {
 	LinesOfEK(tenant string, ek fleet.EKHash) ([]ListLine, error)
 	// CountUses counts the uses of a pre-approval after a time.
 	CountUses(tenant, preApproval string, after time.Time) (int, error)
+	// CountUsesOfNode counts the pre-approvals that were used for a machine.
+	CountUsesOfNode(tenant string, node fleet.NodeID) (int, error)
 	// Document returns the newest envelope of a kind and name.
 	Document(tenant, kind, name string) (Document, error)
 

@@ -58,6 +58,11 @@ func (t *tx) CountUses(tenant, preApproval string, after time.Time) (int, error)
 	return int(n), wrap("count", "uses", err)
 }
 
+func (t *tx) CountUsesOfNode(tenant string, node fleet.NodeID) (int, error) {
+	n, err := t.q.CountPreApprovalUsesOfNode(t.ctx, db.CountPreApprovalUsesOfNodeParams{Tenant: tenant, Node: string(node)})
+	return int(n), wrap("count", "uses", err)
+}
+
 func (t *tx) PutPreApproval(v fleet.PreApproval) (fleet.PreApproval, error) {
 	seen, lines := v.Revision, v.EKs
 	v.Revision++

@@ -161,6 +161,11 @@ func (s *suite) uses() {
 	if p := got(s, func(t store.Reader) (fleet.PreApproval, error) { return t.PreApproval("one", "rule") }); p.Used != 2 {
 		s.Errorf("used %d times", p.Used)
 	}
+	for node, want := range map[fleet.NodeID]int{a.Node: 1, c.Node: 1, fleet.EKHash(hash("z")).NodeID(): 0} {
+		if n := got(s, func(t store.Reader) (int, error) { return t.CountUsesOfNode("one", node) }); n != want {
+			s.Errorf("%d uses for %s, want %d", n, node, want)
+		}
+	}
 	lines := got(s, func(t store.Reader) ([]store.ListLine, error) { return t.LinesOfEK("one", c.Evidence.EK) })
 	if len(lines) != 1 || lines[0].Request != c.ID {
 		s.Errorf("lines: %+v", lines)

@@ -27,6 +27,22 @@ func (q *Queries) CountPreApprovalUses(ctx context.Context, arg CountPreApproval
 	return n, err
 }
 
+const countPreApprovalUsesOfNode = `-- name: CountPreApprovalUsesOfNode :one
+SELECT COUNT(*) AS n FROM preapproval_uses WHERE tenant = ?1 AND node = ?2
+`
+
+type CountPreApprovalUsesOfNodeParams struct {
+	Tenant string
+	Node   string
+}
+
+func (q *Queries) CountPreApprovalUsesOfNode(ctx context.Context, arg CountPreApprovalUsesOfNodeParams) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countPreApprovalUsesOfNode, arg.Tenant, arg.Node)
+	var n int64
+	err := row.Scan(&n)
+	return n, err
+}
+
 const getPreApproval = `-- name: GetPreApproval :one
 SELECT tenant, name, revision, body, kind, claim, withdrawn FROM preapprovals WHERE tenant = ?1 AND name = ?2
 `

@@ -33,6 +33,7 @@ CREATE TABLE preapproval_uses (
     FOREIGN KEY (tenant, request) REFERENCES requests (tenant, id)
 );
 CREATE UNIQUE INDEX preapproval_uses_by_request ON preapproval_uses (tenant, request);
+CREATE INDEX preapproval_uses_by_node ON preapproval_uses (tenant, node);
 CREATE INDEX preapproval_uses_by_time ON preapproval_uses (tenant, preapproval, at);
 
 -- +goose Down

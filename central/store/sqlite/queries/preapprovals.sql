@@ -42,3 +42,6 @@ VALUES (sqlc.arg(tenant), sqlc.arg(preapproval), sqlc.arg(node), sqlc.arg(reques
 -- name: CountPreApprovalUses :one
 SELECT COUNT(*) AS n FROM preapproval_uses
 WHERE tenant = sqlc.arg(tenant) AND preapproval = sqlc.arg(preapproval) AND at > sqlc.arg(after);
+
+-- name: CountPreApprovalUsesOfNode :one
+SELECT COUNT(*) AS n FROM preapproval_uses WHERE tenant = sqlc.arg(tenant) AND node = sqlc.arg(node);
