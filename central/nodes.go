@@ -240,11 +240,21 @@ func (s *Server) nodeOf(r *http.Request) (fleet.NodeID, error) {
 		return "", refuse(connect.CodeUnauthenticated, "this call wants a node certificate")
 	}
 	leaf := r.TLS.PeerCertificates[0]
+	// A centre whose clock was ahead for a while has issued certificates that
+	// begin in the future: only an end locks out.
+	at := s.cfg.Now()
+	if leaf.NotBefore.After(at) {
+		at = leaf.NotBefore
+	}
 	if _, err := leaf.Verify(x509.VerifyOptions{
-		Roots: s.nodeCA, CurrentTime: s.cfg.Now(),
+		Roots: s.nodeCA, CurrentTime: at,
 		KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}); err != nil {
-		return "", refuse(connect.CodeUnauthenticated, "the certificate is not one of ours, or has ended: enroll again")
+		if at.After(leaf.NotAfter) {
+			return "", refuse(connect.CodeUnauthenticated, "the certificate ended on %s: enroll again, with unchanged evidence that needs nobody",
+				leaf.NotAfter.UTC().Format(time.DateOnly))
+		}
+		return "", refuse(connect.CodeUnauthenticated, "the certificate is not one of ours: enroll again")
 	}
 	id, err := nodeIDOf(leaf)
 	if err != nil {
