@@ -72,7 +72,7 @@ func addTap(name string) error {
 	if err != nil {
 		return fmt.Errorf("lab: add tap %s: %w", name, err)
 	}
-	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
 	if err := unix.IoctlIfreq(int(tun.Fd()), unix.TUNSETIFF, req); err != nil {
 		return fmt.Errorf("lab: add tap %s: %w", name, err)
 	}

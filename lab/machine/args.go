@@ -82,7 +82,9 @@ func (c Config) args(fw firmware, tpm string, n int) []string {
 			card += ",bootindex=1"
 		}
 		a = append(a,
-			"-netdev", "tap,id=net0,ifname="+c.Tap+",script=no,downscript=no",
+			// vnet_hdr=off: QEMU 7.2 would write its own header before each frame
+			// of the capture, and no other program could read it.
+			"-netdev", "tap,id=net0,ifname="+c.Tap+",script=no,downscript=no,vnet_hdr=off",
 			"-device", card,
 			"-object", "filter-dump,id=dump0,netdev=net0,file="+f.pcap(n),
 		)
