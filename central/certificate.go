@@ -17,9 +17,13 @@ type serverCertificate struct {
 	cert  atomic.Pointer[tls.Certificate]
 }
 
-// renewEvery is much shorter than the certificate's life, so that a centre
-// that cannot renew is noticed long before its nodes notice.
-const renewEvery = 24 * time.Hour
+const (
+	renewEvery = 24 * time.Hour
+	// renewPatience is how many renewals may fail in a row: a clock that is
+	// wrong for some days must not end the centre, and one that cannot renew
+	// must be noticed long before its nodes notice.
+	renewPatience = 30
+)
 
 func newServerCertificate(ca authority, names []string, now func() time.Time) (*serverCertificate, error) {
 	slices.Sort(names)
@@ -39,12 +43,15 @@ func (c *serverCertificate) make() error {
 func (c *serverCertificate) renew(ctx context.Context) error {
 	tick := time.NewTicker(renewEvery)
 	defer tick.Stop()
-	for {
+	for failed := 0; ; {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if err := c.make(); err != nil {
+			err := c.make()
+			if err == nil {
+				failed = 0
+			} else if failed++; failed == renewPatience {
 				return err
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/rand"
 	"crypto/sha256"
+	"crypto/tls"
 	"errors"
 	"io/fs"
 	"log/slog"
@@ -13,6 +14,7 @@ import (
 	"strings"
 	"sync/atomic"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"connectrpc.com/connect"
@@ -22,6 +24,7 @@ import (
 	"github.com/muster-edge/muster/enroll/service/servicetest"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/audit"
+	"github.com/muster-edge/muster/pki"
 )
 
 // Words and a beginning of an ID name a machine, not what it showed: they do
@@ -142,6 +145,48 @@ func TestRefusalsAreSaidInFewLines(t *testing.T) {
 	r.say("call refused")
 	if strings.Contains(out.String(), "unsaid") {
 		t.Errorf("counted twice: %q", out.String())
+	}
+}
+
+// forgetful is a CA that cannot sign while down says so.
+type forgetful struct {
+	authority
+	down func() bool
+}
+
+func (f forgetful) ServerCertificate([]string, time.Time) (tls.Certificate, error) {
+	if f.down() {
+		return tls.Certificate{}, errors.New("the clock says 1970, which is before the CA began")
+	}
+	return tls.Certificate{}, nil
+}
+
+// A clock that is wrong for some days does not end the centre; a CA that is
+// gone for good is noticed while its last certificate is still good.
+func TestCertificateIsRenewedWithPatience(t *testing.T) {
+	for name, c := range map[string]struct {
+		days int
+		ends bool
+	}{"a week": {7, false}, "again and again": {-1, false}, "for good": {1 << 20, true}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				start := time.Now()
+				day := func() int { return int(time.Since(start) / renewEvery) }
+				ca := forgetful{down: func() bool { return day() > 0 && (day() <= c.days || c.days < 0 && day()%renewPatience != 0) }}
+				cert, err := newServerCertificate(ca, []string{"centre"}, time.Now)
+				if err != nil {
+					t.Fatal(err)
+				}
+				ctx, cancel := context.WithTimeout(t.Context(), 200*renewEvery)
+				defer cancel()
+				if err := cert.renew(ctx); (err != nil) != c.ends {
+					t.Errorf("after %d days: %v", day(), err)
+				}
+				if c.ends && time.Since(start) > pki.ServerLifetime/2 {
+					t.Errorf("noticed after %d days only", day())
+				}
+			})
+		})
 	}
 }
 
