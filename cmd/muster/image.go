@@ -53,6 +53,9 @@ The image holds no secret: everybody on the network may read it.`,
 			if err := checkOutput(output); err != nil {
 				return err
 			}
+			if cfg.NodeBinary == "" {
+				cfg.NodeBinary = nodeProgram()
+			}
 			texts := []struct {
 				flag, path string
 				into       *string
@@ -120,7 +123,7 @@ The image holds no secret: everybody on the network may read it.`,
 	f.StringVar(&cfg.OutDir, "out", "", "folder for recovery.efi, media, manifest.dsse.json and recovery.lock.json")
 	f.StringSliceVar(&cfg.Formats, "format", []string{image.FormatUKI}, "what to write, a list: uki (always), disk (raw image for a stick or a disk, recovery.img), iso (for drives and remote consoles, also for sticks, recovery.iso)")
 	f.StringVar(&cfg.Flavour, "kernel", image.FlavourGeneric, "generic (PCs, servers, virtual machines) or cloud (virtual machines only)")
-	f.StringVar(&cfg.NodeBinary, "node-binary", "bin/muster-node", "the static muster-node that becomes /init")
+	f.StringVar(&cfg.NodeBinary, "node-binary", "", "the static muster-node that becomes /init (default: beside this program)")
 	f.StringVar(&cfg.Name, "name", "recovery", "name of the image")
 	f.StringVar(&cfg.Version, "image-version", version, "version of the image")
 	f.StringArrayVar(&cfg.Site.Centre, "centre", nil, "https URL of the node endpoint; may be repeated, tried in order")

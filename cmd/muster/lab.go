@@ -135,6 +135,21 @@ func checkLabOutput(o string) error {
 	return nil
 }
 
+// nodeProgram finds muster-node: beside this program, else on PATH, else "".
+func nodeProgram() string {
+	if self, err := os.Executable(); err == nil {
+		beside := filepath.Join(filepath.Dir(self), "muster-node")
+		if _, err := os.Stat(beside); err == nil {
+			return beside
+		}
+	}
+	found, err := exec.LookPath("muster-node")
+	if err != nil {
+		return ""
+	}
+	return found
+}
+
 // labPrepare fills in what the lab cannot know: our own programs.
 func labPrepare(s *lab.Spec) (lab.Scenario, error) {
 	sc, ok := scenario.Find(s.Scenario)
@@ -146,11 +161,8 @@ func labPrepare(s *lab.Spec) (lab.Scenario, error) {
 		return sc, fmt.Errorf("find own program: %w", err)
 	}
 	if s.NodeProgram == "" {
-		s.NodeProgram = filepath.Join(filepath.Dir(s.Program), "muster-node")
-		if _, err := os.Stat(s.NodeProgram); err != nil {
-			if s.NodeProgram, err = exec.LookPath("muster-node"); err != nil && s.Image == "" {
-				return sc, exitError{3, errors.New("muster-node is not beside this program and not on PATH: run `make build`, or give --node-binary")}
-			}
+		if s.NodeProgram = nodeProgram(); s.NodeProgram == "" && s.Image == "" {
+			return sc, exitError{3, errors.New("muster-node is not beside this program and not on PATH: run `make build`, or give --node-binary")}
 		}
 	}
 	for _, p := range []*string{&s.NodeProgram, &s.Image} {
