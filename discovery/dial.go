@@ -145,14 +145,30 @@ func (t *Table) Dials(now time.Time) []Dial {
 			}
 			return 1
 		})
-		for _, e := range list {
-			if !t.dialTokens[c].take(now) {
-				break
+		for len(list) > 0 && t.dialTokens[c].take(now) {
+			i := 0
+			if class(c) == classHeard {
+				i = t.pick(list)
 			}
-			out = append(out, t.dial(now, e))
+			out = append(out, t.dial(now, list[i]))
+			list = slices.Delete(list, i, i+1)
 		}
 	}
 	return out
+}
+
+// pick chooses among the advertised: every other time the latest that was
+// never dialled, so that after a flood a newcomer need not wait until all that
+// was forged has been tried again and again.
+func (t *Table) pick(list []*entry) int {
+	if t.newest = !t.newest; t.newest {
+		for i, e := range slices.Backward(list) {
+			if e.tries == 0 {
+				return i
+			}
+		}
+	}
+	return 0
 }
 
 func (t *Table) dial(now time.Time, e *entry) Dial {

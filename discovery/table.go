@@ -36,6 +36,7 @@ type Table struct {
 
 	dialTokens [numClasses]bucket
 	swapTokens [2]bucket
+	newest     bool // see pick
 	outcomes   [numOutcomes]uint64
 	dials      uint64
 	evicted    uint64

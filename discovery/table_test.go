@@ -465,3 +465,24 @@ func TestPeersAreBounded(t *testing.T) {
 		}
 	}
 }
+
+func TestANewcomerAfterAFloodIsDialledSoon(t *testing.T) {
+	tab := newTable(t, nil)
+	for i := range 250 {
+		tab.Observe(start, advert(fmt.Sprintf("10.0.0.%d:7445", i+1)))
+	}
+	now := start
+	for now.Before(start.Add(5 * time.Second)) {
+		tab.Dials(now)
+		now = now.Add(10 * time.Millisecond)
+	}
+	tab.Observe(now, advert("10.0.1.1:7445"))
+	for end := now.Add(time.Second); now.Before(end); now = now.Add(10 * time.Millisecond) {
+		for _, d := range tab.Dials(now) {
+			if d.Addr == at("10.0.1.1:7445") {
+				return
+			}
+		}
+	}
+	t.Error("a newcomer waits behind addresses that nobody answers at")
+}

@@ -277,6 +277,7 @@ var libraries = map[string][]string{
 	"github.com/insomniacslk/dhcp":        {"pxe/dhcp", "pxe/internal/", "agent/recovery/netup", "lab/"},
 	"github.com/pin/tftp":                 {"pxe/tftp", "lab/"},
 	"github.com/hashicorp/mdns":           {"discovery/mdns", "lab/"},
+	"github.com/miekg/dns":                {"discovery/mdns", "lab/"},
 	"github.com/google/go-tpm":            {"pki/tpm", "pki/tpm/"},
 	"github.com/google/go-attestation":    {"pki/ekcert"},
 	"github.com/smallstep/certificates":   {"pki/stepca"},
