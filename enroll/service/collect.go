@@ -133,13 +133,17 @@ func (s *Service) await(ctx context.Context, t ticket, wait time.Duration) (flee
 		r, _, _ = enroll.Expire(s.cfg.Now(), r)
 		return r, nil
 	}
-	if wait <= 0 {
-		return get()
+	full, busy := s.polls.enter(t.request)
+	if busy {
+		return fleet.Request{}, errBusy
 	}
-	if !s.polls.enter(t.request) {
+	if full {
 		return get()
 	}
 	defer s.polls.leave(t.request)
+	if wait <= 0 {
+		return get()
+	}
 	// Subscribe before the first look, so that no change falls in between.
 	changed, done := s.cfg.Store.Changed(t.request)
 	defer done()

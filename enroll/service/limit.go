@@ -142,8 +142,8 @@ func (b *budget) give(source netip.Addr, n int64) {
 	}
 }
 
-// polls bounds who waits: in all, and for one request. A machine waits once;
-// the old wait of one that lost its connection ends by itself.
+// polls bounds who waits and looks: in all, and for one request. A machine
+// waits once; the old wait of one that lost its connection ends by itself.
 type polls struct {
 	mu   sync.Mutex
 	left int
@@ -154,15 +154,20 @@ const pollsPerRequest = 4
 
 func newPolls(most int) *polls { return &polls{left: most, of: map[fleet.RequestID]int{}} }
 
-func (p *polls) enter(id fleet.RequestID) bool {
+// enter takes a place. busy: the request has its share already; full: nobody
+// gets a place, so that the answer must come at once.
+func (p *polls) enter(id fleet.RequestID) (full, busy bool) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	if p.left == 0 || p.of[id] >= pollsPerRequest {
-		return false
+	if p.of[id] >= pollsPerRequest {
+		return false, true
+	}
+	if p.left == 0 {
+		return true, false
 	}
 	p.left--
 	p.of[id]++
-	return true
+	return false, false
 }
 
 func (p *polls) leave(id fleet.RequestID) {

@@ -61,8 +61,8 @@ type Limits struct {
 	// BodyBytes bounds the request bodies in memory; default 256 MiB. One
 	// network (IPv4 /24, IPv6 /64) gets an eighth of it.
 	BodyBytes int64
-	// LongPolls may wait at the same time; default 65,536, and four for one
-	// request. More are answered at once.
+	// LongPolls may wait at the same time; default 65,536. More are answered
+	// at once. For one request there are four, and more are refused.
 	LongPolls int
 	// MaxUnverified: see enroll.Filing.
 	MaxUnverified int

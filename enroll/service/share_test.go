@@ -2,6 +2,7 @@ package service
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net/http"
 	"net/http/httptest"
@@ -113,6 +114,7 @@ func TestWhenOneMachineWaitsManyTimesThenOthersCanWait(t *testing.T) {
 	s := poisoned(t, func(c *Config) { c.Store = w; c.Limits.LongPolls = pollsPerRequest + 1 })
 	one := ticket{tenant: "default", request: fleet.RequestIDOf(enroll.EvidenceDigest(fleet.Evidence{}))}
 	two := ticket{tenant: "default", request: fleet.RequestIDOf([32]byte{2})}
+	three := ticket{tenant: "default", request: fleet.RequestIDOf([32]byte{3})}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	ended := make(chan error, 100)
@@ -126,11 +128,16 @@ func TestWhenOneMachineWaitsManyTimesThenOthersCanWait(t *testing.T) {
 	for range pollsPerRequest {
 		wait(one)
 	}
-	wait(one) // over the limit: answered at once
-	if err := <-ended; err != nil {
-		t.Errorf("one wait too many: %v", err)
+	for _, d := range []time.Duration{0, time.Hour} {
+		if _, err := s.await(ctx, one, d); !errors.Is(err, errBusy) {
+			t.Errorf("one look too many, waiting %v: %v", d, err)
+		}
 	}
 	wait(two)
+	// All places are taken: a third is answered at once.
+	if _, err := s.await(ctx, three, time.Hour); err != nil {
+		t.Errorf("a third machine: %v", err)
+	}
 	select {
 	case err := <-ended:
 		t.Errorf("another machine could not wait: %v", err)
