@@ -13,6 +13,7 @@ import (
 	"slices"
 	"strings"
 	"time"
+	"unicode/utf8"
 
 	"connectrpc.com/connect"
 
@@ -248,13 +249,19 @@ func (c *Client) prove(ctx context.Context, s *session, id TPMIdentity) (*claim,
 	if err != nil {
 		return nil, &tpmError{err}
 	}
+	claimCode := c.cfg.Site.Claim
+	if len(claimCode) > enroll.MaxClaim || !utf8.ValidString(claimCode) {
+		c.cfg.Log.Warn("the image's claim code is none; the machine enrolls without it")
+		claimCode = ""
+	}
 	transcript := enroll.Transcript(enroll.TranscriptFields{
 		Nonce: challenge.GetNonce(), EK: ekDER, AK: id.AKPublic, LDevID: id.LDevIDPublic,
 		CSR: csr, Hardware: hardware, Exporter: exporter,
+		Claim: []byte(claimCode),
 	})
 	complete := &musterv1.CompleteRequest{
 		Cookie: challenge.GetCookie(), Proof: enroll.Proof(secret, transcript),
-		Csr: csr, Hardware: hardware, EventLog: c.eventLog(),
+		Csr: csr, Hardware: hardware, EventLog: c.eventLog(), Claim: claimCode,
 	}
 	if err := c.state(complete, transcript); err != nil {
 		return nil, err

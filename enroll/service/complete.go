@@ -81,6 +81,9 @@ func capComplete(m *musterv1.CompleteRequest) error {
 	if n := len(m.GetPcrs()); n > maxPCRs {
 		return fmt.Errorf("%d PCR values, at most %d", n, maxPCRs)
 	}
+	if n := len(m.GetClaim()); n > enroll.MaxClaim {
+		return fmt.Errorf("claim has %d bytes, at most %d", n, enroll.MaxClaim)
+	}
 	return nil
 }
 
@@ -118,6 +121,7 @@ func (s *Service) complete(ctx context.Context, c connection, k cookie, m *muste
 	transcript := enroll.Transcript(enroll.TranscriptFields{
 		Nonce: k.nonce[:], EK: keys.ekDER, AK: keys.ak.Raw, LDevID: keys.ldevid.Raw,
 		CSR: m.GetCsr(), Hardware: m.GetHardware(), Exporter: c.exporter[:],
+		Claim: []byte(m.GetClaim()),
 	})
 	if !enroll.CheckProof(m.GetProof(), k.secret[:], transcript) {
 		return nil, s.refuse(c, "proof", errors.New("the credential was not activated, or the transcript differs"))
@@ -126,7 +130,7 @@ func (s *Service) complete(ctx context.Context, c connection, k cookie, m *muste
 	if err != nil {
 		return nil, err
 	}
-	p.filing.Begun = k.begun
+	p.filing.Begun, p.filing.Claim = k.begun, m.GetClaim()
 	request, err := s.file(ctx, c, p)
 	if err != nil {
 		return nil, err
