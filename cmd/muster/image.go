@@ -142,6 +142,7 @@ The image holds no secret: everybody on the network may read it.`,
 	f.StringSliceVar(&cfg.Site.Network.DNS, "dns", nil, "name servers for --address")
 	f.IntVar(&cfg.Site.Network.VLAN, "vlan", 0, "tagged VLAN")
 	f.StringVar(&cfg.Site.Network.Proxy, "proxy", "", "HTTP CONNECT proxy, http://host:port")
+	f.Func("claim", "claim `CODE` from muster preapprove claim: one machine that boots this image is approved for its site", claimFlag(&cfg.Site.Claim))
 	f.StringVar(&cfg.Site.Network.MAC, "mac", "", "interface that gets --address (default: every one)")
 	outputFlag(cmd, &output)
 	return cmd

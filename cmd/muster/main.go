@@ -56,6 +56,7 @@ func rootCommand() *cobra.Command {
 		rejectCommand(),
 		denyCommand(),
 		allowCommand(),
+		preapproveCommand(),
 		eventsCommand(),
 		auditCommand(),
 		rootsCommand(),
