@@ -20,6 +20,8 @@ func AnswerMaterial(obs Observation, pol Policy, from fleet.NodeID, as Role, pla
 	switch {
 	case !ok:
 		return false, "not admitted to this site"
+	case obs.Docs.removed(obs.Self):
+		return false, "removed from this site"
 	case quoteAge < 0 || quoteAge > MaxQuoteAge:
 		return false, "no fresh proof of what the node runs"
 	case obs.Disk.Role != RoleServer || obs.Disk.Reset != nil || !obs.K3s.API || l == nil || obs.Disk.Record == nil:
@@ -56,7 +58,7 @@ func AnswerLease(obs Observation, pol Policy, from fleet.NodeID, plan string) (t
 	case !slices.Contains(d.Candidates, from):
 		return 0, "the plan does not name this node"
 	}
-	if _, ok := obs.Docs.Admitted(from); !ok {
+	if _, ok := obs.Docs.Admitted(from); !ok || obs.Docs.removed(obs.Self) {
 		return 0, "not admitted to this site"
 	}
 	return pol.WithDefaults().Lease, ""

@@ -24,7 +24,7 @@ func (v *view) acknowledged() (State, []Action) {
 			return v.wait(Surveying, AckGiven, "I agreed that "+v.name(ack.Node)+" starts the cluster, and wait for it.")
 		}
 		return v.survey(v.name(ack.Node) + " does not start the cluster after all; I look around again.")
-	case v.AckSeen <= v.pol.AckHold:
+	case v.AckSeen <= v.pol.AckHold && !v.Docs.removed(ack.Node):
 		return v.wait(Waiting, AckGiven, "I agreed that "+v.name(ack.Node)+" starts the cluster, but have not heard from it since.")
 	}
 	return v.survey(v.name(ack.Node) + " wanted to start the cluster and is gone; I look around again.")
@@ -138,11 +138,13 @@ func (v *view) known() *Record {
 	return nil
 }
 
-// silence is the time since any server of the site was heard.
-func (v *view) silence() time.Duration {
+// silence is the time since any server of cluster uid (of any cluster if uid
+// is "") was heard.
+func (v *view) silence(uid string) time.Duration {
 	d := v.Mono
 	for i := range v.Peers {
-		if p := &v.Peers[i]; p.Status.API && p.Age < d {
+		p := &v.Peers[i]
+		if p.Status.API && p.Age < d && (uid == "" || p.Status.Record != nil && p.Status.Record.UID == uid) {
 			d = p.Age
 		}
 	}

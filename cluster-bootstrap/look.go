@@ -16,6 +16,12 @@ func (v *view) peer(id fleet.NodeID) *Peer {
 	return nil
 }
 
+// heard reports whether id was heard lately.
+func (v *view) heard(id fleet.NodeID) bool {
+	p := v.peer(id)
+	return p != nil && p.Age <= v.pol.PeerFresh
+}
+
 // name is how people call a node.
 func (v *view) name(id fleet.NodeID) string {
 	if p := v.peer(id); p != nil && p.Words != "" {

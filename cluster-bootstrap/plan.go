@@ -219,7 +219,7 @@ func (v *view) worker() (State, []Action) {
 	if v.K3s.Process == ProcessNone {
 		return v.startWorker(rec)
 	}
-	if pl := v.plan(rec); pl.Active() && v.isCandidate(pl) {
+	if pl := v.plan(rec); pl.Active() && v.isCandidate(pl) && (v.K3s.API || v.heard(pl.Leader)) {
 		return v.prepare(rec, pl)
 	}
 	if !v.K3s.API && v.serverOf(rec.UID) == nil {
@@ -270,8 +270,11 @@ func (v *view) aside(role Role, rec *Record, why string) (State, []Action) {
 
 // absent waits for servers that do not answer.
 func (v *view) absent(why string) (State, []Action) {
-	b := ServerAway
-	if v.silence() > v.pol.QuorumLost {
+	b, uid := ServerAway, ""
+	if v.Disk.Record != nil {
+		uid = v.Disk.Record.UID
+	}
+	if v.silence(uid) > v.pol.QuorumLost {
 		b = ServersLost
 		why += " It has been long: please check that the other machines are on and connected."
 	}

@@ -317,6 +317,11 @@ func (v *view) leaseEnded(st *Step) (State, []Action) {
 		silent = p.Age
 	}
 	ask.Reason = why
+	if p := v.peer(st.Leader); p != nil && p.Age <= v.pol.PeerFresh && p.Status.Role != RoleServer {
+		ask.Blocker = LeaderAway
+		ask.Reason = "The change of roles stopped half-way: " + v.name(st.Leader) + " led it and has lost its data. An order is needed."
+		return Waiting, []Action{ask}
+	}
 	if silent > v.pol.QuorumLost {
 		ask.Blocker = LeaderAway
 		ask.Reason += " Please check that machine; if it is lost, an order is needed."

@@ -1,6 +1,9 @@
 package sim
 
 import (
+	"slices"
+	"time"
+
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/fleet"
 )
@@ -19,4 +22,215 @@ type Bug struct {
 	Material func(cb.Observation, fleet.NodeID, cb.Role, bool) bool
 	// Edge switches on a fault inside the simulated edge.
 	Edge string
+}
+
+type decider = func(View, cb.Observation, cb.State, []cb.Action) (cb.State, []cb.Action)
+
+// without drops actions of one kind.
+func without(kind cb.ActionKind) decider {
+	return func(_ View, _ cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+		kept := slices.DeleteFunc(slices.Clone(acts), func(a cb.Action) bool { return a.Kind == kind })
+		if len(kept) == 0 {
+			kept = []cb.Action{{Kind: cb.Wait, Reason: "planted: " + kind.String() + " left out"}}
+		}
+		return s, kept
+	}
+}
+
+// instead replaces a wait for one blocker in one state.
+func instead(state cb.State, b cb.Blocker, do func(View, cb.Observation) []cb.Action) decider {
+	return func(v View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+		if last := acts[len(acts)-1]; s == state && last.Blocker == b && last.Kind == cb.Wait {
+			if x := do(v, o); x != nil {
+				return s, x
+			}
+		}
+		return s, acts
+	}
+}
+
+// records changes the newest record of the node's own cluster.
+func records(change func(o *cb.Observation, own cb.Record, r *cb.Record)) func(View, *cb.Observation) {
+	return func(_ View, o *cb.Observation) {
+		if o.Disk.Record == nil {
+			return
+		}
+		rs := slices.Clone(o.Docs.Records)
+		for i := range rs {
+			if rs[i].UID == o.Disk.Record.UID {
+				change(o, *o.Disk.Record, &rs[i])
+			}
+		}
+		o.Docs.Records = rs
+	}
+}
+
+func mutatePlan(l *cb.Ledger, f func(*cb.PlanDoc)) *cb.Ledger {
+	n, p := *l, *l.Plan
+	f(&p)
+	n.Plan = &p
+	return &n
+}
+
+// Bugs are all planted bugs.
+var Bugs = []Bug{
+	{Name: "founds without waiting for acknowledgements", Kind: "founding",
+		Decide: instead(cb.Claiming, cb.AckMissing, func(_ View, o cb.Observation) []cb.Action {
+			return []cb.Action{{Kind: cb.FoundCluster, Reason: "planted", Intent: &cb.Intent{UID: o.Fresh, Boot: o.Boot, Mode: fleet.FoundFirst}}}
+		})},
+	{Name: "claims without a survey", Kind: "founding",
+		Observe: func(_ View, o *cb.Observation) {
+			if o.Survey != nil {
+				o.Survey = &cb.Survey{Since: o.Mono - 61*time.Second, Round: o.Survey.Round}
+			}
+		}},
+	{Name: "tie-break by arrival: never yields to a better claim", Kind: "founding",
+		Decide: without(cb.WithdrawClaim)},
+	{Name: "acknowledges a second claim", Kind: "founding",
+		Decide: instead(cb.Surveying, cb.AckGiven, func(_ View, o cb.Observation) []cb.Action {
+			for _, p := range o.Peers {
+				if c := p.Status.Claim; c != nil && p.Age < 10*time.Second && *c != *o.Disk.Ack {
+					return []cb.Action{{Kind: cb.AckClaim, Claim: c, Reason: "planted"}}
+				}
+			}
+			return nil
+		})},
+	{Name: "forgets its acknowledgement in a restart", Kind: "founding",
+		Observe: func(v View, o *cb.Observation) {
+			if o.Disk.Ack != nil && o.Mono < 30*time.Second && v.Boots > 1 {
+				o.Disk.Ack = nil
+			}
+		}},
+	{Name: "writes are not flushed", Kind: "promotion", Edge: "lost-fsync"},
+	{Name: "founds in spite of a sign of membership", Kind: "founding",
+		Observe: func(_ View, o *cb.Observation) {
+			if o.Disk.Role == cb.RoleNone && o.Disk.Intent == nil {
+				o.Disk.Mark, o.Disk.AgentCert = "", false
+				o.Docs.Records = nil
+			}
+		}},
+	{Name: "the centre grants founding to everybody", Kind: "founding", Edge: "centre-grants-all"},
+	{Name: "the centre forgets its grant in a restore", Kind: "founding", Edge: "centre-forgets"},
+	{Name: "a removal loses to an admission", Kind: "",
+		Observe: func(_ View, o *cb.Observation) { o.Docs.Removals = nil }},
+	{Name: "the server token goes to any worker that asks", Kind: "promotion",
+		Decide: instead(cb.Worker, cb.NoBlocker, func(_ View, o cb.Observation) []cb.Action {
+			for _, p := range o.Peers {
+				if p.Status.API {
+					return []cb.Action{{Kind: cb.RequestJoinMaterial, From: p.Status.Node, As: cb.RoleServer, Plan: "x", Reason: "planted"}}
+				}
+			}
+			return nil
+		}),
+		Material: func(o cb.Observation, _ fleet.NodeID, as cb.Role, ok bool) bool {
+			return ok || as == cb.RoleServer && o.K3s.Ledger != nil
+		}},
+	{Name: "promotes with two ready nodes", Kind: "promotion",
+		Observe: func(_ View, o *cb.Observation) {
+			if o.Docs.Charter != nil {
+				c := *o.Docs.Charter
+				c.Policy.Servers, c.Policy.PromoteAt = 2, 2
+				o.Docs.Charter = &c
+			}
+		}},
+	{Name: "promotes nodes that may not serve", Kind: "promotion",
+		Observe: func(_ View, o *cb.Observation) {
+			o.Docs.Admissions = slices.Clone(o.Docs.Admissions)
+			for i := range o.Docs.Admissions {
+				o.Docs.Admissions[i].MayServe = true
+			}
+		}},
+	{Name: "compare-and-set is a set", Kind: "", Edge: "cas-ignored"},
+	{Name: "starts the new role before the old process is gone", Kind: "promotion", Edge: "no-wait-for-exit"},
+	{Name: "the fence lease is not honoured", Kind: "promotion", Edge: "lease-not-honoured",
+		Decide: func(_ View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+			if o.Disk.Role == cb.RoleCandidate && o.K3s.Process == cb.ProcessServer {
+				return without(cb.StopK3s)(View{}, o, s, acts)
+			}
+			return s, acts
+		}},
+	{Name: "the leader gives leases although it resets", Kind: "promotion", Edge: "lease-after-reset"},
+	{Name: "the leader resets without waiting for leases to end", Kind: "promotion",
+		Observe: func(_ View, o *cb.Observation) { o.LastGrant = -time.Hour }},
+	{Name: "the leader trusts its memory of leases across a restart", Kind: "promotion",
+		Observe: func(_ View, o *cb.Observation) {
+			if o.LastGrant == 0 {
+				o.LastGrant = -time.Hour
+			}
+		}},
+	{Name: "the leader may still reset after it confirmed", Kind: "promotion",
+		Decide: func(v View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+			acts = slices.Clone(acts)
+			for i, a := range acts {
+				if a.Kind == cb.LeadPlan && a.Lead != nil && a.Lead.Phase == cb.LeadConfirming {
+					d := *a.Lead
+					d.Phase = cb.LeadOpen
+					acts[i].Lead = &d
+				}
+			}
+			if l := o.Disk.Lead; len(acts) == 1 && acts[0].Kind == cb.LeadPlan && acts[0].Lead == nil && l != nil {
+				return s, []cb.Action{{Kind: cb.Wait, Reason: "planted"}}
+			}
+			return s, acts
+		}},
+	{Name: "the window never fails", Kind: "promotion", Decide: without(cb.BeginReset)},
+	{Name: "the epoch is not raised by a reset", Kind: "promotion",
+		Decide: func(_ View, _ cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+			acts = slices.Clone(acts)
+			for i, a := range acts {
+				if a.Kind == cb.RaiseEpoch {
+					r := *a.Record
+					r.Epoch--
+					acts[i].Record = &r
+				}
+			}
+			return s, acts
+		}},
+	{Name: "a stale epoch is accepted", Kind: "promotion",
+		Observe: records(func(o *cb.Observation, own cb.Record, r *cb.Record) {
+			if r.Epoch > own.Epoch && o.Disk.Role != cb.RoleWorker {
+				*r = own
+			}
+		})},
+	{Name: "a replaced server starts on its old data", Kind: "",
+		Observe: records(func(o *cb.Observation, own cb.Record, r *cb.Record) {
+			if r.Epoch == own.Epoch && o.Disk.Role == cb.RoleServer {
+				*r = own
+			}
+			o.Disk.Tombstone = false
+		})},
+	{Name: "a dead server is replaced but not removed", Kind: "promotion", Decide: without(cb.RemoveDeadServer)},
+	{Name: "confirms before all have a vote", Kind: "promotion",
+		Decide: instead(cb.Leading, cb.PeerMissing, func(_ View, o cb.Observation) []cb.Action {
+			l := o.K3s.Ledger
+			if l == nil || l.Plan == nil || l.Plan.Phase != cb.PlanSwitch {
+				return nil
+			}
+			n := mutatePlan(l, func(p *cb.PlanDoc) { p.Phase = cb.PlanDone })
+			n.Record.Servers = slices.Concat(l.Record.Servers, l.Plan.Candidates)
+			n.Record.Version++
+			return []cb.Action{{Kind: cb.WriteLedger, Ledger: n, Reason: "planted"}}
+		})},
+	{Name: "a candidate never gives up", Kind: "promotion",
+		Decide: func(v View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+			if o.Disk.Role == cb.RoleCandidate {
+				return without(cb.MoveAside)(v, o, s, acts)
+			}
+			return s, acts
+		}},
+	{Name: "two clusters do not fence each other", Kind: "",
+		Observe: func(_ View, o *cb.Observation) {
+			if l := o.K3s.Ledger; l != nil {
+				o.Peers = slices.DeleteFunc(slices.Clone(o.Peers), func(p cb.Peer) bool {
+					return p.Status.Record != nil && p.Status.Record.UID != l.Record.UID
+				})
+			}
+		}},
+	{Name: "a cluster with data dissolves itself", Kind: "", Edge: "dissolves-with-data",
+		Observe: func(_ View, o *cb.Observation) { o.K3s.Virgin = true }},
+	{Name: "new addresses are not passed on", Kind: "", Decide: without(cb.UpdateAddresses)},
+	{Name: "a wait without a reason", Kind: "",
+		Decide: instead(cb.Waiting, cb.ServerAway, func(View, cb.Observation) []cb.Action {
+			return []cb.Action{{Kind: cb.Wait, Blocker: cb.ServerAway}}
+		})},
 }

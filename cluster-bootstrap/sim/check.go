@@ -49,8 +49,10 @@ func (w *world) founded(n *node) {
 	if n.member {
 		w.violate("%s founds although it was in a cluster before", n.name)
 	}
+	if up := n.mono(); w.sc.Mode == fleet.FoundFirst && up < w.pol.Survey {
+		w.violate("%s founds %s after its start, without a survey", n.name, up)
+	}
 	g := n.data
-	g.grown++
 	const met = 90 * time.Second
 	for _, h := range w.groups {
 		if h == g || h.made < 0 {
@@ -80,7 +82,7 @@ func (w *world) founded(n *node) {
 func (w *world) acked(n *node, c *cb.Claim) {
 	if a := n.lastAck; a.Node != "" && a.Node != c.Node {
 		m := w.byID(a.Node)
-		if m.claim != nil && *m.claim == a && w.linkedFor(m.i, n.i) > 30*time.Second {
+		if m.claim != nil && *m.claim == a && !w.removed(m) && w.linkedFor(m.i, n.i) > 30*time.Second {
 			w.violate("%s acknowledges %s while the claim of %s that it acknowledged before still stands", n.name, w.byID(c.Node).name, m.name)
 		}
 	}
@@ -401,18 +403,20 @@ func (w *world) removed(n *node) bool {
 	return false
 }
 
-// blocked returns the blocker that asks for a person, if it is true.
+// blocked returns a blocker that asks for a person, and is true.
 func (w *world) blocked() (cb.Blocker, string) {
+	wrong := "nobody asks for a person"
 	for _, n := range w.nodes {
 		if !n.up || !n.blocker.NeedsPerson() || n.blocker == cb.RemovedNode {
 			continue
 		}
-		if err := w.truth(n); err != "" {
-			return n.blocker, n.name + " says " + string(n.blocker) + ", but " + err
+		err := w.truth(n)
+		if err == "" {
+			return n.blocker, ""
 		}
-		return n.blocker, ""
+		wrong = n.name + " says " + string(n.blocker) + ", but " + err
 	}
-	return "", "nobody asks for a person"
+	return "", wrong
 }
 
 // truth is "" if n's blocker names what really is wrong.

@@ -517,9 +517,6 @@ func (n *node) askLease(a cb.Action) {
 		m.grantAt = m.mono()
 		w.send(m.i, n.i, func() {
 			n.lease = cb.Lease{Plan: a.Plan, Until: sent + d}
-			if w.bug("lease-from-arrival") {
-				n.lease.Until = n.mono() + d
-			}
 			n.leaseWatch()
 			n.wake(10 * time.Millisecond)
 		})

@@ -18,7 +18,6 @@ type group struct {
 	leader    int
 	ledger    *cb.Ledger
 	virgin    bool
-	grown     int // joins and plans so far
 	nodes     []k8sNode
 	ticking   bool
 	confirmed string // the last plan that was confirmed
@@ -359,7 +358,7 @@ func (n *node) reset(restored bool) {
 			l := *old.ledger
 			g.ledger = &l
 		}
-		g.uid, g.virgin, g.grown, g.confirmed = old.uid, old.virgin, old.grown, old.confirmed
+		g.uid, g.virgin, g.confirmed = old.uid, old.virgin, old.confirmed
 		copy(g.nodes, old.nodes)
 	}
 	if restored {

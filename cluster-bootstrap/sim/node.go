@@ -154,6 +154,7 @@ func (n *node) reimage() {
 	n.data = nil
 	n.mask &= n.w.docs.own(n.i)
 	n.records = nil
+	n.lastAck = cb.Claim{}
 	n.docsKey = [2]int{-1, 0}
 	n.token = map[string]bool{}
 }
@@ -233,7 +234,7 @@ func (n *node) plan() {
 	}
 	if st != n.state {
 		w.res.Moves[[2]cb.State{n.state, st}]++
-		if _, err := n.state.MoveTo(st); err != nil && !w.sc.AnyMove && false {
+		if _, err := n.state.MoveTo(st); err != nil {
 			w.violate("%s: move %s -> %s is not in the table (%s)", n.name, n.state, st, acts[len(acts)-1].Reason)
 			return
 		}

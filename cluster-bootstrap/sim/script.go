@@ -35,7 +35,6 @@ type Script struct {
 	Drift         float64 // of monotonic clocks, each way
 	PersonActs    bool
 	CentreUsed    bool
-	AnyMove       bool
 }
 
 // Event is one thing that happens to the site. What is a verb and its

@@ -1,48 +1,217 @@
 package sim
 
 import (
+	"bytes"
 	"flag"
 	"fmt"
+	"io"
 	"os"
-	"sort"
+	"strconv"
 	"testing"
-	"time"
+
+	cb "github.com/muster-edge/muster/cluster-bootstrap"
 )
 
+// Flags, each with an environment variable of the same name in capitals:
+//
+//	go test ./cluster-bootstrap/sim -run TestSeeds -count=1 -v -args -seeds 100000 [-from N] [-kind founding|promotion]
+//	go test ./cluster-bootstrap/sim -run TestSeeds -count=1 -v -args -seed 4711 [-kind K] [-bug "NAME"] [-trace]
 var (
-	seedsFlag = flag.Int("seeds", 0, "number of seeds")
-	seedFlag  = flag.Int("seed", -1, "one seed")
-	kindFlag  = flag.String("kind", "", "kind")
+	seedsFlag = flag.Int("seeds", envInt("SEEDS", 0), "play this many seeds of each kind (or of -kind)")
+	fromFlag  = flag.Int("from", envInt("FROM", 0), "first seed")
+	seedFlag  = flag.Int("seed", envInt("SEED", -1), "play this one seed")
+	kindFlag  = flag.String("kind", os.Getenv("KIND"), "kind of run: all, founding, promotion")
+	bugFlag   = flag.String("bug", os.Getenv("BUG"), "plant this bug (with -seed)")
+	traceFlag = flag.Bool("trace", os.Getenv("V") != "", "print the trace of -seed")
 )
 
-func TestSmoke(t *testing.T) {
+func envInt(name string, def int) int {
+	if n, err := strconv.Atoi(os.Getenv(name)); err == nil {
+		return n
+	}
+	return def
+}
+
+var kinds = []string{"", "founding", "promotion"}
+
+func kindName(k string) string {
+	if k == "" {
+		return "all"
+	}
+	return k
+}
+
+func wanted() []string {
+	switch *kindFlag {
+	case "":
+		return kinds
+	case "all":
+		return []string{""}
+	}
+	return []string{*kindFlag}
+}
+
+type coverage struct {
+	moves   map[[2]cb.State]int
+	actions map[cb.ActionKind]int
+	ends    map[string]int
+	resets  int
+}
+
+func newCoverage() *coverage {
+	return &coverage{moves: map[[2]cb.State]int{}, actions: map[cb.ActionKind]int{}, ends: map[string]int{}}
+}
+
+func (c *coverage) add(r Result) {
+	for m, n := range r.Moves {
+		c.moves[m] += n
+	}
+	for a, n := range r.Actions {
+		c.actions[a] += n
+	}
+	c.ends[r.End]++
+	c.resets += r.Resets
+}
+
+// unseen lists the moves of the table that were never made.
+func (c *coverage) unseen() []string {
+	var out []string
+	table := cb.Moves()
+	for from := cb.Observing; from <= cb.Removed; from++ {
+		for _, to := range table[from] {
+			if c.moves[[2]cb.State{from, to}] == 0 {
+				out = append(out, from.String()+" -> "+to.String())
+			}
+		}
+	}
+	return out
+}
+
+// rare are seeds that show moves which few seeds show.
+var rare = []struct {
+	kind string
+	seed uint64
+}{}
+
+// TestSeeds is the standard run, or what the flags ask for.
+func TestSeeds(t *testing.T) {
 	if *seedFlag >= 0 {
-		r := Run(uint64(*seedFlag), Options{Kind: *kindFlag, Trace: os.Stdout})
-		fmt.Println(r.Violation, r.End, r.Events)
+		opt := Options{Kind: wanted()[0]}
+		if *traceFlag || testing.Verbose() {
+			opt.Trace = os.Stdout
+		}
+		if *bugFlag != "" {
+			for i := range Bugs {
+				if Bugs[i].Name == *bugFlag {
+					opt.Bug = &Bugs[i]
+				}
+			}
+			if opt.Bug == nil {
+				t.Fatalf("no planted bug is called %q", *bugFlag)
+			}
+		}
+		r := Run(uint64(*seedFlag), opt)
+		if r.Violation != "" {
+			t.Fatalf("seed %d: %s", *seedFlag, r.Violation)
+		}
+		t.Logf("seed %d: %s after %s, %d events", *seedFlag, r.End, r.Virtual, r.Events)
 		return
 	}
-	moves := map[string]int{}
-	ends := map[string]int{}
-	t0 := time.Now()
-	ev := 0
-	for seed := uint64(0); seed < uint64(*seedsFlag); seed++ {
-		r := Run(seed, Options{Kind: *kindFlag})
-		ev += r.Events
-		for m, c := range r.Moves {
-			moves[fmt.Sprintf("%s -> %s", m[0], m[1])] += c
+	n, standard := *seedsFlag, *seedsFlag == 0
+	if standard {
+		n = 700
+		if testing.Short() {
+			n = 250
 		}
+	}
+	c := newCoverage()
+	bad := 0
+	play := func(kind string, seed uint64) {
+		r := Run(seed, Options{Kind: kind})
+		c.add(r)
 		if r.Violation != "" {
-			fmt.Printf("%d VIOLATION %s\n", seed, r.Violation)
+			bad++
+			t.Errorf("kind %s seed %d: %s\n\treplay: go test ./cluster-bootstrap/sim -run TestSeeds -count=1 -v -args -kind %s -seed %d -trace",
+				kindName(kind), seed, r.Violation, kindName(kind), seed)
 		}
-		ends[r.End]++
 	}
-	fmt.Println(ends, time.Since(t0), ev)
-	var ks []string
-	for k := range moves {
-		ks = append(ks, k)
+	for _, k := range wanted() {
+		for i := range n {
+			if play(k, uint64(*fromFlag+i)); bad > 20 {
+				t.Fatal("more than 20 seeds failed; stopped")
+			}
+		}
 	}
-	sort.Strings(ks)
-	for _, k := range ks {
-		fmt.Println(k, moves[k])
+	if standard {
+		for _, r := range rare {
+			play(r.kind, r.seed)
+		}
+	}
+	t.Logf("ends: %v; %d resets", c.ends, c.resets)
+	for _, m := range c.unseen() {
+		if standard && !testing.Short() {
+			t.Errorf("move never seen: %s", m)
+		} else {
+			t.Logf("move never seen: %s", m)
+		}
+	}
+	for a := cb.Wait; a <= cb.UpdateAddresses; a++ {
+		if c.actions[a] == 0 {
+			t.Errorf("action never seen: %s", a)
+		}
 	}
 }
+
+// One seed is one run, byte for byte.
+func TestSameSeedSameRun(t *testing.T) {
+	for seed := range uint64(30) {
+		var a, b bytes.Buffer
+		ra := Run(seed, Options{Trace: &a})
+		rb := Run(seed, Options{Trace: &b})
+		if !bytes.Equal(a.Bytes(), b.Bytes()) || ra.Events != rb.Events {
+			t.Fatalf("seed %d gives two runs", seed)
+		}
+		if r := Run(seed, Options{}); r.Events != ra.Events || r.Virtual != ra.Virtual {
+			t.Fatalf("seed %d runs otherwise without a trace", seed)
+		}
+	}
+	var a, b bytes.Buffer
+	Run(1, Options{Trace: &a})
+	Run(2, Options{Trace: &b})
+	if bytes.Equal(a.Bytes(), b.Bytes()) {
+		t.Fatal("two seeds give one run")
+	}
+}
+
+// Each planted bug is found. The budget is far below 10,000 seeds, to keep the
+// run short; the log says how many it took.
+func TestPlantedBugs(t *testing.T) {
+	limit := 10000
+	for i := range Bugs {
+		b := &Bugs[i]
+		t.Run(b.Name, func(t *testing.T) {
+			for seed := range uint64(limit) {
+				r := Run(seed, Options{Kind: b.Kind, Bug: b})
+				if r.Violation != "" {
+					t.Logf("found by seed %d: %s", seed, r.Violation)
+					return
+				}
+			}
+			t.Errorf("not found within %d seeds", limit)
+		})
+	}
+}
+
+func BenchmarkSeeds(b *testing.B) {
+	for _, k := range kinds {
+		b.Run(kindName(k), func(b *testing.B) {
+			for i := range b.N {
+				Run(uint64(i), Options{Kind: k})
+			}
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "seeds/s")
+		})
+	}
+}
+
+var _ = fmt.Sprint
+var _ = io.Discard
