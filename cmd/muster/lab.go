@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -38,7 +39,7 @@ nothing of it is left but its logs.`,
 func labFlags(cmd *cobra.Command, s *lab.Spec) {
 	f := cmd.Flags()
 	f.IntVar(&s.Nodes, "nodes", 1, "number of machines")
-	f.TextVar(&s.Boot, "boot", machine.BootTFTP, "how the firmware gets the image: tftp, http or disk")
+	f.TextVar(&s.Boot, "boot", machine.BootTFTP, "`how` the firmware gets the image: tftp, http or disk")
 	f.StringVar(&s.DHCP, "dhcp", lab.DHCPFull, "full (we lease addresses) or proxy (beside another DHCP server)")
 	f.BoolVar(&s.SecureBoot, "secure-boot", false, "Secure Boot on, with the image signed by Debian's test key")
 	f.StringVar(&s.Dir, "dir", "", "directory for logs and captures; new (default: below ~/.local/state/muster/lab)")
@@ -393,7 +394,11 @@ func labPruneCommand() *cobra.Command {
 // that runs.
 func labChoose(name string) (lab.Running, error) {
 	if name != "" {
-		return lab.Find(name)
+		r, err := lab.Find(name)
+		if errors.Is(err, fs.ErrNotExist) {
+			return r, fmt.Errorf("there is no lab %q: `muster lab list --all` shows all", name)
+		}
+		return r, err
 	}
 	runs, err := lab.List()
 	if err != nil {
@@ -458,7 +463,11 @@ func labLogsCommand() *cobra.Command {
 			} else {
 				close(end)
 			}
-			return lab.Follow(end, path, labWriter(cmd.OutOrStdout(), what))
+			err = lab.Follow(end, path, labWriter(cmd.OutOrStdout(), what))
+			if errors.Is(err, fs.ErrNotExist) {
+				return fmt.Errorf("%s is neither a lab nor a log of %s: want events, centre or nodeN; `muster lab list --all` shows all labs", what, r.Name)
+			}
+			return err
 		},
 	}
 	cmd.Flags().BoolVarP(&followLog, "follow", "f", false, "go on showing what is added")
