@@ -29,8 +29,22 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	os.Exit(m.Run())
+	if spec := os.Getenv(crashServe); spec != "" {
+		if err := crashingServer(spec); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		os.Exit(0)
+	}
+	code := m.Run()
+	if crashFiles != "" {
+		_ = os.RemoveAll(crashFiles) // what stays is in the directory for such
+	}
+	os.Exit(code)
 }
+
+// crashFiles is the directory of crashBinary, which several tests share.
+var crashFiles string
 
 // crashing enrolls machine after machine and prints each step once it is
 // acknowledged: "filed a", "approved a", "issued a SERIAL".
@@ -40,6 +54,9 @@ func crashing(dir string) error {
 		return err
 	}
 	h.admission = admissions(h.s.ca.OrdersKey)
+	if os.Getenv(crashWork) == preApproving {
+		return errors.Join(crashingPreApproved(h), h.s.Close())
+	}
 	for _, name := range []string{"a", "b", "c"} {
 		r, err := h.File(context.Background(), servicetest.Filing(name))
 		if err != nil {
@@ -70,6 +87,7 @@ var crashBinary = sync.OnceValues(func() (string, error) {
 	if err != nil {
 		return "", err
 	}
+	crashFiles = dir
 	name := filepath.Join(dir, "crash.test")
 	if out, err := exec.Command("go", "test", "-c", "-tags", "failpoint", "-o", name, ".").CombinedOutput(); err != nil {
 		return "", fmt.Errorf("%w\n%s", err, out)
@@ -92,7 +110,6 @@ func TestKilledAtEveryStep(t *testing.T) {
 		} else if err != nil {
 			t.Fatal(err)
 		}
-		t.Cleanup(func() { os.RemoveAll(filepath.Dir(binary)) })
 	}
 	for _, point := range []string{
 		"file.before-commit", "file.after-commit", "approve.before-commit", "approve.after-commit",

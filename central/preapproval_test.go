@@ -43,16 +43,22 @@ func (h *harness) rule(t testing.TB, name string, edit func(*fleet.PreApproval))
 // claim makes a claim code and returns it.
 func (h *harness) claim(t testing.TB, name string) string {
 	t.Helper()
-	code, hash, err := enroll.NewClaim(strings.NewReader(name + strings.Repeat("x", 20)))
-	if err != nil {
-		t.Fatal(err)
-	}
+	code, hash := fixedClaim(name)
 	p := preApprovalOf(testCaller, name, "shop-7", nil)
 	p.Kind, p.ClaimHash, p.Limit, p.NotAfter = fleet.PreApproveClaim, hash, 1, h.clock.now().Add(time.Hour)
 	if _, err := h.s.createPreApproval(context.Background(), testCaller, p, ""); err != nil {
 		t.Fatal(err)
 	}
 	return code
+}
+
+// fixedClaim makes the code that belongs to a name.
+func fixedClaim(name string) (string, fleet.HexBytes) {
+	code, hash, err := enroll.NewClaim(strings.NewReader(name + strings.Repeat("x", 20)))
+	if err != nil {
+		panic(err) // the reader cannot fail
+	}
+	return code, hash
 }
 
 func (h *harness) call(t testing.TB, f enroll.Filing) fleet.Request {
