@@ -198,6 +198,9 @@ func (s management) GetRequest(ctx context.Context, q *musterv1.GetRequestReques
 				}
 			}
 		}
+		if err := explain(t, r, out); err != nil {
+			return err
+		}
 		if r.State == fleet.RequestPending {
 			if err := s.approvalPolicy(tenant).Check(r.Identity, r.Boot); err != nil {
 				out.Refusal = err.Error()

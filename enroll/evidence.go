@@ -87,7 +87,7 @@ func Diff(before, after fleet.Evidence) []string {
 	text("The image", before.Image, after.Image)
 	for _, i := range EvidencePCRs {
 		if !slices.Equal(before.PCRs[i], after.PCRs[i]) {
-			say("PCR %d (%s) changed: %s -> %s", i, pcrMeaning[i], short(before.PCRs[i]), short(after.PCRs[i]))
+			say("%s", pcrChanged(i, before.PCRs[i], after.PCRs[i]))
 		}
 	}
 	text("The TPM's vendor", before.TPMVendor, after.TPMVendor)
