@@ -20,7 +20,6 @@ import (
 	"time"
 
 	"connectrpc.com/connect"
-	"sigs.k8s.io/yaml"
 
 	musterv1 "github.com/muster-edge/muster/api/muster/v1"
 	"github.com/muster-edge/muster/api/muster/v1/musterv1connect"
@@ -83,15 +82,8 @@ func serve(t *testing.T, dir string, change func(*Config)) *running {
 			t.Error(err)
 		}
 	})
-	b, err := os.ReadFile(filepath.Join(dir, AdminFile))
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := yaml.Unmarshal(b, &r.admin); err != nil {
-		t.Fatal(err)
-	}
-	r.roots = x509.NewCertPool()
-	r.roots.AppendCertsFromPEM([]byte(r.admin.CA))
+	who := accessOf(t, dir)
+	r.admin, r.roots = who.admin, who.roots
 	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: s.cfg.Now, admission: admissions(s.ca.OrdersKey)}
 	r.harness = &harness{e, s, newClock()}
 	r.clock.set(time.Now())
