@@ -13,7 +13,7 @@ func RequestToProto(q fleet.Request) *musterv1.Request {
 		Image: q.Image, Site: q.Site, Labels: q.Labels, EvidenceDigest: zero32(q.EvidenceDigest),
 		Evidence: EvidenceToProto(q.Evidence), FirstSeen: stamp(q.FirstSeen), LastSeen: stamp(q.LastSeen),
 		Source: q.Source, Warnings: q.Warnings, DecidedBy: q.DecidedBy, DecidedAt: stamp(q.DecidedAt),
-		Reason: q.Reason, Supersedes: string(q.Supersedes), Revision: q.Revision,
+		Reason: q.Reason, Supersedes: string(q.Supersedes), Replaces: string(q.Replaces), Revision: q.Revision,
 	}
 	if c := q.Clock; c != (fleet.TPMClock{}) {
 		m.TpmClock = &musterv1.TpmClock{Millis: c.Millis, Resets: c.Resets, Restarts: c.Restarts}
@@ -38,7 +38,7 @@ func RequestFromProto(m *musterv1.Request) (fleet.Request, error) {
 		FirstSeen:      r.time("first_seen", m.GetFirstSeen()), LastSeen: r.time("last_seen", m.GetLastSeen()),
 		Source: m.GetSource(), Warnings: m.GetWarnings(), DecidedBy: m.GetDecidedBy(),
 		DecidedAt: r.time("decided_at", m.GetDecidedAt()), Reason: m.GetReason(),
-		Supersedes: fleet.RequestID(m.GetSupersedes()), Revision: m.GetRevision(),
+		Supersedes: fleet.RequestID(m.GetSupersedes()), Replaces: fleet.NodeID(m.GetReplaces()), Revision: m.GetRevision(),
 		Clock: fleet.TPMClock{
 			Millis: m.GetTpmClock().GetMillis(), Resets: m.GetTpmClock().GetResets(), Restarts: m.GetTpmClock().GetRestarts(),
 		},
@@ -172,6 +172,7 @@ func NodeToProto(n fleet.Node) *musterv1.Node {
 		Identity: musterv1.IdentityTrust(n.Identity), Boot: musterv1.BootTrust(n.Boot), Image: n.Image,
 		Request: string(n.Request), Hardware: HardwareToProto(n.Hardware), Created: stamp(n.Created),
 		LastSeen: stamp(n.LastSeen), Source: n.Source, Reason: n.Reason, Generation: n.Generation, Revision: n.Revision,
+		Replaces: string(n.Replaces), ReplacedBy: string(n.ReplacedBy),
 	}
 	if c := n.Certificate; c != (fleet.Certificate{}) {
 		m.Certificate = &musterv1.Certificate{Serial: c.Serial, NotBefore: stamp(c.NotBefore), NotAfter: stamp(c.NotAfter)}
@@ -197,6 +198,7 @@ func NodeFromProto(m *musterv1.Node) (fleet.Node, error) {
 		},
 		Created: r.time("created", m.GetCreated()), LastSeen: r.time("last_seen", m.GetLastSeen()),
 		Source: m.GetSource(), Reason: m.GetReason(), Generation: m.GetGeneration(), Revision: m.GetRevision(),
+		Replaces: fleet.NodeID(m.GetReplaces()), ReplacedBy: fleet.NodeID(m.GetReplacedBy()),
 	}
 	return n, r.err("node")
 }

@@ -224,7 +224,6 @@ func (s *Server) deny(ctx context.Context, c caller, id string, revision int64, 
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		ended = nil
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		var eks []fleet.EKHash
 		n, err = findNode(t, c.Tenant, id)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
@@ -249,48 +248,7 @@ func (s *Server) deny(ctx context.Context, c caller, id string, revision int64, 
 				return err
 			}
 		}
-		var spared []fleet.EKHash
-		for i, ek := range append([]fleet.EKHash{n.EK}, n.Aliases...) {
-			// Aliases are the machine's word: it must not take another
-			// machine down with it by naming that one's EK.
-			if others, err := t.RequestsOfNode(c.Tenant, ek.NodeID()); err != nil {
-				return err
-			} else if i > 0 && len(others) > 0 {
-				spared = append(spared, ek)
-				continue
-			}
-			eks = append(eks, ek)
-			if err := t.PutDenial(store.Denial{Tenant: c.Tenant, EK: ek, Node: n.ID, Reason: reason, Actor: by.actor, At: by.now}); err != nil {
-				return err
-			}
-		}
-		after := map[string]any{"eks": eks}
-		text := fmt.Sprintf("%s was denied by %s: %s", n.Words, by.actor, reason)
-		if len(spared) > 0 {
-			after["not_denied"] = spared
-			text += fmt.Sprintf(" (it also named an EK of %s, which is a machine of its own here and was not denied)", spared[0].NodeID())
-		}
-		if err := by.record(t, c.Tenant, audit.NodeDenied, "node/"+string(n.ID), nil, after, reason); err != nil {
-			return err
-		}
-		requests, err := t.RequestsOfNode(c.Tenant, n.ID)
-		if err != nil {
-			return err
-		}
-		if r, fact, ok := enroll.Deny(by.now, requests, enroll.Ruling{Actor: by.actor, Reason: reason}); ok {
-			seen := make(map[fleet.RequestID]int64)
-			for _, q := range requests {
-				seen[q.ID] = q.Revision
-			}
-			if err := writeRequest(t, r, seen); err != nil {
-				return err
-			}
-			if err := by.facts(t, []enroll.Fact{fact}, []fleet.Request{r}); err != nil {
-				return err
-			}
-			ended = append(ended, r)
-		}
-		_, err = t.AddEvent(cleanEvent(fleet.Event{Tenant: c.Tenant, Time: by.now, Level: fleet.EventWarning, Kind: "node.denied", Node: n.ID, Text: text}))
+		ended, err = denyMachine(t, by, n, reason)
 		return err
 	})
 	if err != nil {
@@ -303,6 +261,55 @@ func (s *Server) deny(ctx context.Context, c caller, id string, revision int64, 
 	s.hub.changed(eventsTopic(c.Tenant))
 	s.log.Info("node denied", logNode, n.ID, logActor, c.actor())
 	return n, nil
+}
+
+// denyMachine puts the machine's EKs on the deny list and rejects its live
+// request; the node's row is the caller's.
+func denyMachine(t store.Tx, by act, n fleet.Node, reason string) (ended []fleet.Request, err error) {
+	var eks []fleet.EKHash
+	var spared []fleet.EKHash
+	for i, ek := range append([]fleet.EKHash{n.EK}, n.Aliases...) {
+		// Aliases are the machine's word: it must not take another
+		// machine down with it by naming that one's EK.
+		if others, err := t.RequestsOfNode(n.Tenant, ek.NodeID()); err != nil {
+			return nil, err
+		} else if i > 0 && len(others) > 0 {
+			spared = append(spared, ek)
+			continue
+		}
+		eks = append(eks, ek)
+		if err := t.PutDenial(store.Denial{Tenant: n.Tenant, EK: ek, Node: n.ID, Reason: reason, Actor: by.actor, At: by.now}); err != nil {
+			return nil, err
+		}
+	}
+	after := map[string]any{"eks": eks}
+	text := fmt.Sprintf("%s was denied by %s: %s", n.Words, by.actor, reason)
+	if len(spared) > 0 {
+		after["not_denied"] = spared
+		text += fmt.Sprintf(" (it also named an EK of %s, which is a machine of its own here and was not denied)", spared[0].NodeID())
+	}
+	if err := by.record(t, n.Tenant, audit.NodeDenied, "node/"+string(n.ID), nil, after, reason); err != nil {
+		return nil, err
+	}
+	requests, err := t.RequestsOfNode(n.Tenant, n.ID)
+	if err != nil {
+		return nil, err
+	}
+	if r, fact, ok := enroll.Deny(by.now, requests, enroll.Ruling{Actor: by.actor, Reason: reason}); ok {
+		seen := make(map[fleet.RequestID]int64)
+		for _, q := range requests {
+			seen[q.ID] = q.Revision
+		}
+		if err := writeRequest(t, r, seen); err != nil {
+			return nil, err
+		}
+		if err := by.facts(t, []enroll.Fact{fact}, []fleet.Request{r}); err != nil {
+			return nil, err
+		}
+		ended = append(ended, r)
+	}
+	_, err = t.AddEvent(cleanEvent(fleet.Event{Tenant: n.Tenant, Time: by.now, Level: fleet.EventWarning, Kind: "node.denied", Node: n.ID, Text: text}))
+	return ended, err
 }
 
 // allow takes a node off the deny list. It has to enroll again: its rejected

@@ -290,6 +290,9 @@ func nodeFor(t store.Reader, r fleet.Request, i enroll.Issued, now time.Time) (f
 	n.Aliases, n.AKName, n.LDevIDName, n.LDevIDKey = r.Evidence.Aliases, r.Evidence.AKName, r.Evidence.LDevIDName, r.Evidence.LDevIDKey
 	n.Identity, n.Boot, n.Image, n.Hardware = r.Identity, r.Boot, r.Image, r.Evidence.Hardware
 	n.Request, n.Source, n.LastSeen = r.ID, r.Source, now
+	if r.Replaces != "" {
+		n.Replaces = r.Replaces
+	}
 	n.Certificate = fleet.Certificate{Serial: i.Serial, NotBefore: i.NotBefore, NotAfter: i.NotAfter}
 	return n, nil
 }

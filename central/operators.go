@@ -65,6 +65,8 @@ var methodRoles = map[string]string{
 	musterv1connect.ManagementServiceRemovePreApprovalProcedure: "operator",
 	musterv1connect.ManagementServiceApproveProcedure:           "approver",
 	musterv1connect.ManagementServiceRejectProcedure:            "approver",
+	musterv1connect.ManagementServiceReleaseProcedure:           "approver",
+	musterv1connect.ManagementServiceReplaceProcedure:           "operator",
 	musterv1connect.ManagementServiceDenyNodeProcedure:          "operator",
 	musterv1connect.ManagementServiceAllowNodeProcedure:         "operator",
 	musterv1connect.ManagementServiceOpenBootWindowProcedure:    "operator",

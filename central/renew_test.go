@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
@@ -34,8 +35,10 @@ type box struct {
 	device *device.Device
 	client *client.Client
 	// clock is the machine's own, off the centre's by this much.
-	clock    atomic.Int64
-	hw       fleet.Hardware
+	clock atomic.Int64
+	hw    fleet.Hardware
+	// from is the address it calls from; "": any.
+	from     string
 	progress chan client.Progress
 }
 
@@ -79,6 +82,13 @@ func (b *box) open(t *testing.T) {
 		TPM: d, RetryMin: 20 * time.Millisecond, RetryMax: 200 * time.Millisecond,
 		Hardware: func() fleet.Hardware { return b.hw },
 		Now:      func() time.Time { return b.r.clock.now().Add(time.Duration(b.clock.Load())) },
+		Dial: func(ctx context.Context, network, addr string) (net.Conn, error) {
+			d := &net.Dialer{Timeout: 10 * time.Second}
+			if b.from != "" {
+				d.LocalAddr = &net.TCPAddr{IP: net.ParseIP(b.from)}
+			}
+			return d.DialContext(ctx, network, addr)
+		},
 		Progress: func(p client.Progress) {
 			select {
 			case b.progress <- p:

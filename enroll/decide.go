@@ -99,7 +99,7 @@ func Release(now time.Time, r fleet.Request, v Ruling) (fleet.Request, Fact, err
 	// The clock of the next quote is taken as it comes: who releases accepts
 	// that it may be behind.
 	released := r
-	released.Site, released.Labels, released.Clock = "", nil, fleet.TPMClock{}
+	released.Site, released.Labels, released.Replaces, released.Clock = "", nil, "", fleet.TPMClock{}
 	return person(now, released, v, fleet.RequestPending, FactReleased)
 }
 

@@ -161,7 +161,7 @@ func (d Decision) open(now time.Time, live, same *fleet.Request, fresh fleet.Req
 		}
 		// An earlier approval does not carry over.
 		r.DecidedBy, r.DecidedAt, r.Reason = "", now, ""
-		r.Site, r.Labels, r.Supersedes = "", nil, ""
+		r.Site, r.Labels, r.Supersedes, r.Replaces = "", nil, "", ""
 		d.Action, d.Reason = Reopen, fmt.Sprintf("evidence seen before; the request was %s", was)
 		d.Facts = append(d.Facts, fact(FactReopened, r, was, d.Reason))
 	}
@@ -187,7 +187,7 @@ func (d Decision) open(now time.Time, live, same *fleet.Request, fresh fleet.Req
 		case live.State == fleet.RequestQuarantined:
 			doubt = "The request it takes the place of was in quarantine: " + live.Reason
 		case backwards(*live, f):
-			doubt = clockDoubt
+			doubt = clockDoubt(live.Source, f.Source)
 		}
 	}
 	if same == nil {
@@ -208,14 +208,24 @@ func (d Decision) seenAgain(live, fresh fleet.Request, f Filing) Decision {
 		clock := live.Clock
 		r := touched(live, fresh, true)
 		r.Clock = clock
-		return d.quarantine(r, clockDoubt)
+		return d.quarantine(r, clockDoubt(live.Source, f.Source))
 	}
 	d.Action, d.Request = Keep, touched(live, fresh, true)
 	d.Reason = fmt.Sprintf("the same evidence again; the request stays %s", live.State)
 	return d
 }
 
-const clockDoubt = "The TPM's clock went backwards: its state was copied or set back, the same TPM may run in two places"
+// clockDoubt names both addresses: where to look for the two machines.
+func clockDoubt(was, now string) string {
+	place := func(source string) string {
+		if source == "" {
+			return "an unknown address"
+		}
+		return source
+	}
+	return fmt.Sprintf("The TPM's clock went backwards: its state was copied or set back, the same TPM may run in two places; "+
+		"it called from %s before, and from %s now", place(was), place(now))
+}
 
 // quarantine moves r there if its state allows it; a rejected request and one
 // in quarantine already stay as they are.

@@ -90,6 +90,10 @@ type Node struct {
 	Source string `json:"source,omitempty"`
 	// Reason is what the person who denied the node wrote.
 	Reason string `json:"reason,omitempty"`
+	// Replaces is the node whose place this one took; ReplacedBy is the one
+	// that took its place.
+	Replaces   NodeID `json:"replaces,omitempty"`
+	ReplacedBy NodeID `json:"replaced_by,omitempty"`
 	// Generation counts changes of site, labels and duties; Revision all.
 	Generation int64 `json:"generation,omitempty"`
 	Revision   int64 `json:"revision"`

@@ -111,6 +111,8 @@ type Request struct {
 	Reason    string    `json:"reason,omitempty"`
 	// Supersedes is the node's earlier request, if evidence changed.
 	Supersedes RequestID `json:"supersedes,omitempty"`
+	// Replaces is the node whose place the machine takes.
+	Replaces NodeID `json:"replaces,omitempty"`
 	// Revision counts the changes that matter to a person who decides (state,
 	// warnings, findings; not LastSeen, Source, Clock). Callers that decide
 	// give the one they saw.

@@ -55,6 +55,7 @@ func rootCommand() *cobra.Command {
 		approveCommand(),
 		rejectCommand(),
 		denyCommand(),
+		replaceCommand(),
 		allowCommand(),
 		preapproveCommand(),
 		eventsCommand(),

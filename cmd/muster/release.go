@@ -22,8 +22,15 @@ import (
 func releaseCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "release",
-		Short: "The release key, which signs what machines may run",
+		Short: "Put a quarantined request back into the queue; and the release key",
+		Long: `With a request: puts it back into the queue after a quarantine or a rejection.
+Somebody must still approve it. Look first where the doubt came from:
+` + "`muster describe request ID`" + ` names the addresses that the TPM called from.
+
+The verbs below are about another thing, the release key, which signs what
+machines may run and is never at the centre.`,
 	}
+	releaseRequestFlags(cmd)
 	cmd.AddCommand(releaseKeygenCommand(), releaseSignCommand(), releaseVerifyCommand(), releaseSecureBootCommand())
 	return cmd
 }

@@ -30,6 +30,9 @@ func onFlagError(cmd *cobra.Command, err error) error {
 	return exitError{2, fmt.Errorf("%w: see `%s --help`", err, cmd.CommandPath())}
 }
 
+// ownArguments marks a command that holds others and also takes arguments.
+const ownArguments = "own-arguments"
+
 // strict makes every wrong call of cmd and what is below it a usage error:
 // wrong arguments, and names of verbs that do not exist. cobra answers some
 // of these with exit code 1 and some with help and 0, which a script takes
@@ -38,7 +41,7 @@ func strict(cmd *cobra.Command) {
 	for _, c := range cmd.Commands() {
 		strict(c)
 	}
-	if cmd.HasSubCommands() && !cmd.DisableFlagParsing {
+	if cmd.HasSubCommands() && !cmd.DisableFlagParsing && cmd.Annotations[ownArguments] == "" {
 		group(cmd)
 		return
 	}

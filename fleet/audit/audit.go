@@ -53,6 +53,7 @@ const (
 	NodeChanged        Kind = "node.changed"
 	NodeDenied         Kind = "node.denied"
 	NodeAllowed        Kind = "node.allowed"
+	NodeReplaced       Kind = "node.replaced"
 	NodeReported       Kind = "node.reported" // an act done offline at the node
 	TenantCreated      Kind = "tenant.created"
 	TenantChanged      Kind = "tenant.changed"
@@ -78,6 +79,7 @@ const (
 	StackVersionAdded  Kind = "stack-version.published"
 	BootWindowOpened   Kind = "boot.window-opened"
 	AuthorityCreated   Kind = "authority.created"
+	AuthorityRotated   Kind = "authority.rotated"
 	AuthorityExported  Kind = "authority.exported"
 	TokenCreated       Kind = "token.created"
 	TokenRevoked       Kind = "token.revoked"
@@ -89,11 +91,11 @@ const (
 var kinds = []Kind{
 	RequestFiled, RequestApproved, RequestPreApproved, RequestRejected, RequestExpired, RequestSuperseded,
 	RequestQuarantined, RequestReopened, CertificateIssued, CertificateRenewed, NodeActivated, NodeAssigned,
-	NodeChanged, NodeDenied, NodeAllowed, NodeReported, TenantCreated, TenantChanged, TenantMarkedLab,
+	NodeChanged, NodeDenied, NodeAllowed, NodeReplaced, NodeReported, TenantCreated, TenantChanged, TenantMarkedLab,
 	SiteCreated, SiteChanged, SiteDeleted, FoundingGranted, PreApprovalCreated, PreApprovalEnded,
 	ImageRegistered, ImageWithdrawn, RootsImported, RootsRemoved, CharterIssued, AdmissionIssued,
 	RemovalIssued, OrderIssued, OrderWithdrawn, OrderFinished, StackCreated, StackChanged, StackVersionAdded,
-	BootWindowOpened, AuthorityCreated, AuthorityExported, TokenCreated, TokenRevoked, UserChanged,
+	BootWindowOpened, AuthorityCreated, AuthorityRotated, AuthorityExported, TokenCreated, TokenRevoked, UserChanged,
 	BackupRestored, AuditExported,
 }
 

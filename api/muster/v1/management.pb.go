@@ -671,6 +671,251 @@ func (x *RejectResponse) GetRequest() *Request {
 	return nil
 }
 
+type ReleaseRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Revision      int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseRequest) Reset() {
+	*x = ReleaseRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseRequest) ProtoMessage() {}
+
+func (x *ReleaseRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseRequest.ProtoReflect.Descriptor instead.
+func (*ReleaseRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *ReleaseRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *ReleaseRequest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ReleaseRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ReleaseResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Request       *Request               `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReleaseResponse) Reset() {
+	*x = ReleaseResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReleaseResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReleaseResponse) ProtoMessage() {}
+
+func (x *ReleaseResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReleaseResponse.ProtoReflect.Descriptor instead.
+func (*ReleaseResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *ReleaseResponse) GetRequest() *Request {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+type ReplaceRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node that goes.
+	Old string `protobuf:"bytes,1,opt,name=old,proto3" json:"old,omitempty"`
+	// The request of the machine that takes its place, and its revision as the
+	// person saw it.
+	New      string `protobuf:"bytes,2,opt,name=new,proto3" json:"new,omitempty"`
+	Revision int64  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	Reason   string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Only say what would be done.
+	DryRun        bool `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceRequest) Reset() {
+	*x = ReplaceRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceRequest) ProtoMessage() {}
+
+func (x *ReplaceRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceRequest.ProtoReflect.Descriptor instead.
+func (*ReplaceRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *ReplaceRequest) GetOld() string {
+	if x != nil {
+		return x.Old
+	}
+	return ""
+}
+
+func (x *ReplaceRequest) GetNew() string {
+	if x != nil {
+		return x.New
+	}
+	return ""
+}
+
+func (x *ReplaceRequest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *ReplaceRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ReplaceRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+type ReplaceResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Old   *Node                  `protobuf:"bytes,1,opt,name=old,proto3" json:"old,omitempty"`
+	New   *Request               `protobuf:"bytes,2,opt,name=new,proto3" json:"new,omitempty"`
+	// What was done, or would be, in sentences; empty if it had been before.
+	Changes       []string `protobuf:"bytes,3,rep,name=changes,proto3" json:"changes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceResponse) Reset() {
+	*x = ReplaceResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceResponse) ProtoMessage() {}
+
+func (x *ReplaceResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceResponse.ProtoReflect.Descriptor instead.
+func (*ReplaceResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *ReplaceResponse) GetOld() *Node {
+	if x != nil {
+		return x.Old
+	}
+	return nil
+}
+
+func (x *ReplaceResponse) GetNew() *Request {
+	if x != nil {
+		return x.New
+	}
+	return nil
+}
+
+func (x *ReplaceResponse) GetChanges() []string {
+	if x != nil {
+		return x.Changes
+	}
+	return nil
+}
+
 type ImportPreApprovalRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Header ek_sha256[,serial][,site][,label:KEY]...; at most 10 MB.
@@ -693,7 +938,7 @@ type ImportPreApprovalRequest struct {
 
 func (x *ImportPreApprovalRequest) Reset() {
 	*x = ImportPreApprovalRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[10]
+	mi := &file_muster_v1_management_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -705,7 +950,7 @@ func (x *ImportPreApprovalRequest) String() string {
 func (*ImportPreApprovalRequest) ProtoMessage() {}
 
 func (x *ImportPreApprovalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[10]
+	mi := &file_muster_v1_management_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -718,7 +963,7 @@ func (x *ImportPreApprovalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPreApprovalRequest.ProtoReflect.Descriptor instead.
 func (*ImportPreApprovalRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{10}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *ImportPreApprovalRequest) GetCsv() []byte {
@@ -788,7 +1033,7 @@ type LineProblem struct {
 
 func (x *LineProblem) Reset() {
 	*x = LineProblem{}
-	mi := &file_muster_v1_management_proto_msgTypes[11]
+	mi := &file_muster_v1_management_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -800,7 +1045,7 @@ func (x *LineProblem) String() string {
 func (*LineProblem) ProtoMessage() {}
 
 func (x *LineProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[11]
+	mi := &file_muster_v1_management_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -813,7 +1058,7 @@ func (x *LineProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LineProblem.ProtoReflect.Descriptor instead.
 func (*LineProblem) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{11}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *LineProblem) GetLine() uint32 {
@@ -845,7 +1090,7 @@ type ImportPreApprovalResponse struct {
 
 func (x *ImportPreApprovalResponse) Reset() {
 	*x = ImportPreApprovalResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[12]
+	mi := &file_muster_v1_management_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -857,7 +1102,7 @@ func (x *ImportPreApprovalResponse) String() string {
 func (*ImportPreApprovalResponse) ProtoMessage() {}
 
 func (x *ImportPreApprovalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[12]
+	mi := &file_muster_v1_management_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -870,7 +1115,7 @@ func (x *ImportPreApprovalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportPreApprovalResponse.ProtoReflect.Descriptor instead.
 func (*ImportPreApprovalResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{12}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *ImportPreApprovalResponse) GetPreApproval() *PreApproval {
@@ -922,7 +1167,7 @@ type CreateClaimRequest struct {
 
 func (x *CreateClaimRequest) Reset() {
 	*x = CreateClaimRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[13]
+	mi := &file_muster_v1_management_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -934,7 +1179,7 @@ func (x *CreateClaimRequest) String() string {
 func (*CreateClaimRequest) ProtoMessage() {}
 
 func (x *CreateClaimRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[13]
+	mi := &file_muster_v1_management_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -947,7 +1192,7 @@ func (x *CreateClaimRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateClaimRequest.ProtoReflect.Descriptor instead.
 func (*CreateClaimRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{13}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *CreateClaimRequest) GetName() string {
@@ -996,7 +1241,7 @@ type CreateClaimResponse struct {
 
 func (x *CreateClaimResponse) Reset() {
 	*x = CreateClaimResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[14]
+	mi := &file_muster_v1_management_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1008,7 +1253,7 @@ func (x *CreateClaimResponse) String() string {
 func (*CreateClaimResponse) ProtoMessage() {}
 
 func (x *CreateClaimResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[14]
+	mi := &file_muster_v1_management_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1021,7 +1266,7 @@ func (x *CreateClaimResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateClaimResponse.ProtoReflect.Descriptor instead.
 func (*CreateClaimResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{14}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *CreateClaimResponse) GetPreApproval() *PreApproval {
@@ -1059,7 +1304,7 @@ type CreateRuleRequest struct {
 
 func (x *CreateRuleRequest) Reset() {
 	*x = CreateRuleRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[15]
+	mi := &file_muster_v1_management_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1071,7 +1316,7 @@ func (x *CreateRuleRequest) String() string {
 func (*CreateRuleRequest) ProtoMessage() {}
 
 func (x *CreateRuleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[15]
+	mi := &file_muster_v1_management_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1084,7 +1329,7 @@ func (x *CreateRuleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRuleRequest.ProtoReflect.Descriptor instead.
 func (*CreateRuleRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{15}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *CreateRuleRequest) GetName() string {
@@ -1173,7 +1418,7 @@ type CreateRuleResponse struct {
 
 func (x *CreateRuleResponse) Reset() {
 	*x = CreateRuleResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[16]
+	mi := &file_muster_v1_management_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1185,7 +1430,7 @@ func (x *CreateRuleResponse) String() string {
 func (*CreateRuleResponse) ProtoMessage() {}
 
 func (x *CreateRuleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[16]
+	mi := &file_muster_v1_management_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1198,7 +1443,7 @@ func (x *CreateRuleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateRuleResponse.ProtoReflect.Descriptor instead.
 func (*CreateRuleResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{16}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *CreateRuleResponse) GetPreApproval() *PreApproval {
@@ -1216,7 +1461,7 @@ type ListPreApprovalsRequest struct {
 
 func (x *ListPreApprovalsRequest) Reset() {
 	*x = ListPreApprovalsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[17]
+	mi := &file_muster_v1_management_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1228,7 +1473,7 @@ func (x *ListPreApprovalsRequest) String() string {
 func (*ListPreApprovalsRequest) ProtoMessage() {}
 
 func (x *ListPreApprovalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[17]
+	mi := &file_muster_v1_management_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1241,7 +1486,7 @@ func (x *ListPreApprovalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPreApprovalsRequest.ProtoReflect.Descriptor instead.
 func (*ListPreApprovalsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{17}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{21}
 }
 
 type ListPreApprovalsResponse struct {
@@ -1255,7 +1500,7 @@ type ListPreApprovalsResponse struct {
 
 func (x *ListPreApprovalsResponse) Reset() {
 	*x = ListPreApprovalsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[18]
+	mi := &file_muster_v1_management_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1267,7 +1512,7 @@ func (x *ListPreApprovalsResponse) String() string {
 func (*ListPreApprovalsResponse) ProtoMessage() {}
 
 func (x *ListPreApprovalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[18]
+	mi := &file_muster_v1_management_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1280,7 +1525,7 @@ func (x *ListPreApprovalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListPreApprovalsResponse.ProtoReflect.Descriptor instead.
 func (*ListPreApprovalsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{18}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *ListPreApprovalsResponse) GetPreApprovals() []*PreApproval {
@@ -1307,7 +1552,7 @@ type RemovePreApprovalRequest struct {
 
 func (x *RemovePreApprovalRequest) Reset() {
 	*x = RemovePreApprovalRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[19]
+	mi := &file_muster_v1_management_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1319,7 +1564,7 @@ func (x *RemovePreApprovalRequest) String() string {
 func (*RemovePreApprovalRequest) ProtoMessage() {}
 
 func (x *RemovePreApprovalRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[19]
+	mi := &file_muster_v1_management_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1332,7 +1577,7 @@ func (x *RemovePreApprovalRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePreApprovalRequest.ProtoReflect.Descriptor instead.
 func (*RemovePreApprovalRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{19}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *RemovePreApprovalRequest) GetName() string {
@@ -1358,7 +1603,7 @@ type RemovePreApprovalResponse struct {
 
 func (x *RemovePreApprovalResponse) Reset() {
 	*x = RemovePreApprovalResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[20]
+	mi := &file_muster_v1_management_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1370,7 +1615,7 @@ func (x *RemovePreApprovalResponse) String() string {
 func (*RemovePreApprovalResponse) ProtoMessage() {}
 
 func (x *RemovePreApprovalResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[20]
+	mi := &file_muster_v1_management_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1383,7 +1628,7 @@ func (x *RemovePreApprovalResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RemovePreApprovalResponse.ProtoReflect.Descriptor instead.
 func (*RemovePreApprovalResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{20}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *RemovePreApprovalResponse) GetPreApproval() *PreApproval {
@@ -1403,7 +1648,7 @@ type TestPreApprovalsRequest struct {
 
 func (x *TestPreApprovalsRequest) Reset() {
 	*x = TestPreApprovalsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[21]
+	mi := &file_muster_v1_management_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1415,7 +1660,7 @@ func (x *TestPreApprovalsRequest) String() string {
 func (*TestPreApprovalsRequest) ProtoMessage() {}
 
 func (x *TestPreApprovalsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[21]
+	mi := &file_muster_v1_management_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1428,7 +1673,7 @@ func (x *TestPreApprovalsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestPreApprovalsRequest.ProtoReflect.Descriptor instead.
 func (*TestPreApprovalsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{21}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *TestPreApprovalsRequest) GetId() string {
@@ -1449,7 +1694,7 @@ type TriedPreApproval struct {
 
 func (x *TriedPreApproval) Reset() {
 	*x = TriedPreApproval{}
-	mi := &file_muster_v1_management_proto_msgTypes[22]
+	mi := &file_muster_v1_management_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1461,7 +1706,7 @@ func (x *TriedPreApproval) String() string {
 func (*TriedPreApproval) ProtoMessage() {}
 
 func (x *TriedPreApproval) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[22]
+	mi := &file_muster_v1_management_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1474,7 +1719,7 @@ func (x *TriedPreApproval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TriedPreApproval.ProtoReflect.Descriptor instead.
 func (*TriedPreApproval) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{22}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *TriedPreApproval) GetName() string {
@@ -1514,7 +1759,7 @@ type TestPreApprovalsResponse struct {
 
 func (x *TestPreApprovalsResponse) Reset() {
 	*x = TestPreApprovalsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[23]
+	mi := &file_muster_v1_management_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1526,7 +1771,7 @@ func (x *TestPreApprovalsResponse) String() string {
 func (*TestPreApprovalsResponse) ProtoMessage() {}
 
 func (x *TestPreApprovalsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[23]
+	mi := &file_muster_v1_management_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1539,7 +1784,7 @@ func (x *TestPreApprovalsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TestPreApprovalsResponse.ProtoReflect.Descriptor instead.
 func (*TestPreApprovalsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{23}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *TestPreApprovalsResponse) GetRequest() string {
@@ -1602,7 +1847,7 @@ type ListNodesRequest struct {
 
 func (x *ListNodesRequest) Reset() {
 	*x = ListNodesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[24]
+	mi := &file_muster_v1_management_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1614,7 +1859,7 @@ func (x *ListNodesRequest) String() string {
 func (*ListNodesRequest) ProtoMessage() {}
 
 func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[24]
+	mi := &file_muster_v1_management_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1627,7 +1872,7 @@ func (x *ListNodesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesRequest.ProtoReflect.Descriptor instead.
 func (*ListNodesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{24}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *ListNodesRequest) GetLimit() uint32 {
@@ -1655,7 +1900,7 @@ type ListNodesResponse struct {
 
 func (x *ListNodesResponse) Reset() {
 	*x = ListNodesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[25]
+	mi := &file_muster_v1_management_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1667,7 +1912,7 @@ func (x *ListNodesResponse) String() string {
 func (*ListNodesResponse) ProtoMessage() {}
 
 func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[25]
+	mi := &file_muster_v1_management_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1680,7 +1925,7 @@ func (x *ListNodesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListNodesResponse.ProtoReflect.Descriptor instead.
 func (*ListNodesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{25}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListNodesResponse) GetNodes() []*Node {
@@ -1713,7 +1958,7 @@ type GetNodeRequest struct {
 
 func (x *GetNodeRequest) Reset() {
 	*x = GetNodeRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[26]
+	mi := &file_muster_v1_management_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1725,7 +1970,7 @@ func (x *GetNodeRequest) String() string {
 func (*GetNodeRequest) ProtoMessage() {}
 
 func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[26]
+	mi := &file_muster_v1_management_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1738,7 +1983,7 @@ func (x *GetNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeRequest.ProtoReflect.Descriptor instead.
 func (*GetNodeRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{26}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetNodeRequest) GetId() string {
@@ -1761,7 +2006,7 @@ type GetNodeResponse struct {
 
 func (x *GetNodeResponse) Reset() {
 	*x = GetNodeResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[27]
+	mi := &file_muster_v1_management_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1773,7 +2018,7 @@ func (x *GetNodeResponse) String() string {
 func (*GetNodeResponse) ProtoMessage() {}
 
 func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[27]
+	mi := &file_muster_v1_management_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1786,7 +2031,7 @@ func (x *GetNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetNodeResponse.ProtoReflect.Descriptor instead.
 func (*GetNodeResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{27}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetNodeResponse) GetNode() *Node {
@@ -1828,7 +2073,7 @@ type DenyNodeRequest struct {
 
 func (x *DenyNodeRequest) Reset() {
 	*x = DenyNodeRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[28]
+	mi := &file_muster_v1_management_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1840,7 +2085,7 @@ func (x *DenyNodeRequest) String() string {
 func (*DenyNodeRequest) ProtoMessage() {}
 
 func (x *DenyNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[28]
+	mi := &file_muster_v1_management_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1853,7 +2098,7 @@ func (x *DenyNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenyNodeRequest.ProtoReflect.Descriptor instead.
 func (*DenyNodeRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{28}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *DenyNodeRequest) GetId() string {
@@ -1886,7 +2131,7 @@ type DenyNodeResponse struct {
 
 func (x *DenyNodeResponse) Reset() {
 	*x = DenyNodeResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[29]
+	mi := &file_muster_v1_management_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2143,7 @@ func (x *DenyNodeResponse) String() string {
 func (*DenyNodeResponse) ProtoMessage() {}
 
 func (x *DenyNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[29]
+	mi := &file_muster_v1_management_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2156,7 @@ func (x *DenyNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DenyNodeResponse.ProtoReflect.Descriptor instead.
 func (*DenyNodeResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{29}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *DenyNodeResponse) GetNode() *Node {
@@ -1932,7 +2177,7 @@ type AllowNodeRequest struct {
 
 func (x *AllowNodeRequest) Reset() {
 	*x = AllowNodeRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[30]
+	mi := &file_muster_v1_management_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1944,7 +2189,7 @@ func (x *AllowNodeRequest) String() string {
 func (*AllowNodeRequest) ProtoMessage() {}
 
 func (x *AllowNodeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[30]
+	mi := &file_muster_v1_management_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1957,7 +2202,7 @@ func (x *AllowNodeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowNodeRequest.ProtoReflect.Descriptor instead.
 func (*AllowNodeRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{30}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *AllowNodeRequest) GetId() string {
@@ -1990,7 +2235,7 @@ type AllowNodeResponse struct {
 
 func (x *AllowNodeResponse) Reset() {
 	*x = AllowNodeResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[31]
+	mi := &file_muster_v1_management_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2002,7 +2247,7 @@ func (x *AllowNodeResponse) String() string {
 func (*AllowNodeResponse) ProtoMessage() {}
 
 func (x *AllowNodeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[31]
+	mi := &file_muster_v1_management_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2015,7 +2260,7 @@ func (x *AllowNodeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AllowNodeResponse.ProtoReflect.Descriptor instead.
 func (*AllowNodeResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{31}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *AllowNodeResponse) GetNode() *Node {
@@ -2035,7 +2280,7 @@ type ListSitesRequest struct {
 
 func (x *ListSitesRequest) Reset() {
 	*x = ListSitesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[32]
+	mi := &file_muster_v1_management_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2047,7 +2292,7 @@ func (x *ListSitesRequest) String() string {
 func (*ListSitesRequest) ProtoMessage() {}
 
 func (x *ListSitesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[32]
+	mi := &file_muster_v1_management_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2060,7 +2305,7 @@ func (x *ListSitesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSitesRequest.ProtoReflect.Descriptor instead.
 func (*ListSitesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{32}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListSitesRequest) GetLimit() uint32 {
@@ -2088,7 +2333,7 @@ type ListSitesResponse struct {
 
 func (x *ListSitesResponse) Reset() {
 	*x = ListSitesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[33]
+	mi := &file_muster_v1_management_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2100,7 +2345,7 @@ func (x *ListSitesResponse) String() string {
 func (*ListSitesResponse) ProtoMessage() {}
 
 func (x *ListSitesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[33]
+	mi := &file_muster_v1_management_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2113,7 +2358,7 @@ func (x *ListSitesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListSitesResponse.ProtoReflect.Descriptor instead.
 func (*ListSitesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{33}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ListSitesResponse) GetSites() []*Site {
@@ -2145,7 +2390,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[34]
+	mi := &file_muster_v1_management_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2157,7 +2402,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[34]
+	mi := &file_muster_v1_management_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2170,7 +2415,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{34}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{38}
 }
 
 type ListImagesResponse struct {
@@ -2183,7 +2428,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[35]
+	mi := &file_muster_v1_management_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2195,7 +2440,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[35]
+	mi := &file_muster_v1_management_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2208,7 +2453,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{35}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2235,7 +2480,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[36]
+	mi := &file_muster_v1_management_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2247,7 +2492,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[36]
+	mi := &file_muster_v1_management_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2260,7 +2505,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{36}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RegisterImageRequest) GetManifest() []byte {
@@ -2281,7 +2526,7 @@ type RegisterImageResponse struct {
 
 func (x *RegisterImageResponse) Reset() {
 	*x = RegisterImageResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[37]
+	mi := &file_muster_v1_management_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2293,7 +2538,7 @@ func (x *RegisterImageResponse) String() string {
 func (*RegisterImageResponse) ProtoMessage() {}
 
 func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[37]
+	mi := &file_muster_v1_management_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2306,7 +2551,7 @@ func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
 func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{37}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *RegisterImageResponse) GetImage() *Image {
@@ -2334,7 +2579,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[38]
+	mi := &file_muster_v1_management_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2346,7 +2591,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[38]
+	mi := &file_muster_v1_management_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2359,7 +2604,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{38}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *TrustReleaseKeyRequest) GetPublicKey() string {
@@ -2387,7 +2632,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[39]
+	mi := &file_muster_v1_management_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2399,7 +2644,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[39]
+	mi := &file_muster_v1_management_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2412,7 +2657,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{39}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *TrustReleaseKeyResponse) GetKeyIds() []string {
@@ -2443,7 +2688,7 @@ type Root struct {
 
 func (x *Root) Reset() {
 	*x = Root{}
-	mi := &file_muster_v1_management_proto_msgTypes[40]
+	mi := &file_muster_v1_management_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2455,7 +2700,7 @@ func (x *Root) String() string {
 func (*Root) ProtoMessage() {}
 
 func (x *Root) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[40]
+	mi := &file_muster_v1_management_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2468,7 +2713,7 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Root.ProtoReflect.Descriptor instead.
 func (*Root) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{40}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *Root) GetFile() string {
@@ -2514,7 +2759,7 @@ type ListRootsRequest struct {
 
 func (x *ListRootsRequest) Reset() {
 	*x = ListRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[41]
+	mi := &file_muster_v1_management_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +2771,7 @@ func (x *ListRootsRequest) String() string {
 func (*ListRootsRequest) ProtoMessage() {}
 
 func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[41]
+	mi := &file_muster_v1_management_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +2784,7 @@ func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsRequest.ProtoReflect.Descriptor instead.
 func (*ListRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{41}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{45}
 }
 
 type ListRootsResponse struct {
@@ -2554,7 +2799,7 @@ type ListRootsResponse struct {
 
 func (x *ListRootsResponse) Reset() {
 	*x = ListRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[42]
+	mi := &file_muster_v1_management_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2566,7 +2811,7 @@ func (x *ListRootsResponse) String() string {
 func (*ListRootsResponse) ProtoMessage() {}
 
 func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[42]
+	mi := &file_muster_v1_management_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2579,7 +2824,7 @@ func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsResponse.ProtoReflect.Descriptor instead.
 func (*ListRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{42}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ListRootsResponse) GetRoots() []*Root {
@@ -2615,7 +2860,7 @@ type ImportRootsRequest struct {
 
 func (x *ImportRootsRequest) Reset() {
 	*x = ImportRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[43]
+	mi := &file_muster_v1_management_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2627,7 +2872,7 @@ func (x *ImportRootsRequest) String() string {
 func (*ImportRootsRequest) ProtoMessage() {}
 
 func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[43]
+	mi := &file_muster_v1_management_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2640,7 +2885,7 @@ func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsRequest.ProtoReflect.Descriptor instead.
 func (*ImportRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{43}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *ImportRootsRequest) GetCertificates() [][]byte {
@@ -2673,7 +2918,7 @@ type ImportRootsResponse struct {
 
 func (x *ImportRootsResponse) Reset() {
 	*x = ImportRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[44]
+	mi := &file_muster_v1_management_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2685,7 +2930,7 @@ func (x *ImportRootsResponse) String() string {
 func (*ImportRootsResponse) ProtoMessage() {}
 
 func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[44]
+	mi := &file_muster_v1_management_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2698,7 +2943,7 @@ func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsResponse.ProtoReflect.Descriptor instead.
 func (*ImportRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{44}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *ImportRootsResponse) GetRoots() []*Root {
@@ -2719,7 +2964,7 @@ type OpenBootWindowRequest struct {
 
 func (x *OpenBootWindowRequest) Reset() {
 	*x = OpenBootWindowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[45]
+	mi := &file_muster_v1_management_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2731,7 +2976,7 @@ func (x *OpenBootWindowRequest) String() string {
 func (*OpenBootWindowRequest) ProtoMessage() {}
 
 func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[45]
+	mi := &file_muster_v1_management_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2744,7 +2989,7 @@ func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowRequest.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{45}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *OpenBootWindowRequest) GetSeconds() uint32 {
@@ -2778,7 +3023,7 @@ type OpenBootWindowResponse struct {
 
 func (x *OpenBootWindowResponse) Reset() {
 	*x = OpenBootWindowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[46]
+	mi := &file_muster_v1_management_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2790,7 +3035,7 @@ func (x *OpenBootWindowResponse) String() string {
 func (*OpenBootWindowResponse) ProtoMessage() {}
 
 func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[46]
+	mi := &file_muster_v1_management_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2803,7 +3048,7 @@ func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowResponse.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{46}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *OpenBootWindowResponse) GetUntil() *timestamppb.Timestamp {
@@ -2833,7 +3078,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[47]
+	mi := &file_muster_v1_management_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2845,7 +3090,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[47]
+	mi := &file_muster_v1_management_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2858,7 +3103,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{47}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *WatchEventsRequest) GetAfter() uint64 {
@@ -2893,7 +3138,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[48]
+	mi := &file_muster_v1_management_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2905,7 +3150,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[48]
+	mi := &file_muster_v1_management_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2918,7 +3163,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{48}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -2938,7 +3183,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[49]
+	mi := &file_muster_v1_management_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2950,7 +3195,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[49]
+	mi := &file_muster_v1_management_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2963,7 +3208,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{49}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *ListAuditRequest) GetAfter() uint64 {
@@ -2990,7 +3235,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[50]
+	mi := &file_muster_v1_management_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3002,7 +3247,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[50]
+	mi := &file_muster_v1_management_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3015,7 +3260,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{50}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *ListAuditResponse) GetRecords() []*AuditRecord {
@@ -3040,7 +3285,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[51]
+	mi := &file_muster_v1_management_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3052,7 +3297,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[51]
+	mi := &file_muster_v1_management_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3065,7 +3310,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{51}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{55}
 }
 
 type VerifyAuditResponse struct {
@@ -3083,7 +3328,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[52]
+	mi := &file_muster_v1_management_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3095,7 +3340,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[52]
+	mi := &file_muster_v1_management_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3108,7 +3353,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{52}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *VerifyAuditResponse) GetOk() bool {
@@ -3206,7 +3451,23 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x16\n" +
 	"\x06reason\x18\x03 \x01(\tR\x06reason\">\n" +
 	"\x0eRejectResponse\x12,\n" +
-	"\arequest\x18\x01 \x01(\v2\x12.muster.v1.RequestR\arequest\"\xd5\x02\n" +
+	"\arequest\x18\x01 \x01(\v2\x12.muster.v1.RequestR\arequest\"T\n" +
+	"\x0eReleaseRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"?\n" +
+	"\x0fReleaseResponse\x12,\n" +
+	"\arequest\x18\x01 \x01(\v2\x12.muster.v1.RequestR\arequest\"\x81\x01\n" +
+	"\x0eReplaceRequest\x12\x10\n" +
+	"\x03old\x18\x01 \x01(\tR\x03old\x12\x10\n" +
+	"\x03new\x18\x02 \x01(\tR\x03new\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\"t\n" +
+	"\x0fReplaceResponse\x12!\n" +
+	"\x03old\x18\x01 \x01(\v2\x0f.muster.v1.NodeR\x03old\x12$\n" +
+	"\x03new\x18\x02 \x01(\v2\x12.muster.v1.RequestR\x03new\x12\x18\n" +
+	"\achanges\x18\x03 \x03(\tR\achanges\"\xd5\x02\n" +
 	"\x18ImportPreApprovalRequest\x12\x10\n" +
 	"\x03csv\x18\x01 \x01(\fR\x03csv\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x12\n" +
@@ -3375,14 +3636,16 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x17\n" +
 	"\abad_seq\x18\x03 \x01(\x04R\x06badSeq\x12\x18\n" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x12\n" +
-	"\x04head\x18\x05 \x01(\tR\x04head2\xb6\x0f\n" +
+	"\x04head\x18\x05 \x01(\tR\x04head2\xba\x10\n" +
 	"\x11ManagementService\x12F\n" +
 	"\tGetCentre\x12\x1b.muster.v1.GetCentreRequest\x1a\x1c.muster.v1.GetCentreResponse\x12O\n" +
 	"\fListRequests\x12\x1e.muster.v1.ListRequestsRequest\x1a\x1f.muster.v1.ListRequestsResponse\x12I\n" +
 	"\n" +
 	"GetRequest\x12\x1c.muster.v1.GetRequestRequest\x1a\x1d.muster.v1.GetRequestResponse\x12@\n" +
 	"\aApprove\x12\x19.muster.v1.ApproveRequest\x1a\x1a.muster.v1.ApproveResponse\x12=\n" +
-	"\x06Reject\x12\x18.muster.v1.RejectRequest\x1a\x19.muster.v1.RejectResponse\x12^\n" +
+	"\x06Reject\x12\x18.muster.v1.RejectRequest\x1a\x19.muster.v1.RejectResponse\x12@\n" +
+	"\aRelease\x12\x19.muster.v1.ReleaseRequest\x1a\x1a.muster.v1.ReleaseResponse\x12@\n" +
+	"\aReplace\x12\x19.muster.v1.ReplaceRequest\x1a\x1a.muster.v1.ReplaceResponse\x12^\n" +
 	"\x11ImportPreApproval\x12#.muster.v1.ImportPreApprovalRequest\x1a$.muster.v1.ImportPreApprovalResponse\x12L\n" +
 	"\vCreateClaim\x12\x1d.muster.v1.CreateClaimRequest\x1a\x1e.muster.v1.CreateClaimResponse\x12I\n" +
 	"\n" +
@@ -3418,7 +3681,7 @@ func file_muster_v1_management_proto_rawDescGZIP() []byte {
 	return file_muster_v1_management_proto_rawDescData
 }
 
-var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 60)
+var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
 var file_muster_v1_management_proto_goTypes = []any{
 	(*GetCentreRequest)(nil),          // 0: muster.v1.GetCentreRequest
 	(*GetCentreResponse)(nil),         // 1: muster.v1.GetCentreResponse
@@ -3430,161 +3693,172 @@ var file_muster_v1_management_proto_goTypes = []any{
 	(*ApproveResponse)(nil),           // 7: muster.v1.ApproveResponse
 	(*RejectRequest)(nil),             // 8: muster.v1.RejectRequest
 	(*RejectResponse)(nil),            // 9: muster.v1.RejectResponse
-	(*ImportPreApprovalRequest)(nil),  // 10: muster.v1.ImportPreApprovalRequest
-	(*LineProblem)(nil),               // 11: muster.v1.LineProblem
-	(*ImportPreApprovalResponse)(nil), // 12: muster.v1.ImportPreApprovalResponse
-	(*CreateClaimRequest)(nil),        // 13: muster.v1.CreateClaimRequest
-	(*CreateClaimResponse)(nil),       // 14: muster.v1.CreateClaimResponse
-	(*CreateRuleRequest)(nil),         // 15: muster.v1.CreateRuleRequest
-	(*CreateRuleResponse)(nil),        // 16: muster.v1.CreateRuleResponse
-	(*ListPreApprovalsRequest)(nil),   // 17: muster.v1.ListPreApprovalsRequest
-	(*ListPreApprovalsResponse)(nil),  // 18: muster.v1.ListPreApprovalsResponse
-	(*RemovePreApprovalRequest)(nil),  // 19: muster.v1.RemovePreApprovalRequest
-	(*RemovePreApprovalResponse)(nil), // 20: muster.v1.RemovePreApprovalResponse
-	(*TestPreApprovalsRequest)(nil),   // 21: muster.v1.TestPreApprovalsRequest
-	(*TriedPreApproval)(nil),          // 22: muster.v1.TriedPreApproval
-	(*TestPreApprovalsResponse)(nil),  // 23: muster.v1.TestPreApprovalsResponse
-	(*ListNodesRequest)(nil),          // 24: muster.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 25: muster.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 26: muster.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),           // 27: muster.v1.GetNodeResponse
-	(*DenyNodeRequest)(nil),           // 28: muster.v1.DenyNodeRequest
-	(*DenyNodeResponse)(nil),          // 29: muster.v1.DenyNodeResponse
-	(*AllowNodeRequest)(nil),          // 30: muster.v1.AllowNodeRequest
-	(*AllowNodeResponse)(nil),         // 31: muster.v1.AllowNodeResponse
-	(*ListSitesRequest)(nil),          // 32: muster.v1.ListSitesRequest
-	(*ListSitesResponse)(nil),         // 33: muster.v1.ListSitesResponse
-	(*ListImagesRequest)(nil),         // 34: muster.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),        // 35: muster.v1.ListImagesResponse
-	(*RegisterImageRequest)(nil),      // 36: muster.v1.RegisterImageRequest
-	(*RegisterImageResponse)(nil),     // 37: muster.v1.RegisterImageResponse
-	(*TrustReleaseKeyRequest)(nil),    // 38: muster.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil),   // 39: muster.v1.TrustReleaseKeyResponse
-	(*Root)(nil),                      // 40: muster.v1.Root
-	(*ListRootsRequest)(nil),          // 41: muster.v1.ListRootsRequest
-	(*ListRootsResponse)(nil),         // 42: muster.v1.ListRootsResponse
-	(*ImportRootsRequest)(nil),        // 43: muster.v1.ImportRootsRequest
-	(*ImportRootsResponse)(nil),       // 44: muster.v1.ImportRootsResponse
-	(*OpenBootWindowRequest)(nil),     // 45: muster.v1.OpenBootWindowRequest
-	(*OpenBootWindowResponse)(nil),    // 46: muster.v1.OpenBootWindowResponse
-	(*WatchEventsRequest)(nil),        // 47: muster.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),       // 48: muster.v1.WatchEventsResponse
-	(*ListAuditRequest)(nil),          // 49: muster.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),         // 50: muster.v1.ListAuditResponse
-	(*VerifyAuditRequest)(nil),        // 51: muster.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),       // 52: muster.v1.VerifyAuditResponse
-	nil,                               // 53: muster.v1.GetCentreResponse.RequestsEntry
-	nil,                               // 54: muster.v1.GetCentreResponse.NodesEntry
-	nil,                               // 55: muster.v1.ApproveRequest.LabelsEntry
-	nil,                               // 56: muster.v1.ImportPreApprovalRequest.LabelsEntry
-	nil,                               // 57: muster.v1.CreateClaimRequest.LabelsEntry
-	nil,                               // 58: muster.v1.CreateRuleRequest.LabelsEntry
-	nil,                               // 59: muster.v1.TestPreApprovalsResponse.LabelsEntry
-	(*Tenant)(nil),                    // 60: muster.v1.Tenant
-	(*timestamppb.Timestamp)(nil),     // 61: google.protobuf.Timestamp
-	(*Request)(nil),                   // 62: muster.v1.Request
-	(*Event)(nil),                     // 63: muster.v1.Event
-	(*PreApproval)(nil),               // 64: muster.v1.PreApproval
-	(IdentityTrust)(0),                // 65: muster.v1.IdentityTrust
-	(BootTrust)(0),                    // 66: muster.v1.BootTrust
-	(*Node)(nil),                      // 67: muster.v1.Node
-	(*Site)(nil),                      // 68: muster.v1.Site
-	(*Image)(nil),                     // 69: muster.v1.Image
-	(*AuditRecord)(nil),               // 70: muster.v1.AuditRecord
+	(*ReleaseRequest)(nil),            // 10: muster.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),           // 11: muster.v1.ReleaseResponse
+	(*ReplaceRequest)(nil),            // 12: muster.v1.ReplaceRequest
+	(*ReplaceResponse)(nil),           // 13: muster.v1.ReplaceResponse
+	(*ImportPreApprovalRequest)(nil),  // 14: muster.v1.ImportPreApprovalRequest
+	(*LineProblem)(nil),               // 15: muster.v1.LineProblem
+	(*ImportPreApprovalResponse)(nil), // 16: muster.v1.ImportPreApprovalResponse
+	(*CreateClaimRequest)(nil),        // 17: muster.v1.CreateClaimRequest
+	(*CreateClaimResponse)(nil),       // 18: muster.v1.CreateClaimResponse
+	(*CreateRuleRequest)(nil),         // 19: muster.v1.CreateRuleRequest
+	(*CreateRuleResponse)(nil),        // 20: muster.v1.CreateRuleResponse
+	(*ListPreApprovalsRequest)(nil),   // 21: muster.v1.ListPreApprovalsRequest
+	(*ListPreApprovalsResponse)(nil),  // 22: muster.v1.ListPreApprovalsResponse
+	(*RemovePreApprovalRequest)(nil),  // 23: muster.v1.RemovePreApprovalRequest
+	(*RemovePreApprovalResponse)(nil), // 24: muster.v1.RemovePreApprovalResponse
+	(*TestPreApprovalsRequest)(nil),   // 25: muster.v1.TestPreApprovalsRequest
+	(*TriedPreApproval)(nil),          // 26: muster.v1.TriedPreApproval
+	(*TestPreApprovalsResponse)(nil),  // 27: muster.v1.TestPreApprovalsResponse
+	(*ListNodesRequest)(nil),          // 28: muster.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),         // 29: muster.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),            // 30: muster.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),           // 31: muster.v1.GetNodeResponse
+	(*DenyNodeRequest)(nil),           // 32: muster.v1.DenyNodeRequest
+	(*DenyNodeResponse)(nil),          // 33: muster.v1.DenyNodeResponse
+	(*AllowNodeRequest)(nil),          // 34: muster.v1.AllowNodeRequest
+	(*AllowNodeResponse)(nil),         // 35: muster.v1.AllowNodeResponse
+	(*ListSitesRequest)(nil),          // 36: muster.v1.ListSitesRequest
+	(*ListSitesResponse)(nil),         // 37: muster.v1.ListSitesResponse
+	(*ListImagesRequest)(nil),         // 38: muster.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),        // 39: muster.v1.ListImagesResponse
+	(*RegisterImageRequest)(nil),      // 40: muster.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),     // 41: muster.v1.RegisterImageResponse
+	(*TrustReleaseKeyRequest)(nil),    // 42: muster.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil),   // 43: muster.v1.TrustReleaseKeyResponse
+	(*Root)(nil),                      // 44: muster.v1.Root
+	(*ListRootsRequest)(nil),          // 45: muster.v1.ListRootsRequest
+	(*ListRootsResponse)(nil),         // 46: muster.v1.ListRootsResponse
+	(*ImportRootsRequest)(nil),        // 47: muster.v1.ImportRootsRequest
+	(*ImportRootsResponse)(nil),       // 48: muster.v1.ImportRootsResponse
+	(*OpenBootWindowRequest)(nil),     // 49: muster.v1.OpenBootWindowRequest
+	(*OpenBootWindowResponse)(nil),    // 50: muster.v1.OpenBootWindowResponse
+	(*WatchEventsRequest)(nil),        // 51: muster.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),       // 52: muster.v1.WatchEventsResponse
+	(*ListAuditRequest)(nil),          // 53: muster.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 54: muster.v1.ListAuditResponse
+	(*VerifyAuditRequest)(nil),        // 55: muster.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),       // 56: muster.v1.VerifyAuditResponse
+	nil,                               // 57: muster.v1.GetCentreResponse.RequestsEntry
+	nil,                               // 58: muster.v1.GetCentreResponse.NodesEntry
+	nil,                               // 59: muster.v1.ApproveRequest.LabelsEntry
+	nil,                               // 60: muster.v1.ImportPreApprovalRequest.LabelsEntry
+	nil,                               // 61: muster.v1.CreateClaimRequest.LabelsEntry
+	nil,                               // 62: muster.v1.CreateRuleRequest.LabelsEntry
+	nil,                               // 63: muster.v1.TestPreApprovalsResponse.LabelsEntry
+	(*Tenant)(nil),                    // 64: muster.v1.Tenant
+	(*timestamppb.Timestamp)(nil),     // 65: google.protobuf.Timestamp
+	(*Request)(nil),                   // 66: muster.v1.Request
+	(*Event)(nil),                     // 67: muster.v1.Event
+	(*Node)(nil),                      // 68: muster.v1.Node
+	(*PreApproval)(nil),               // 69: muster.v1.PreApproval
+	(IdentityTrust)(0),                // 70: muster.v1.IdentityTrust
+	(BootTrust)(0),                    // 71: muster.v1.BootTrust
+	(*Site)(nil),                      // 72: muster.v1.Site
+	(*Image)(nil),                     // 73: muster.v1.Image
+	(*AuditRecord)(nil),               // 74: muster.v1.AuditRecord
 }
 var file_muster_v1_management_proto_depIdxs = []int32{
-	60, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
-	61, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
-	53, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
-	54, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
-	62, // 4: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
-	62, // 5: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
-	63, // 6: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
-	55, // 7: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
-	62, // 8: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
-	62, // 9: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
-	56, // 10: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
-	64, // 11: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
-	11, // 12: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
-	57, // 13: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
-	64, // 14: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
-	58, // 15: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
-	65, // 16: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
-	66, // 17: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
-	64, // 18: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
-	64, // 19: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
-	64, // 20: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
-	59, // 21: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
-	22, // 22: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
-	67, // 23: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
-	67, // 24: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
-	62, // 25: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
-	67, // 26: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
-	67, // 27: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
-	68, // 28: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
-	69, // 29: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
-	69, // 30: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
-	61, // 31: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
-	40, // 32: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
-	40, // 33: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
-	61, // 34: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
-	63, // 35: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
-	70, // 36: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
-	0,  // 37: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
-	2,  // 38: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
-	4,  // 39: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
-	6,  // 40: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
-	8,  // 41: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
-	10, // 42: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
-	13, // 43: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
-	15, // 44: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
-	17, // 45: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
-	19, // 46: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
-	21, // 47: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
-	24, // 48: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
-	26, // 49: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
-	28, // 50: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
-	30, // 51: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
-	32, // 52: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
-	34, // 53: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
-	36, // 54: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
-	38, // 55: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
-	41, // 56: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
-	43, // 57: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
-	45, // 58: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
-	47, // 59: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
-	49, // 60: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
-	51, // 61: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
-	1,  // 62: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
-	3,  // 63: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
-	5,  // 64: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
-	7,  // 65: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
-	9,  // 66: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
-	12, // 67: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
-	14, // 68: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
-	16, // 69: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
-	18, // 70: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
-	20, // 71: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
-	23, // 72: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
-	25, // 73: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
-	27, // 74: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
-	29, // 75: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
-	31, // 76: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
-	33, // 77: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
-	35, // 78: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
-	37, // 79: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
-	39, // 80: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
-	42, // 81: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
-	44, // 82: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
-	46, // 83: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
-	48, // 84: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
-	50, // 85: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
-	52, // 86: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
-	62, // [62:87] is the sub-list for method output_type
-	37, // [37:62] is the sub-list for method input_type
-	37, // [37:37] is the sub-list for extension type_name
-	37, // [37:37] is the sub-list for extension extendee
-	0,  // [0:37] is the sub-list for field type_name
+	64, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
+	65, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
+	57, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
+	58, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
+	66, // 4: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
+	66, // 5: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
+	67, // 6: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
+	59, // 7: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
+	66, // 8: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
+	66, // 9: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
+	66, // 10: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
+	68, // 11: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
+	66, // 12: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
+	60, // 13: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
+	69, // 14: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	15, // 15: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
+	61, // 16: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
+	69, // 17: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
+	62, // 18: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
+	70, // 19: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
+	71, // 20: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
+	69, // 21: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
+	69, // 22: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
+	69, // 23: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	63, // 24: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
+	26, // 25: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
+	68, // 26: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
+	68, // 27: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
+	66, // 28: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
+	68, // 29: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
+	68, // 30: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
+	72, // 31: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
+	73, // 32: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
+	73, // 33: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
+	65, // 34: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
+	44, // 35: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
+	44, // 36: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
+	65, // 37: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
+	67, // 38: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
+	74, // 39: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
+	0,  // 40: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
+	2,  // 41: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
+	4,  // 42: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
+	6,  // 43: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
+	8,  // 44: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
+	10, // 45: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
+	12, // 46: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
+	14, // 47: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
+	17, // 48: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
+	19, // 49: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
+	21, // 50: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
+	23, // 51: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
+	25, // 52: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
+	28, // 53: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
+	30, // 54: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
+	32, // 55: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
+	34, // 56: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
+	36, // 57: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
+	38, // 58: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
+	40, // 59: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
+	42, // 60: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
+	45, // 61: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
+	47, // 62: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
+	49, // 63: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
+	51, // 64: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
+	53, // 65: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
+	55, // 66: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
+	1,  // 67: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
+	3,  // 68: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
+	5,  // 69: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
+	7,  // 70: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
+	9,  // 71: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
+	11, // 72: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
+	13, // 73: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
+	16, // 74: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
+	18, // 75: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
+	20, // 76: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
+	22, // 77: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
+	24, // 78: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
+	27, // 79: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
+	29, // 80: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
+	31, // 81: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
+	33, // 82: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
+	35, // 83: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
+	37, // 84: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
+	39, // 85: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
+	41, // 86: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
+	43, // 87: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
+	46, // 88: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
+	48, // 89: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
+	50, // 90: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
+	52, // 91: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
+	54, // 92: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
+	56, // 93: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
+	67, // [67:94] is the sub-list for method output_type
+	40, // [40:67] is the sub-list for method input_type
+	40, // [40:40] is the sub-list for extension type_name
+	40, // [40:40] is the sub-list for extension extendee
+	0,  // [0:40] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_management_proto_init() }
@@ -3599,7 +3873,7 @@ func file_muster_v1_management_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_management_proto_rawDesc), len(file_muster_v1_management_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   60,
+			NumMessages:   64,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -468,8 +468,10 @@ type Request struct {
 	Supersedes     string                 `protobuf:"bytes,21,opt,name=supersedes,proto3" json:"supersedes,omitempty"`
 	Revision       int64                  `protobuf:"varint,22,opt,name=revision,proto3" json:"revision,omitempty"`
 	TpmClock       *TpmClock              `protobuf:"bytes,23,opt,name=tpm_clock,json=tpmClock,proto3" json:"tpm_clock,omitempty"`
-	unknownFields  protoimpl.UnknownFields
-	sizeCache      protoimpl.SizeCache
+	// The node whose place this machine takes.
+	Replaces      string `protobuf:"bytes,24,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Request) Reset() {
@@ -661,6 +663,13 @@ func (x *Request) GetTpmClock() *TpmClock {
 		return x.TpmClock
 	}
 	return nil
+}
+
+func (x *Request) GetReplaces() string {
+	if x != nil {
+		return x.Replaces
+	}
+	return ""
 }
 
 // TpmClock is a TPM's own idea of time in its last quote.
@@ -1459,14 +1468,17 @@ type Node struct {
 	Image       string                 `protobuf:"bytes,16,opt,name=image,proto3" json:"image,omitempty"`
 	Request     string                 `protobuf:"bytes,17,opt,name=request,proto3" json:"request,omitempty"`
 	// Absent until the first certificate was issued.
-	Certificate   *Certificate           `protobuf:"bytes,18,opt,name=certificate,proto3" json:"certificate,omitempty"`
-	Hardware      *Hardware              `protobuf:"bytes,19,opt,name=hardware,proto3" json:"hardware,omitempty"`
-	Created       *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=created,proto3" json:"created,omitempty"`
-	LastSeen      *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
-	Source        string                 `protobuf:"bytes,22,opt,name=source,proto3" json:"source,omitempty"`
-	Reason        string                 `protobuf:"bytes,23,opt,name=reason,proto3" json:"reason,omitempty"`
-	Generation    int64                  `protobuf:"varint,24,opt,name=generation,proto3" json:"generation,omitempty"`
-	Revision      int64                  `protobuf:"varint,25,opt,name=revision,proto3" json:"revision,omitempty"`
+	Certificate *Certificate           `protobuf:"bytes,18,opt,name=certificate,proto3" json:"certificate,omitempty"`
+	Hardware    *Hardware              `protobuf:"bytes,19,opt,name=hardware,proto3" json:"hardware,omitempty"`
+	Created     *timestamppb.Timestamp `protobuf:"bytes,20,opt,name=created,proto3" json:"created,omitempty"`
+	LastSeen    *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=last_seen,json=lastSeen,proto3" json:"last_seen,omitempty"`
+	Source      string                 `protobuf:"bytes,22,opt,name=source,proto3" json:"source,omitempty"`
+	Reason      string                 `protobuf:"bytes,23,opt,name=reason,proto3" json:"reason,omitempty"`
+	Generation  int64                  `protobuf:"varint,24,opt,name=generation,proto3" json:"generation,omitempty"`
+	Revision    int64                  `protobuf:"varint,25,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The node whose place this one took, and the one that took its place.
+	Replaces      string `protobuf:"bytes,26,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	ReplacedBy    string `protobuf:"bytes,27,opt,name=replaced_by,json=replacedBy,proto3" json:"replaced_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1674,6 +1686,20 @@ func (x *Node) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
+}
+
+func (x *Node) GetReplaces() string {
+	if x != nil {
+		return x.Replaces
+	}
+	return ""
+}
+
+func (x *Node) GetReplacedBy() string {
+	if x != nil {
+		return x.ReplacedBy
+	}
+	return ""
 }
 
 type Certificate struct {
@@ -3875,7 +3901,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\aupdated\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\aupdated\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x99\a\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb5\a\n" +
 	"\aRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -3905,7 +3931,8 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"supersedes\x18\x15 \x01(\tR\n" +
 	"supersedes\x12\x1a\n" +
 	"\brevision\x18\x16 \x01(\x03R\brevision\x120\n" +
-	"\ttpm_clock\x18\x17 \x01(\v2\x13.muster.v1.TpmClockR\btpmClock\x1a9\n" +
+	"\ttpm_clock\x18\x17 \x01(\v2\x13.muster.v1.TpmClockR\btpmClock\x12\x1a\n" +
+	"\breplaces\x18\x18 \x01(\tR\breplaces\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"V\n" +
@@ -3996,7 +4023,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x16\n" +
 	"\x06device\x18\x03 \x01(\tR\x06device\x12\x14\n" +
 	"\x05class\x18\x04 \x01(\tR\x05class\x12\x16\n" +
-	"\x06driver\x18\x05 \x01(\tR\x06driver\"\x91\a\n" +
+	"\x06driver\x18\x05 \x01(\tR\x06driver\"\xce\a\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
@@ -4028,7 +4055,10 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"generation\x18\x18 \x01(\x03R\n" +
 	"generation\x12\x1a\n" +
-	"\brevision\x18\x19 \x01(\x03R\brevision\x1a9\n" +
+	"\brevision\x18\x19 \x01(\x03R\brevision\x12\x1a\n" +
+	"\breplaces\x18\x1a \x01(\tR\breplaces\x12\x1f\n" +
+	"\vreplaced_by\x18\x1b \x01(\tR\n" +
+	"replacedBy\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x99\x01\n" +

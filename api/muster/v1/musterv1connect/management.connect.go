@@ -58,6 +58,12 @@ const (
 	// ManagementServiceRejectProcedure is the fully-qualified name of the ManagementService's Reject
 	// RPC.
 	ManagementServiceRejectProcedure = "/muster.v1.ManagementService/Reject"
+	// ManagementServiceReleaseProcedure is the fully-qualified name of the ManagementService's Release
+	// RPC.
+	ManagementServiceReleaseProcedure = "/muster.v1.ManagementService/Release"
+	// ManagementServiceReplaceProcedure is the fully-qualified name of the ManagementService's Replace
+	// RPC.
+	ManagementServiceReplaceProcedure = "/muster.v1.ManagementService/Replace"
 	// ManagementServiceImportPreApprovalProcedure is the fully-qualified name of the
 	// ManagementService's ImportPreApproval RPC.
 	ManagementServiceImportPreApprovalProcedure = "/muster.v1.ManagementService/ImportPreApproval"
@@ -129,6 +135,13 @@ type ManagementServiceClient interface {
 	// Approve approves the evidence behind the request's ID.
 	Approve(context.Context, *v1.ApproveRequest) (*v1.ApproveResponse, error)
 	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
+	// Release puts a rejected or quarantined request back into the queue; it
+	// must still be approved.
+	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
+	// Replace lets a new machine take a node's place: site and labels go to its
+	// request, which is approved, and the old machine is denied. Once more, it
+	// changes nothing.
+	Replace(context.Context, *v1.ReplaceRequest) (*v1.ReplaceResponse, error)
 	// Pre-approvals decide before the machine calls: lists of EKs, claim codes,
 	// rules. None approves what policy refuses a person.
 	ImportPreApproval(context.Context, *v1.ImportPreApprovalRequest) (*v1.ImportPreApprovalResponse, error)
@@ -205,6 +218,18 @@ func NewManagementServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			httpClient,
 			baseURL+ManagementServiceRejectProcedure,
 			connect.WithSchema(managementServiceMethods.ByName("Reject")),
+			connect.WithClientOptions(opts...),
+		),
+		release: connect.NewClient[v1.ReleaseRequest, v1.ReleaseResponse](
+			httpClient,
+			baseURL+ManagementServiceReleaseProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("Release")),
+			connect.WithClientOptions(opts...),
+		),
+		replace: connect.NewClient[v1.ReplaceRequest, v1.ReplaceResponse](
+			httpClient,
+			baseURL+ManagementServiceReplaceProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("Replace")),
 			connect.WithClientOptions(opts...),
 		),
 		importPreApproval: connect.NewClient[v1.ImportPreApprovalRequest, v1.ImportPreApprovalResponse](
@@ -337,6 +362,8 @@ type managementServiceClient struct {
 	getRequest        *connect.Client[v1.GetRequestRequest, v1.GetRequestResponse]
 	approve           *connect.Client[v1.ApproveRequest, v1.ApproveResponse]
 	reject            *connect.Client[v1.RejectRequest, v1.RejectResponse]
+	release           *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
+	replace           *connect.Client[v1.ReplaceRequest, v1.ReplaceResponse]
 	importPreApproval *connect.Client[v1.ImportPreApprovalRequest, v1.ImportPreApprovalResponse]
 	createClaim       *connect.Client[v1.CreateClaimRequest, v1.CreateClaimResponse]
 	createRule        *connect.Client[v1.CreateRuleRequest, v1.CreateRuleResponse]
@@ -398,6 +425,24 @@ func (c *managementServiceClient) Approve(ctx context.Context, req *v1.ApproveRe
 // Reject calls muster.v1.ManagementService.Reject.
 func (c *managementServiceClient) Reject(ctx context.Context, req *v1.RejectRequest) (*v1.RejectResponse, error) {
 	response, err := c.reject.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Release calls muster.v1.ManagementService.Release.
+func (c *managementServiceClient) Release(ctx context.Context, req *v1.ReleaseRequest) (*v1.ReleaseResponse, error) {
+	response, err := c.release.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Replace calls muster.v1.ManagementService.Replace.
+func (c *managementServiceClient) Replace(ctx context.Context, req *v1.ReplaceRequest) (*v1.ReplaceResponse, error) {
+	response, err := c.replace.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -589,6 +634,13 @@ type ManagementServiceHandler interface {
 	// Approve approves the evidence behind the request's ID.
 	Approve(context.Context, *v1.ApproveRequest) (*v1.ApproveResponse, error)
 	Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error)
+	// Release puts a rejected or quarantined request back into the queue; it
+	// must still be approved.
+	Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error)
+	// Replace lets a new machine take a node's place: site and labels go to its
+	// request, which is approved, and the old machine is denied. Once more, it
+	// changes nothing.
+	Replace(context.Context, *v1.ReplaceRequest) (*v1.ReplaceResponse, error)
 	// Pre-approvals decide before the machine calls: lists of EKs, claim codes,
 	// rules. None approves what policy refuses a person.
 	ImportPreApproval(context.Context, *v1.ImportPreApprovalRequest) (*v1.ImportPreApprovalResponse, error)
@@ -661,6 +713,18 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 		ManagementServiceRejectProcedure,
 		svc.Reject,
 		connect.WithSchema(managementServiceMethods.ByName("Reject")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceReleaseHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceReleaseProcedure,
+		svc.Release,
+		connect.WithSchema(managementServiceMethods.ByName("Release")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceReplaceHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceReplaceProcedure,
+		svc.Replace,
+		connect.WithSchema(managementServiceMethods.ByName("Replace")),
 		connect.WithHandlerOptions(opts...),
 	)
 	managementServiceImportPreApprovalHandler := connect.NewUnaryHandlerSimple(
@@ -795,6 +859,10 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 			managementServiceApproveHandler.ServeHTTP(w, r)
 		case ManagementServiceRejectProcedure:
 			managementServiceRejectHandler.ServeHTTP(w, r)
+		case ManagementServiceReleaseProcedure:
+			managementServiceReleaseHandler.ServeHTTP(w, r)
+		case ManagementServiceReplaceProcedure:
+			managementServiceReplaceHandler.ServeHTTP(w, r)
 		case ManagementServiceImportPreApprovalProcedure:
 			managementServiceImportPreApprovalHandler.ServeHTTP(w, r)
 		case ManagementServiceCreateClaimProcedure:
@@ -862,6 +930,14 @@ func (UnimplementedManagementServiceHandler) Approve(context.Context, *v1.Approv
 
 func (UnimplementedManagementServiceHandler) Reject(context.Context, *v1.RejectRequest) (*v1.RejectResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.Reject is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) Release(context.Context, *v1.ReleaseRequest) (*v1.ReleaseResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.Release is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) Replace(context.Context, *v1.ReplaceRequest) (*v1.ReplaceResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.Replace is not implemented"))
 }
 
 func (UnimplementedManagementServiceHandler) ImportPreApproval(context.Context, *v1.ImportPreApprovalRequest) (*v1.ImportPreApprovalResponse, error) {
