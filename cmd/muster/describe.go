@@ -127,60 +127,13 @@ func describeRequest(cmd *cobra.Command, c *centre, f format, id string) error {
 	default:
 		return f.write(cmd.OutOrStdout(), struct {
 			fleet.Request
-			Diff    []string `json:"diff,omitempty"`
-			Refusal string   `json:"refusal,omitempty"`
-			Lab     bool     `json:"lab,omitempty"`
-		}{r, out.Diff, out.Refusal, out.Lab}, table{names: []string{"request/" + string(r.ID)}})
+			Diff       []string `json:"diff,omitempty"`
+			LookAlikes []string `json:"look_alikes,omitempty"`
+			Refusal    string   `json:"refusal,omitempty"`
+			Lab        bool     `json:"lab,omitempty"`
+		}{r, out.Diff, out.LookAlikes, out.Refusal, out.Lab}, table{names: []string{"request/" + string(r.ID)}})
 	}
-	w := cmd.OutOrStdout()
-	if out.Lab {
-		fmt.Fprintln(w, labBanner)
-	}
-	s := sheet{w}
-	s.line("Request", string(r.ID))
-	s.line("State", r.State.String())
-	s.line("Words", r.Words)
-	s.line("Node", string(r.Node))
-	s.line("EK", r.Evidence.EK.String())
-	s.line("Identity", r.Identity.String())
-	s.line("EK issuer", r.Evidence.EKIssuer)
-	s.line("Boot", r.Boot.String())
-	s.line("Image", r.Image)
-	s.line("Site", r.Site)
-	s.line("Labels", labels(r.Labels))
-	s.line("First seen", stamp(r.FirstSeen))
-	s.line("Last seen", stamp(r.LastSeen)+" from "+r.Source)
-	s.line("Decided", decision(r))
-	s.line("Supersedes", string(r.Supersedes))
-	s.line("Takes the place of", string(r.Replaces))
-	s.line("Revision", fmt.Sprint(r.Revision))
-	s.list("Changed since that request", out.Diff)
-	s.list("Warnings", r.Warnings)
-	if len(r.Findings) > 0 {
-		fmt.Fprintln(w, "Findings:")
-		for _, x := range r.Findings {
-			// Not FAIL: a genuine machine has checks that say no, such as
-			// boot-enforced with Secure Boot off. Those that must hold end in
-			// a refusal before there is a request.
-			mark := "yes"
-			if !x.OK {
-				mark = "no "
-			}
-			detail := ""
-			if x.Detail != "" {
-				detail = ": " + cell(x.Detail)
-			}
-			fmt.Fprintf(w, "  %s %s%s\n", mark, cell(x.Check), detail)
-		}
-	}
-	fmt.Fprintln(w, "The machine says of itself (nothing of this is proved):")
-	hardware(w, r.Evidence.Hardware)
-	switch {
-	case out.Refusal != "":
-		fmt.Fprintf(w, "Cannot be approved: %s\n", cell(strings.TrimPrefix(out.Refusal, "enroll: refused: ")))
-	case r.State == fleet.RequestPending:
-		fmt.Fprintf(w, "To decide: muster approve %s --site SITE   or   muster reject %s --reason TEXT\n", r.ID, r.ID)
-	}
+	writeRequest(cmd.OutOrStdout(), time.Now(), r, out)
 	return nil
 }
 
