@@ -488,3 +488,26 @@ func BenchmarkNoise(b *testing.B) {
 		concerns(p, labelA)
 	}
 }
+
+func TestQueriesFitAFrame(t *testing.T) {
+	rng := rand.New(rand.NewPCG(1, 1))
+	var all []known
+	for range maxKnown {
+		all = append(all, known{label: discovery.NewLabel(rng), expires: start.Add(time.Hour)})
+	}
+	b, err := query(all, start)
+	if err != nil || len(b) > maxSend || len(b) < maxSend/2 {
+		t.Errorf("a query with %d known answers has %d bytes, %v", len(all), len(b), err)
+	}
+	var ips []netip.Addr
+	for i := range 200 {
+		ips = append(ips, netip.AddrFrom16([16]byte{0xfd, 15: byte(i)}))
+	}
+	z, err := newZone(labelA, 7445, siteTag, ips)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if b := packed(t, response(oneAdvert, z)); len(b) > maxSend {
+		t.Errorf("an announcement of %d bytes", len(b))
+	}
+}

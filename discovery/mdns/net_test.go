@@ -509,3 +509,31 @@ func TestBesideAvahi(t *testing.T) {
 }
 
 var oneAdvert = []dnsQuestion{ourAdvert}
+
+// BenchmarkSite starts whole sites and reports how long their hosts take to
+// find each other, and what each host receives for it. More than 32 hosts in one
+// kernel overflow its table of neighbours (gc_thresh3 is 1024 for all namespaces).
+func BenchmarkSite(b *testing.B) {
+	for _, n := range []int{10, 30} {
+		b.Run(fmt.Sprintf("hosts=%d", n), func(b *testing.B) {
+			_, hosts := site(b, n, false)
+			var nodes []*node
+			for b.Loop() {
+				for _, old := range nodes {
+					old.stop()
+				}
+				nodes = startAll(b, hosts, none)
+				waitAll(b, nodes, 2*time.Minute)
+			}
+			p50, p99, worst := spread(nodes)
+			received := uint64(0)
+			for _, x := range nodes {
+				received += x.svc.Counters().Received
+			}
+			b.ReportMetric(p50.Seconds(), "p50-s")
+			b.ReportMetric(p99.Seconds(), "p99-s")
+			b.ReportMetric(worst.Seconds(), "worst-s")
+			b.ReportMetric(float64(received)/float64(n), "packets/host")
+		})
+	}
+}
