@@ -26,18 +26,21 @@ type bootPath struct {
 }
 
 // bootPaths in the order in which they are tried. The first one's request is
-// what the others are compared with.
-func bootPaths(secureBoot bool) []bootPath {
+// what the others are compared with. image is the whole image.
+func bootPaths(secureBoot bool, image []byte) []bootPath {
+	half := image[:len(image)/2]
 	noPE := []byte(strings.Repeat("this is no program\n", 100))
+	failed := regexp.MustCompile(`BdsDxe: failed to load Boot`)
 	paths := []bootPath{
 		{name: "TFTP", boot: machine.BootTFTP, sign: regexp.MustCompile(`NBP file downloaded successfully`)},
 		{name: "disk", boot: machine.BootDisk, sign: regexp.MustCompile(`BdsDxe: starting Boot.*"UEFI Misc Device`)},
-		{name: "a disk with a damaged program first, then TFTP", boot: machine.BootTFTP, first: noPE, sign: regexp.MustCompile(`BdsDxe: failed to load Boot`)},
+		{name: "a disk with a damaged program first, then the network", boot: machine.BootTFTP, first: noPE, sign: failed},
 		{name: "TFTP again", boot: machine.BootTFTP, sign: regexp.MustCompile(`NBP file downloaded successfully`)},
 		{name: "HTTP", boot: machine.BootHTTP, sign: regexp.MustCompile(`URI: http://`)},
+		{name: "a disk with half of our image first, then the network", boot: machine.BootTFTP, first: half, sign: failed},
 	}
 	if !secureBoot { // which would not run it
-		paths = append(paths, bootPath{name: "a disk with somebody else's program first, then TFTP", boot: machine.BootTFTP, first: idleProgram(),
+		paths = append(paths, bootPath{name: "a disk with somebody else's program first, then the network", boot: machine.BootTFTP, first: idleProgram(),
 			sign: regexp.MustCompile(`BdsDxe: failed to start Boot`), foreign: true})
 	}
 	return paths
@@ -81,8 +84,12 @@ func takeBootPaths(ctx context.Context, l *lab.Lab, c *centre, m *machine.Machin
 	if l.Spec.SecureBoot {
 		wantBoot = fleet.BootEnforced
 	}
+	image, err := os.ReadFile(imageFile(l))
+	if err != nil {
+		return fmt.Errorf("scenario: read image: %w", err)
+	}
 	var first fleet.Request
-	for i, p := range bootPaths(l.Spec.SecureBoot) {
+	for i, p := range bootPaths(l.Spec.SecureBoot, image) {
 		mark := 0
 		if i > 0 {
 			if err := m.Cut(); err != nil {
