@@ -2,21 +2,20 @@ package clusterbootstrap
 
 // moves is the table behind State.MoveTo. The simulator fails when a node
 // makes a move that is not here, and its standard run fails when one that is
-// here was never made. Any state but Removed may be followed by Removed.
+// here was never made. Removed may follow any state and is not listed.
 var moves = map[State][]State{
-	Observing:  {Surveying, Founding, Joining, Worker, Candidate, Server, Leading, Recovering, Leaving, Waiting, Removed},
-	Surveying:  {Claiming, Joining, Waiting, Removed},
-	Claiming:   {Surveying, Founding, Joining, Waiting, Removed},
-	Founding:   {Server, Surveying, Joining, Fenced, Waiting, Removed},
-	Joining:    {Worker, Surveying, Waiting, Removed},
-	Worker:     {Candidate, Leaving, Waiting, Removed},
-	Candidate:  {Server, Leaving, Waiting, Removed},
-	Server:     {Leading, Fenced, Recovering, Leaving, Observing, Waiting, Removed},
-	Leading:    {Server, Recovering, Fenced, Waiting, Removed},
-	Fenced:     {Server, Leaving, Waiting, Removed},
-	Recovering: {Server, Leaving, Waiting, Removed},
-	Leaving:    {Worker, Joining, Waiting, Removed},
-	Waiting: {Surveying, Claiming, Founding, Joining, Worker, Candidate, Server, Leading, Fenced, Recovering, Leaving,
-		Removed},
-	Removed: {},
+	Observing:  {Surveying, Founding, Joining, Worker, Candidate, Server, Recovering, Leaving, Waiting},
+	Surveying:  {Claiming, Joining, Waiting},
+	Claiming:   {Surveying, Founding, Joining, Waiting},
+	Founding:   {Server, Surveying, Joining, Fenced, Waiting},
+	Joining:    {Worker, Surveying, Leaving, Waiting},
+	Worker:     {Candidate, Leaving, Waiting},
+	Candidate:  {Server, Leaving, Waiting},
+	Server:     {Observing, Leading, Fenced, Recovering, Leaving, Waiting},
+	Leading:    {Server, Recovering, Fenced, Waiting},
+	Fenced:     {Server, Leaving, Waiting},
+	Recovering: {Observing, Server, Leaving, Waiting},
+	Leaving:    {Worker, Joining, Waiting},
+	Waiting:    {Surveying, Claiming, Founding, Joining, Worker, Candidate, Server, Leading, Fenced, Recovering, Leaving},
+	Removed:    {},
 }

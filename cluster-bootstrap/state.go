@@ -66,7 +66,8 @@ func (s State) String() string {
 }
 
 // Moves returns the table of moves: for each state those that may follow.
-// Staying is always possible and not listed. A restart leads to Observing
+// Staying is always possible, and Removed
+// may follow any state; neither is listed. A restart leads to Observing
 // from everywhere and is not a move.
 func Moves() map[State][]State {
 	m := make(map[State][]State, len(moves))
@@ -78,7 +79,7 @@ func Moves() map[State][]State {
 
 // MoveTo returns to if the table allows s -> to.
 func (s State) MoveTo(to State) (State, error) {
-	if s == to || slices.Contains(moves[s], to) {
+	if s == to || to == Removed || slices.Contains(moves[s], to) {
 		return to, nil
 	}
 	return s, fmt.Errorf("clusterbootstrap: node cannot go from %s to %s", s, to)

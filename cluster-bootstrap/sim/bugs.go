@@ -97,7 +97,7 @@ var Bugs = []Bug{
 		})},
 	{Name: "forgets its acknowledgement in a restart", Kind: "founding",
 		Observe: func(v View, o *cb.Observation) {
-			if o.Disk.Ack != nil && o.Mono < 30*time.Second && v.Boots > 1 {
+			if o.Disk.Ack != nil && v.Boots > 1 {
 				o.Disk.Ack = nil
 			}
 		}},
@@ -141,7 +141,12 @@ var Bugs = []Bug{
 			}
 		}},
 	{Name: "compare-and-set is a set", Kind: "", Edge: "cas-ignored"},
-	{Name: "starts the new role before the old process is gone", Kind: "promotion", Edge: "no-wait-for-exit"},
+	{Name: "starts the new role before the old process is gone", Kind: "promotion", Edge: "no-wait-for-exit",
+		Observe: func(_ View, o *cb.Observation) {
+			if o.K3s.Stopping {
+				o.K3s.Process = cb.ProcessNone
+			}
+		}},
 	{Name: "the fence lease is not honoured", Kind: "promotion", Edge: "lease-not-honoured",
 		Decide: func(_ View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			if o.Disk.Role == cb.RoleCandidate && o.K3s.Process == cb.ProcessServer {

@@ -59,6 +59,9 @@ func (w *world) founded(n *node) {
 			continue
 		}
 		f := w.nodes[h.made]
+		if w.confirmed && f.gone {
+			continue // a person said that the first cluster is no more
+		}
 		if w.sc.Mode != fleet.FoundFirst {
 			w.violate("%s founds a second cluster in mode %s", n.name, w.sc.Mode)
 			continue
@@ -82,7 +85,7 @@ func (w *world) founded(n *node) {
 func (w *world) acked(n *node, c *cb.Claim) {
 	if a := n.lastAck; a.Node != "" && a.Node != c.Node {
 		m := w.byID(a.Node)
-		if m.claim != nil && *m.claim == a && !w.removed(m) && w.linkedFor(m.i, n.i) > 30*time.Second {
+		if m.claim != nil && *m.claim == a && !w.removed(m) && w.now-n.heard[m.i] < w.pol.AckHold*9/10 {
 			w.violate("%s acknowledges %s while the claim of %s that it acknowledged before still stands", n.name, w.byID(c.Node).name, m.name)
 		}
 	}
@@ -490,6 +493,7 @@ func (w *world) act(b cb.Blocker) bool {
 	w.acted = w.now
 	if b == cb.CentreUnsure {
 		w.centre.unsure = false
+		w.confirmed = true
 		w.tracef("person: confirms at the centre")
 		return true
 	}

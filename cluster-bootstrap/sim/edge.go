@@ -221,6 +221,7 @@ func (n *node) hear(from *node, st *cb.Status) {
 		return
 	}
 	n.peers[from.i] = seen{st, w.now}
+	n.heard[from.i] = w.now
 	if n.disk.Ack != nil && n.disk.Ack.Node == from.id {
 		n.ackAt = w.now
 	}
@@ -328,6 +329,13 @@ func (n *node) do(a cb.Action, done func(bool)) {
 			shown()
 		})
 	case cb.WriteLedger:
+		if !w.quiet && w.chance(w.sc.LostReply) {
+			// The call times out; the write may still arrive, much later.
+			w.tracef("%s: a write to etcd is late", n.name)
+			n.later(w.between(time.Second, 12*time.Second), func() { n.writeLedger(a, func(bool) {}) })
+			n.later(500*time.Millisecond, func() { done(false) })
+			return
+		}
 		n.later(w.between(20*time.Millisecond, 200*time.Millisecond), func() { n.writeLedger(a, done) })
 	case cb.StepPlan:
 		n.write(func(d *cb.Disk) {

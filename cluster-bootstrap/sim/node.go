@@ -36,9 +36,10 @@ type node struct {
 	member   bool // ever in a cluster
 	lastUID  string
 	lastAck  cb.Claim
-	mask     uint64      // documents held
-	records  []cb.Record // records held
-	data     *group      // whose etcd data is on disk
+	heard    []time.Duration // when each peer was last heard, whatever the node remembers
+	mask     uint64          // documents held
+	records  []cb.Record     // records held
+	data     *group          // whose etcd data is on disk
 	token    map[string]bool
 
 	// Lost with power.

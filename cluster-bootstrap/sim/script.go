@@ -28,6 +28,7 @@ type Script struct {
 	CutAtBoundary float64
 	KillLearner   float64 // chance that a new learner dies in the window
 	Kills         int     // nodes that may die for good
+	Return        float64 // chance that such a one comes back all the same
 	Loss, Dup     float64
 	Delay         time.Duration
 	LostReply     float64
@@ -104,7 +105,7 @@ func (w *world) build(seed uint64) {
 		w.docs.removals = append(w.docs.removals, fleet.Removal{Node: id, Incarnation: 1})
 		n := &node{w: w, i: i, id: id, name: string(rune('a' + i)), addr: "10.0.0." + strconv.Itoa(i+1),
 			rate: 1 + sc.Drift*(2*w.rng.Float64()-1), wall: w.between(-time.Hour, time.Hour),
-			fast: max(30*time.Millisecond, sc.SlowDisk), mask: w.docs.own(i), token: map[string]bool{}, docsKey: [2]int{-1, 0}}
+			fast: max(30*time.Millisecond, sc.SlowDisk), mask: w.docs.own(i), token: map[string]bool{}, heard: make([]time.Duration, sc.Nodes), docsKey: [2]int{-1, 0}}
 		w.nodes = append(w.nodes, n)
 		w.link = append(w.link, nil)
 		w.since = append(w.since, make([]time.Duration, sc.Nodes))
@@ -225,7 +226,20 @@ func (w *world) killOne(n *node, why string) {
 		return
 	}
 	w.sc.Kills--
+	if !w.chance(w.sc.Return) {
+		n.die(why)
+		return
+	}
+	// Everybody believes that it is lost, and then somebody finds it.
 	n.die(why)
+	w.after(w.between(4*time.Minute, 40*time.Minute), func() {
+		if !w.confirmed && w.res.End == "" {
+			w.tracef("=== %s is found again", n.name)
+			n.dead, n.gone = false, n.data == nil && n.member
+			w.good = -1
+			n.powerOn()
+		}
+	})
 }
 
 func (w *world) draw(kind string) Script {
@@ -264,6 +278,7 @@ func (w *world) draw(kind string) Script {
 		}
 	}
 	sc.Kills = pick(.5, .4, .1)
+	sc.Return = []float64{0, .7}[pick(.6, .4)]
 	if sc.KillLearner > 0 {
 		sc.Kills = max(sc.Kills, 1)
 	}

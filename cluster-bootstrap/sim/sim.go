@@ -74,30 +74,31 @@ func (q *queue) Pop() any {
 
 // world is one run.
 type world struct {
-	opt      Options
-	rng      *rand.Rand
-	now      time.Duration
-	seq      uint64
-	q        queue
-	nodes    []*node
-	groups   []*group
-	link     [][]bool // link[i][j]: packets from i reach j
-	since    [][]time.Duration
-	docs     docStore
-	centre   centre
-	sc       Script
-	pol      cb.Policy
-	quiet    bool // faults have ended
-	cuts     int
-	res      *Result
-	meets    map[[2]string]time.Duration
-	good     time.Duration // since when the goal holds; <0: not
-	fail     string
-	growth   []growth
-	epochs   map[string]uint64
-	raisedBy map[string]int
-	acted    time.Duration
-	orders   int
+	opt       Options
+	rng       *rand.Rand
+	now       time.Duration
+	seq       uint64
+	q         queue
+	nodes     []*node
+	groups    []*group
+	link      [][]bool // link[i][j]: packets from i reach j
+	since     [][]time.Duration
+	docs      docStore
+	centre    centre
+	sc        Script
+	pol       cb.Policy
+	quiet     bool // faults have ended
+	cuts      int
+	res       *Result
+	meets     map[[2]string]time.Duration
+	good      time.Duration // since when the goal holds; <0: not
+	fail      string
+	growth    []growth
+	epochs    map[string]uint64
+	raisedBy  map[string]int
+	acted     time.Duration
+	orders    int
+	confirmed bool // a person confirmed at the centre
 }
 
 // wall is the true wall-clock time at the start of each run.
