@@ -33,6 +33,7 @@ func writeRequest(w io.Writer, now time.Time, r fleet.Request, out *musterv1.Get
 	s.line("Last seen", fmt.Sprintf("%s (%s ago) from %s", stamp(r.LastSeen), ago(now, r.LastSeen), r.Source))
 	s.line("Decided", decision(r))
 	s.line("Supersedes", string(r.Supersedes))
+	s.line("Takes the place of", string(r.Replaces))
 	s.line("Revision", fmt.Sprint(r.Revision))
 	axes, rest := enroll.Explain(r)
 	for _, a := range axes {
