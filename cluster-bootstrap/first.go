@@ -144,7 +144,7 @@ func (v *view) silence(uid string) time.Duration {
 	d := v.Mono
 	for i := range v.Peers {
 		p := &v.Peers[i]
-		if p.Status.API && p.Age < d && (uid == "" || p.Status.Record != nil && p.Status.Record.UID == uid) {
+		if p.Served >= 0 && p.Served < d && (uid == "" || p.Status.Record != nil && p.Status.Record.UID == uid) {
 			d = p.Age
 		}
 	}

@@ -264,6 +264,9 @@ type Peer struct {
 	Addr   string
 	Age    time.Duration
 	Status *Status
+	// Served is the age of its last status that showed a working API; a
+	// negative value means none since this agent started.
+	Served time.Duration
 }
 
 // Status is what a node shows in hello. Receivers drop one that is older than

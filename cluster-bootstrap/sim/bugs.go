@@ -14,6 +14,8 @@ type Bug struct {
 	Name string
 	// Kind is the kind of run that finds it soonest.
 	Kind string
+	// Seed found it before; the search starts there.
+	Seed uint64
 	// Observe changes what the planner sees.
 	Observe func(View, *cb.Observation)
 	// Decide changes what it decided.
@@ -191,13 +193,13 @@ var Bugs = []Bug{
 			}
 			return s, acts
 		}},
-	{Name: "a stale epoch is accepted", Kind: "promotion",
+	{Name: "a stale epoch is accepted", Kind: "return",
 		Observe: records(func(o *cb.Observation, own cb.Record, r *cb.Record) {
 			if r.Epoch > own.Epoch && o.Disk.Role != cb.RoleWorker {
 				*r = own
 			}
 		})},
-	{Name: "a replaced server starts on its old data", Kind: "",
+	{Name: "a replaced server starts on its old data", Kind: "return",
 		Observe: records(func(o *cb.Observation, own cb.Record, r *cb.Record) {
 			if r.Epoch == own.Epoch && o.Disk.Role == cb.RoleServer {
 				*r = own

@@ -288,7 +288,7 @@ func (w *world) progress() {
 		if w.good < 0 {
 			w.good = w.now
 		}
-		if w.now-w.good >= rest {
+		if w.now-w.good >= rest && (w.returning == 0 || w.opt.Kind != "return") {
 			w.res.End = "goal"
 			w.tracef("the goal holds")
 		}

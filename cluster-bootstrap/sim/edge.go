@@ -25,7 +25,11 @@ func (n *node) observe() cb.Observation {
 	for j := range n.peers {
 		if s := n.peers[j]; s.st != nil {
 			if _, ok := o.Docs.Admitted(s.st.Node); ok {
-				n.obsPeers = append(n.obsPeers, cb.Peer{Words: w.nodes[j].name, Addr: w.nodes[j].addrSeen(n), Age: n.age(s.at), Status: s.st})
+				served := time.Duration(-1)
+				if s.served >= 0 {
+					served = n.age(s.served)
+				}
+				n.obsPeers = append(n.obsPeers, cb.Peer{Served: served, Words: w.nodes[j].name, Addr: w.nodes[j].addrSeen(n), Age: n.age(s.at), Status: s.st})
 			}
 		}
 	}
@@ -220,7 +224,15 @@ func (n *node) hear(from *node, st *cb.Status) {
 	if old != nil && (st.Boots < old.Boots || st.Boots == old.Boots && st.Seq <= old.Seq) {
 		return
 	}
-	n.peers[from.i] = seen{st, w.now}
+	served := w.now
+	switch {
+	case st.API:
+	case old == nil:
+		served = -1
+	default:
+		served = n.peers[from.i].served
+	}
+	n.peers[from.i] = seen{st, w.now, served}
 	n.heard[from.i] = w.now
 	if n.disk.Ack != nil && n.disk.Ack.Node == from.id {
 		n.ackAt = w.now

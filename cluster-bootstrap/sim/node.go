@@ -9,8 +9,9 @@ import (
 )
 
 type seen struct {
-	st *cb.Status
-	at time.Duration
+	st     *cb.Status
+	at     time.Duration
+	served time.Duration // when it last showed a working API; <0: never
 }
 
 // node is one machine: what survives a power cut, and what does not.

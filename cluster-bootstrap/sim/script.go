@@ -232,7 +232,9 @@ func (w *world) killOne(n *node, why string) {
 	}
 	// Everybody believes that it is lost, and then somebody finds it.
 	n.die(why)
+	w.returning++
 	w.after(w.between(4*time.Minute, 40*time.Minute), func() {
+		w.returning--
 		if !w.confirmed && w.res.End == "" {
 			w.tracef("=== %s is found again", n.name)
 			n.dead, n.gone = false, n.data == nil && n.member
@@ -269,6 +271,26 @@ func (w *world) draw(kind string) Script {
 		sc.Nodes, sc.Mode = 3+pick(.6, .3, .1), modes[pick(.2, .3, .5)]
 		sc.Quiet = sec(150, 600)
 		sc.KillLearner = []float64{0, .3}[pick(.5, .5)]
+	case "return":
+		sc = Script{Nodes: 3 + pick(.3, .4, .3), Mode: fleet.FoundNamed, Servers: 3, MaxLearners: 2, Replace: 240, Return: .9, Kills: 2, PersonActs: true}
+		sc.Quiet = sec(700, 1100)
+		for i := range sc.Nodes {
+			sc.Events = append(sc.Events, Event{0, "on " + string(rune('a'+i))})
+		}
+		x := w.rng.Perm(sc.Nodes)
+		gone := sec(150, 400)
+		verb := "off"
+		if w.chance(.6) {
+			verb = "die"
+			if w.chance(.7) {
+				sc.Events = append(sc.Events, Event{gone, fmt.Sprintf("die %c", 'a'+x[1])})
+			}
+		}
+		sc.Events = append(sc.Events, Event{gone, fmt.Sprintf("%s %c", verb, 'a'+x[0])})
+		if w.chance(.4) {
+			sc.Events = append(sc.Events, Event{gone, "work"})
+		}
+		return sc
 	default:
 		sc.Nodes, sc.Mode = 1+pick(.05, .1, .5, .2, .15), modes[pick(.5, .25, .25)]
 		sc.Quiet = sec(60, 900)

@@ -24,7 +24,7 @@ import (
 type Options struct {
 	// Kind limits what the seed draws: "" everything, "founding" short runs
 	// with one to three nodes, "promotion" three to five nodes and faults in
-	// the window.
+	// the window, "return" servers that were given up and come back.
 	Kind string
 	// Bug plants one of Bugs.
 	Bug *Bug
@@ -97,6 +97,7 @@ type world struct {
 	epochs    map[string]uint64
 	raisedBy  map[string]int
 	acted     time.Duration
+	returning int // lost machines that will be found
 	orders    int
 	confirmed bool // a person confirmed at the centre
 }
