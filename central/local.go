@@ -2,6 +2,7 @@ package central
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"time"
 
@@ -90,6 +91,20 @@ func (l *Local) InitAuthority(ctx context.Context, name string, now time.Time) (
 	}
 	return true, l.store.Update(ctx, func(t store.Tx) error {
 		return act{actor: "user:local", now: now}.record(t, DefaultTenant, audit.AuthorityCreated, "tenant/"+DefaultTenant, nil, nil, "")
+	})
+}
+
+// RotateAuthority makes a new node CA, which issues from the next start of the
+// centre on, and notes that in the audit log. A crash between the two leaves
+// the new CA without its record.
+func (l *Local) RotateAuthority(ctx context.Context, rootKeyFile, reason string, now time.Time) (*x509.Certificate, error) {
+	c, err := stepca.Rotate(l.data.path, rootKeyFile, now)
+	if err != nil {
+		return nil, err
+	}
+	after := map[string]any{"node_ca": c.Subject.CommonName, "serial": c.SerialNumber.Text(16), "not_after": c.NotAfter}
+	return c, l.store.Update(ctx, func(t store.Tx) error {
+		return act{actor: "user:local", now: now}.record(t, DefaultTenant, audit.AuthorityRotated, "tenant/"+DefaultTenant, nil, after, reason)
 	})
 }
 

@@ -14,17 +14,17 @@ import (
 	"github.com/muster-edge/muster/pki/stepca"
 )
 
-// caCommand is `muster ca init|export`: work on the data directory of the
+// caCommand is `muster ca init|export|rotate`: work on the data directory of the
 // centre's host.
 func caCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "ca init|export",
+		Use:   "ca init|export|rotate",
 		Short: "The centre's certificate authority",
 		RunE: func(*cobra.Command, []string) error {
-			return exitError{2, errors.New("ca what? Want init or export")}
+			return exitError{2, errors.New("ca what? Want init, export or rotate")}
 		},
 	}
-	cmd.AddCommand(caInitCommand(), caExportCommand())
+	cmd.AddCommand(caInitCommand(), caExportCommand(), caRotateCommand())
 	return cmd
 }
 

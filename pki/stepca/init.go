@@ -121,17 +121,7 @@ func writeCA(dir string, o Options) error {
 		return err
 	}
 
-	nodeTemplate := caTemplate(name, "node CA", now, caLifetime)
-	nodeTemplate.MaxPathLenZero = true
-	nodeTemplate.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
-	// RFC 5280 section 4.2.1.10: a name is unconstrained in the forms that
-	// are not mentioned, so that IP addresses are shut out whole.
-	nodeTemplate.PermittedDNSDomainsCritical = true
-	nodeTemplate.PermittedDNSDomains = []string{pki.NodeDomain}
-	nodeTemplate.PermittedURIDomains = []string{"." + pki.TrustDomain}
-	nodeTemplate.PermittedEmailAddresses = []string{"invalid"} // a host that is never anybody's (RFC 2606)
-	nodeTemplate.ExcludedIPRanges = everyAddress()
-	node, nodePrivate, err := makeCA(nodeTemplate, root, rootPrivate)
+	node, nodePrivate, err := makeCA(nodeTemplate(name, "node CA", now), root, rootPrivate)
 	if err != nil {
 		return err
 	}
@@ -170,6 +160,21 @@ func writeCA(dir string, o Options) error {
 		stepped(f.name)
 	}
 	return nil
+}
+
+// nodeTemplate is the certificate of a node CA.
+func nodeTemplate(organisation, name string, now time.Time) *x509.Certificate {
+	t := caTemplate(organisation, name, now, caLifetime)
+	t.MaxPathLenZero = true
+	t.ExtKeyUsage = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	// RFC 5280 section 4.2.1.10: a name is unconstrained in the forms that
+	// are not mentioned, so that IP addresses are shut out whole.
+	t.PermittedDNSDomainsCritical = true
+	t.PermittedDNSDomains = []string{pki.NodeDomain}
+	t.PermittedURIDomains = []string{"." + pki.TrustDomain}
+	t.PermittedEmailAddresses = []string{"invalid"} // a host that is never anybody's (RFC 2606)
+	t.ExcludedIPRanges = everyAddress()
+	return t
 }
 
 func caTemplate(organisation, name string, now time.Time, life time.Duration) *x509.Certificate {

@@ -116,6 +116,12 @@ func TestMain(m *testing.M) {
 				select {}
 			}
 		}
+		if strings.HasPrefix(os.Getenv(childStep), "rotate.") {
+			if _, err := Rotate(dir, "", testNow.Add(time.Hour)); err != nil {
+				os.Exit(3)
+			}
+			os.Exit(0)
+		}
 		if _, err := Init(dir, Options{Now: testNow}); err != nil {
 			os.Exit(3)
 		}

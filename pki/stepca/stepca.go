@@ -40,10 +40,12 @@ import (
 
 // Authority is an opened CA. Its methods may be called at the same time.
 type Authority struct {
-	dir    string // DIR/ca
-	root   *x509.Certificate
-	node   *issuer
-	server *issuer
+	dir  string // DIR/ca
+	root *x509.Certificate
+	node *issuer
+	// retired are the node CAs before node.
+	retired []*x509.Certificate
+	server  *issuer
 
 	mu     sync.Mutex // guards the creation of orders keys
 	orders map[string]*ecdsa.PrivateKey
@@ -70,7 +72,7 @@ func Open(dir string) (*Authority, error) {
 	if err := a.root.CheckSignatureFrom(a.root); err != nil {
 		return nil, fmt.Errorf("stepca: open: root certificate: %w", err)
 	}
-	if a.node, err = a.openIssuer(nodeCert, nodeKey, x509.ExtKeyUsageClientAuth); err != nil {
+	if err := a.openNodeCAs(); err != nil {
 		return nil, err
 	}
 	if a.server, err = a.openIssuer(serverCert, serverKey, x509.ExtKeyUsageServerAuth); err != nil {
@@ -258,12 +260,15 @@ func (a *Authority) NodeCA() *x509.Certificate { return a.node.cert }
 // ServerCA returns the certificate of the server CA.
 func (a *Authority) ServerCA() *x509.Certificate { return a.server.cert }
 
-// ClientPool holds the node CA alone: the trust anchors with which the node
+// ClientPool holds the node CAs alone, the current one and those before it: the trust anchors with which the node
 // endpoint verifies client certificates. The root is not among them, so that
 // no other certificate below it opens that door.
 func (a *Authority) ClientPool() *x509.CertPool {
 	pool := x509.NewCertPool()
 	pool.AddCert(a.node.cert)
+	for _, c := range a.retired {
+		pool.AddCert(c)
+	}
 	return pool
 }
 
