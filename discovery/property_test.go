@@ -75,6 +75,9 @@ func sound(t *rapid.T, tab *Table) {
 		if !e.until[SourceMulticast].IsZero() {
 			heard[family(e.addr.Addr())][e.addr.Addr()]++
 		}
+		if e.node != "" && !e.proven.IsZero() && !e.until[SourceMulticast].IsZero() {
+			t.Fatalf("%s is proven and takes an advertised host's place", e.addr)
+		}
 		if (e.state >= Proven) != (e.node != "") {
 			t.Fatalf("%s is %s with node %q", e.addr, e.state, e.node)
 		}

@@ -17,6 +17,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/muster-edge/muster/discovery"
@@ -225,15 +226,35 @@ func TestAddressChanges(t *testing.T) {
 	l.plug(t, a, "eth0", "10.78.0.1/24")
 	l.plug(t, b, "eth0", "10.78.0.2/24")
 	_, withA, _ := listen(t, a)
-	listen(t, b)
+	svcB, withB, _ := listen(t, b)
 	eventually(t, 20*time.Second, "found", knows1(withA, "10.78.0.2:7445"))
-	must(t, b.in(func() error {
-		if out, err := exec.Command("ip", "addr", "flush", "dev", "eth0").CombinedOutput(); err != nil {
-			return fmt.Errorf("%s: %w", out, err)
-		}
-		return exec.Command("ip", "addr", "add", "10.78.0.77/24", "dev", "eth0").Run()
-	}))
-	eventually(t, 20*time.Second, "found at the new address", knows1(withA, "10.78.0.77:7445"))
+	// Both move to another network, and are never without an address.
+	for i, h := range []*host{a, b} {
+		must(t, h.in(func() error {
+			eth, err := netlink.LinkByName("eth0")
+			if err != nil {
+				return err
+			}
+			addr, err := netlink.ParseAddr(fmt.Sprintf("10.80.0.%d/24", i+1))
+			if err != nil {
+				return err
+			}
+			if err := netlink.AddrAdd(eth, addr); err != nil {
+				return err
+			}
+			old, err := netlink.ParseAddr(fmt.Sprintf("10.78.0.%d/24", i+1))
+			if err != nil {
+				return err
+			}
+			return netlink.AddrDel(eth, old)
+		}))
+	}
+	eventually(t, 20*time.Second, "found at the new addresses", func() bool {
+		return knows1(withA, "10.80.0.2:7445")() && knows1(withB, "10.80.0.1:7445")()
+	})
+	if c := svcB.Counters(); c.Links != 1 {
+		t.Errorf("%+v", c)
+	}
 }
 
 func rawSocket() (int, error) {
@@ -411,7 +432,9 @@ func avahi(t testing.TB, h *host) func(name string, args ...string) (string, err
 	daemon, bus := tool(t, "avahi-daemon"), tool(t, "dbus-daemon")
 	tool(t, "avahi-browse")
 	dir := t.TempDir()
-	must(t, os.Chmod(dir, 0o755))
+	for _, d := range []string{dir, filepath.Dir(dir)} { // for the user avahi
+		must(t, os.Chmod(d, 0o755))
+	}
 	sock := filepath.Join(dir, "bus")
 	must(t, os.WriteFile(filepath.Join(dir, "bus.conf"), []byte(`<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN" "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig><type>system</type><listen>unix:path=`+sock+`</listen><auth>EXTERNAL</auth><policy context="default">
@@ -459,8 +482,10 @@ publish-workstation=yes
 	}
 	start(false, bus, "--config-file="+filepath.Join(dir, "bus.conf"), "--nofork", "--nopidfile")
 	eventually(t, 10*time.Second, "bus", func() bool { _, err := os.Stat(sock); return err == nil })
+	// It opens its sockets as the user avahi, as on any host: another user
+	// than ours, which SO_REUSEPORT alone would not let onto the port.
 	start(true, "/bin/sh", "-c", "mkdir -p /run/avahi-daemon && mount --make-rprivate / && mount -t tmpfs none /run/avahi-daemon && exec "+daemon+
-		" --no-drop-root --no-chroot --no-rlimits --no-proc-title -f "+filepath.Join(dir, "avahi.conf"))
+		" --no-chroot --no-rlimits --no-proc-title -f "+filepath.Join(dir, "avahi.conf"))
 	run := func(name string, args ...string) (string, error) {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		defer cancel()
