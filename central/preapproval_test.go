@@ -162,6 +162,17 @@ func TestAMachineThatWaitsIsApprovedWhenItCallsAgain(t *testing.T) {
 	if r := h.call(t, changed); r.State == fleet.RequestApproved {
 		t.Error("a rejected machine came in with other evidence")
 	}
+	// Nor does it stand in for a person whose approval was about other evidence.
+	c := h.call(t, servicetest.Filing("c"))
+	if err := h.Approve(c.ID, c.Revision); err != nil {
+		t.Fatal(err)
+	}
+	h.importCSV(t, "last", listOf("c"))
+	changed = servicetest.Filing("c")
+	changed.Evidence.Serial = "other"
+	if r := h.call(t, changed); r.State != fleet.RequestPending || r.Supersedes != c.ID {
+		t.Errorf("approved by a person, then changed: %+v", r)
+	}
 }
 
 func TestWhenAListHasABadLineThenNothingIsImported(t *testing.T) {
