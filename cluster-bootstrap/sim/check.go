@@ -53,7 +53,9 @@ func (w *world) founded(n *node) {
 		w.violate("%s founds %s after its start, without a survey", n.name, up)
 	}
 	g := n.data
-	const met = 90 * time.Second
+	// Shorter than a survey by one round of hello; long enough that nobody
+	// missed the other in between.
+	const met = 55 * time.Second
 	for _, h := range w.groups {
 		if h == g || h.made < 0 {
 			continue

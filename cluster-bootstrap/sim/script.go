@@ -326,6 +326,9 @@ func (w *world) draw(kind string) Script {
 	}
 	for range pick(.4, .3, .2, .1) {
 		at := sec(0, q)
+		if w.chance(.3) {
+			at = sec(0, 20)
+		}
 		switch pick(.5, .3, .2) {
 		case 0:
 			var l, r string
@@ -337,16 +340,23 @@ func (w *world) draw(kind string) Script {
 				}
 			}
 			add(at, "split %s %s", l, r)
-			if sc.Nodes > 2 && w.chance(.15) {
-				sc.Events[len(sc.Events)-1].What = "split ab " + "bcde"[:sc.Nodes-1]
-			}
 		case 1:
 			a, b := any(), any()
 			if a != b {
 				add(at, "oneway %s %s", a, b)
 			}
 		case 2:
-			add(at, "split ab %s", "bcde"[:max(1, sc.Nodes-1)])
+			// One node hears both halves.
+			bridge := any()
+			l, r := bridge, bridge
+			for i := range sc.Nodes {
+				if w.chance(.5) {
+					l += string(rune('a' + i))
+				} else {
+					r += string(rune('a' + i))
+				}
+			}
+			add(at, "split %s %s", l, r)
 		}
 		add(at+sec(5, 240), "heal")
 	}
