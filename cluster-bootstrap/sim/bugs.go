@@ -76,7 +76,7 @@ func mutatePlan(l *cb.Ledger, f func(*cb.PlanDoc)) *cb.Ledger {
 
 // Bugs are all planted bugs.
 var Bugs = []Bug{
-	{Name: "founds without waiting for acknowledgements", Kind: "founding",
+	{Name: "founds without waiting for acknowledgements", Kind: "founding", Seed: 717,
 		Decide: instead(cb.Claiming, cb.AckMissing, func(_ View, o cb.Observation) []cb.Action {
 			return []cb.Action{{Kind: cb.FoundCluster, Reason: "planted", Intent: &cb.Intent{UID: o.Fresh, Boot: o.Boot, Mode: fleet.FoundFirst}}}
 		})},
@@ -86,9 +86,9 @@ var Bugs = []Bug{
 				o.Survey = &cb.Survey{Since: o.Mono - 61*time.Second, Round: o.Survey.Round}
 			}
 		}},
-	{Name: "tie-break by arrival: never yields to a better claim", Kind: "founding",
+	{Name: "tie-break by arrival: never yields to a better claim", Kind: "founding", Seed: 664,
 		Decide: without(cb.WithdrawClaim)},
-	{Name: "acknowledges a second claim", Kind: "founding",
+	{Name: "acknowledges a second claim", Kind: "founding", Seed: 111,
 		Decide: instead(cb.Surveying, cb.AckGiven, func(_ View, o cb.Observation) []cb.Action {
 			for _, p := range o.Peers {
 				if c := p.Status.Claim; c != nil && p.Age < 10*time.Second && *c != *o.Disk.Ack {
@@ -97,23 +97,23 @@ var Bugs = []Bug{
 			}
 			return nil
 		})},
-	{Name: "forgets its acknowledgement in a restart", Kind: "founding",
+	{Name: "forgets its acknowledgement in a restart", Kind: "founding", Seed: 2217,
 		Observe: func(v View, o *cb.Observation) {
 			if o.Disk.Ack != nil && v.Boots > 1 {
 				o.Disk.Ack = nil
 			}
 		}},
-	{Name: "writes are not flushed", Kind: "promotion", Edge: "lost-fsync"},
-	{Name: "founds in spite of a sign of membership", Kind: "founding",
+	{Name: "writes are not flushed", Kind: "promotion", Seed: 10, Edge: "lost-fsync"},
+	{Name: "founds in spite of a sign of membership", Kind: "founding", Seed: 74,
 		Observe: func(_ View, o *cb.Observation) {
 			if o.Disk.Role == cb.RoleNone && o.Disk.Intent == nil {
 				o.Disk.Mark, o.Disk.AgentCert = "", false
 				o.Docs.Records = nil
 			}
 		}},
-	{Name: "the centre grants founding to everybody", Kind: "founding", Edge: "centre-grants-all"},
-	{Name: "the centre forgets its grant in a restore", Kind: "founding", Edge: "centre-forgets"},
-	{Name: "a removal loses to an admission", Kind: "",
+	{Name: "the centre grants founding to everybody", Kind: "founding", Seed: 1, Edge: "centre-grants-all"},
+	{Name: "the centre forgets its grant in a restore", Kind: "founding", Seed: 1069, Edge: "centre-forgets"},
+	{Name: "a removal loses to an admission", Kind: "", Seed: 1,
 		Observe: func(_ View, o *cb.Observation) { o.Docs.Removals = nil }},
 	{Name: "the server token goes to any worker that asks", Kind: "promotion",
 		Decide: instead(cb.Worker, cb.NoBlocker, func(_ View, o cb.Observation) []cb.Action {
@@ -135,37 +135,37 @@ var Bugs = []Bug{
 				o.Docs.Charter = &c
 			}
 		}},
-	{Name: "promotes nodes that may not serve", Kind: "promotion",
+	{Name: "promotes nodes that may not serve", Kind: "promotion", Seed: 46,
 		Observe: func(_ View, o *cb.Observation) {
 			o.Docs.Admissions = slices.Clone(o.Docs.Admissions)
 			for i := range o.Docs.Admissions {
 				o.Docs.Admissions[i].MayServe = true
 			}
 		}},
-	{Name: "compare-and-set is a set", Kind: "", Edge: "cas-ignored"},
+	{Name: "compare-and-set is a set", Kind: "", Seed: 9, Edge: "cas-ignored"},
 	{Name: "starts the new role before the old process is gone", Kind: "promotion", Edge: "no-wait-for-exit",
 		Observe: func(_ View, o *cb.Observation) {
 			if o.K3s.Stopping {
 				o.K3s.Process = cb.ProcessNone
 			}
 		}},
-	{Name: "the fence lease is not honoured", Kind: "promotion", Edge: "lease-not-honoured",
+	{Name: "the fence lease is not honoured", Kind: "promotion", Seed: 6, Edge: "lease-not-honoured",
 		Decide: func(_ View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			if o.Disk.Role == cb.RoleCandidate && o.K3s.Process == cb.ProcessServer {
 				return without(cb.StopK3s)(View{}, o, s, acts)
 			}
 			return s, acts
 		}},
-	{Name: "the leader gives leases although it resets", Kind: "promotion", Edge: "lease-after-reset"},
-	{Name: "the leader resets without waiting for leases to end", Kind: "promotion",
+	{Name: "the leader gives leases although it resets", Kind: "promotion", Seed: 7, Edge: "lease-after-reset"},
+	{Name: "the leader resets without waiting for leases to end", Kind: "promotion", Seed: 7,
 		Observe: func(_ View, o *cb.Observation) { o.LastGrant = -time.Hour }},
-	{Name: "the leader trusts its memory of leases across a restart", Kind: "promotion",
+	{Name: "the leader trusts its memory of leases across a restart", Kind: "promotion", Seed: 3999,
 		Observe: func(_ View, o *cb.Observation) {
 			if o.LastGrant == 0 {
 				o.LastGrant = -time.Hour
 			}
 		}},
-	{Name: "the leader may still reset after it confirmed", Kind: "promotion",
+	{Name: "the leader may still reset after it confirmed", Kind: "promotion", Seed: 1,
 		Decide: func(v View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			acts = slices.Clone(acts)
 			for i, a := range acts {
@@ -180,8 +180,14 @@ var Bugs = []Bug{
 			}
 			return s, acts
 		}},
-	{Name: "the window never fails", Kind: "promotion", Decide: without(cb.BeginReset)},
-	{Name: "the epoch is not raised by a reset", Kind: "promotion",
+	{Name: "the window never fails", Kind: "promotion", Seed: 6,
+		Decide: func(v View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+			if acts[len(acts)-1].Kind == cb.BeginReset {
+				s = cb.Leading
+			}
+			return without(cb.BeginReset)(v, o, s, acts)
+		}},
+	{Name: "the epoch is not raised by a reset", Kind: "promotion", Seed: 6,
 		Decide: func(_ View, _ cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			acts = slices.Clone(acts)
 			for i, a := range acts {
@@ -193,7 +199,7 @@ var Bugs = []Bug{
 			}
 			return s, acts
 		}},
-	{Name: "a stale epoch is accepted", Kind: "return",
+	{Name: "a stale epoch is accepted", Kind: "return", Seed: 22,
 		Observe: records(func(o *cb.Observation, own cb.Record, r *cb.Record) {
 			if r.Epoch > own.Epoch && o.Disk.Role != cb.RoleWorker {
 				*r = own
@@ -206,7 +212,7 @@ var Bugs = []Bug{
 			}
 			o.Disk.Tombstone = false
 		})},
-	{Name: "a dead server is replaced but not removed", Kind: "promotion", Decide: without(cb.RemoveDeadServer)},
+	{Name: "a dead server is replaced but not removed", Kind: "promotion", Seed: 1, Decide: without(cb.RemoveDeadServer)},
 	{Name: "confirms before all have a vote", Kind: "promotion",
 		Decide: instead(cb.Leading, cb.PeerMissing, func(_ View, o cb.Observation) []cb.Action {
 			l := o.K3s.Ledger
@@ -218,14 +224,14 @@ var Bugs = []Bug{
 			n.Record.Version++
 			return []cb.Action{{Kind: cb.WriteLedger, Ledger: n, Reason: "planted"}}
 		})},
-	{Name: "a candidate never gives up", Kind: "promotion",
+	{Name: "a candidate never gives up", Kind: "promotion", Seed: 6,
 		Decide: func(v View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			if o.Disk.Role == cb.RoleCandidate {
 				return without(cb.MoveAside)(v, o, s, acts)
 			}
 			return s, acts
 		}},
-	{Name: "two clusters do not fence each other", Kind: "",
+	{Name: "two clusters do not fence each other", Kind: "", Seed: 5,
 		Observe: func(_ View, o *cb.Observation) {
 			if l := o.K3s.Ledger; l != nil {
 				o.Peers = slices.DeleteFunc(slices.Clone(o.Peers), func(p cb.Peer) bool {
@@ -233,10 +239,10 @@ var Bugs = []Bug{
 				})
 			}
 		}},
-	{Name: "a cluster with data dissolves itself", Kind: "", Edge: "dissolves-with-data",
+	{Name: "a cluster with data dissolves itself", Kind: "", Seed: 92, Edge: "dissolves-with-data",
 		Observe: func(_ View, o *cb.Observation) { o.K3s.Virgin = true }},
 	{Name: "new addresses are not passed on", Kind: "", Decide: without(cb.UpdateAddresses)},
-	{Name: "a wait without a reason", Kind: "",
+	{Name: "a wait without a reason", Kind: "", Seed: 1,
 		Decide: instead(cb.Waiting, cb.ServerAway, func(View, cb.Observation) []cb.Action {
 			return []cb.Action{{Kind: cb.Wait, Blocker: cb.ServerAway}}
 		})},
