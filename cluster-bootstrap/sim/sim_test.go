@@ -139,7 +139,7 @@ func TestSeeds(t *testing.T) {
 	}
 	n, standard := *seedsFlag, *seedsFlag == 0
 	if standard {
-		n = 1500
+		n = 1000
 		if testing.Short() {
 			n = 250
 		}
