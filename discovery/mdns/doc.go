@@ -4,5 +4,5 @@
 //
 // Records and message format come from hashicorp/mdns and miekg/dns; sockets,
 // queries, announcements, goodbyes and the rules for answering are our own.
-// docs/adr/0010-mdns.md says why. Linux only.
+// docs/adr/0004-mdns.md says why. Linux only.
 package mdns
