@@ -13,7 +13,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 SHARD       ?= 1
 FUZZTIME    ?= 60s
 
-.PHONY: help build lab test test-fast test-full bench fuzz fuzz-long lint generate fresh-check clean FORCE
+.PHONY: help build lab test test-fast test-full bench fuzz fuzz-long lint sim generate fresh-check clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,6 +52,9 @@ fuzz: ## every fuzz target for FUZZTIME (60s)
 
 fuzz-long: ## every fuzz target for 10 minutes; goes on where it stopped
 	@internal/dev/fuzz 10m resume
+
+sim: ## simulate sites: SEEDS=N plays N seeds of each kind; SEED=S KIND=K V=1 replays one
+	@go test ./cluster-bootstrap/sim -run TestSeeds -count=1 -v -timeout 0
 
 lint: ## gofmt, go vet, staticcheck
 	@internal/dev/test lint
