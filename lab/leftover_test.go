@@ -83,6 +83,9 @@ var dummy = Scenario{Name: "dummy", Summary: "for tests", Run: func(ctx context.
 // QEMU, but Launch checks for it as for a real scenario.
 func needLab(t *testing.T) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("network namespaces are left out with -short")
+	}
 	if err := CheckHost(Spec{}); err != nil {
 		t.Skip(err)
 	}

@@ -82,6 +82,9 @@ type lan struct{ bridge netlink.Link }
 
 func newLAN(t testing.TB) *lan {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("network namespaces are left out with -short")
+	}
 	if os.Getenv(marker) == "" {
 		t.Skip("needs root and network namespaces")
 	}

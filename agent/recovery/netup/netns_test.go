@@ -47,6 +47,9 @@ func machineTest(t *testing.T, f func(t *testing.T, w *world)) {
 		f(t, newWorld(t))
 		return
 	}
+	if testing.Short() {
+		t.Skip("network namespaces are left out with -short")
+	}
 	if os.Geteuid() != 0 {
 		t.Skip("needs root for network namespaces")
 	}

@@ -59,6 +59,9 @@ func Main(m *testing.M) {
 // Need skips a test that has no namespace to run in.
 func Need(t testing.TB) {
 	t.Helper()
+	if testing.Short() {
+		t.Skip("network namespaces are left out with -short")
+	}
 	if os.Getenv(marker) == "" {
 		t.Skip("needs root and network namespaces")
 	}
