@@ -215,7 +215,7 @@ func TestClockOrder(t *testing.T) {
 		case 2:
 			b.Millis += rapid.Uint64Range(1, 1<<40).Draw(t, "millis")
 		}
-		if !after(b, a) || after(a, b) || after(a, a) {
+		if !b.After(a) || a.After(b) || a.After(a) {
 			t.Fatalf("%+v is not after %+v", b, a)
 		}
 	})

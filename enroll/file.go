@@ -281,7 +281,7 @@ func touched(r, fresh fleet.Request, evidence bool) fleet.Request {
 		return r
 	}
 	r.EvidenceDigest, r.Evidence, r.Findings = fresh.EvidenceDigest, fresh.Evidence, fresh.Findings
-	if r.Clock == (fleet.TPMClock{}) || after(fresh.Clock, r.Clock) {
+	if r.Clock == (fleet.TPMClock{}) || fresh.Clock.After(r.Clock) {
 		r.Clock = fresh.Clock
 	}
 	for _, w := range fresh.Warnings {
@@ -333,20 +333,7 @@ func limit(n, normal int) int {
 // that overtake each other are no alarm.
 func backwards(r fleet.Request, f Filing) bool {
 	comparable := r.Clock != (fleet.TPMClock{}) && slices.Equal(r.Evidence.AKName, f.Evidence.AKName)
-	return comparable && f.Begun.After(r.LastSeen) && after(r.Clock, f.Clock)
-}
-
-// after compares clocks of one attestation key. The counters carry an unknown
-// constant offset (TPM 2.0 Library Part 1, obfuscation), so they are compared
-// as serial numbers, RFC 1982.
-func after(a, b fleet.TPMClock) bool {
-	if a.Resets != b.Resets {
-		return int32(a.Resets-b.Resets) > 0
-	}
-	if a.Restarts != b.Restarts {
-		return int32(a.Restarts-b.Restarts) > 0
-	}
-	return a.Millis > b.Millis
+	return comparable && f.Begun.After(r.LastSeen) && r.Clock.After(f.Clock)
 }
 
 // LookAlikes warns of other nodes that claim the same serial number or UUID.

@@ -155,6 +155,21 @@ type TPMClock struct {
 	Restarts uint32 `json:"restarts"`
 }
 
+// After reports whether c stands later than b; both are of one attestation
+// key. Counters only rise between two TPM2_Clear, which also ends the key;
+// Millis only rises while both counters stay. The counters carry an unknown
+// constant offset (TPM 2.0 Library Part 1, obfuscation), so that they may
+// wrap: they are compared as serial numbers, RFC 1982.
+func (c TPMClock) After(b TPMClock) bool {
+	if c.Resets != b.Resets {
+		return int32(c.Resets-b.Resets) > 0
+	}
+	if c.Restarts != b.Restarts {
+		return int32(c.Restarts-b.Restarts) > 0
+	}
+	return c.Millis > b.Millis
+}
+
 // Finding is one check of the verifier with its outcome.
 type Finding struct {
 	Check  string `json:"check"`

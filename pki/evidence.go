@@ -118,17 +118,13 @@ type ClockInfo struct {
 
 // Regressed tells whether a TPM whose clock was before once now says c: a
 // copy of a software TPM, or a replayed state. Both must come from statements
-// of one AK. Counters only rise between two TPM2_Clear, which also ends the
-// AK; Clock only rises while both counters stay. The counters carry an unknown
-// offset, so that they may wrap: they are compared as serial numbers, RFC 1982.
+// of one AK.
 func (c ClockInfo) Regressed(before ClockInfo) bool {
-	if c.ResetCount != before.ResetCount {
-		return int32(c.ResetCount-before.ResetCount) < 0
-	}
-	if c.RestartCount != before.RestartCount {
-		return int32(c.RestartCount-before.RestartCount) < 0
-	}
-	return c.Clock < before.Clock
+	return before.clock().After(c.clock())
+}
+
+func (c ClockInfo) clock() fleet.TPMClock {
+	return fleet.TPMClock{Millis: c.Clock, Resets: c.ResetCount, Restarts: c.RestartCount}
 }
 
 // Certified is TPMS_CERTIFY_INFO.
