@@ -21,9 +21,9 @@ func CharterToProto(c fleet.Charter) *musterv1.Charter {
 		Birth: &musterv1.BirthSettings{
 			ClusterCidr: c.Birth.ClusterCIDR, ServiceCidr: c.Birth.ServiceCIDR, ClusterDns: c.Birth.ClusterDNS,
 			FlannelBackend: c.Birth.FlannelBackend, SecretsEncryption: c.Birth.SecretsEncryption,
-			Disable: c.Birth.Disable, MaxLearners: int64(c.Birth.MaxLearners),
+			Disable: c.Birth.Disable, MaxLearners: int64(c.Birth.MaxLearners), NodeCidr: c.Birth.NodeCIDR,
 		},
-		Delegates: c.Delegates, Issued: stamp(c.Issued),
+		Delegates: c.Delegates, EscrowKey: c.EscrowKey, Issued: stamp(c.Issued),
 	}
 	for _, s := range c.Founding.Successors {
 		m.Founding.Successors = append(m.Founding.Successors, string(s))
@@ -40,7 +40,7 @@ func CharterToProto(c fleet.Charter) *musterv1.Charter {
 func AdmissionToProto(a fleet.Admission) *musterv1.Admission {
 	return &musterv1.Admission{
 		Tenant: a.Tenant, Site: a.Site, Node: string(a.Node), Incarnation: a.Incarnation, LdevidKey: a.LDevIDKey,
-		Labels: a.Labels, MayServe: a.MayServe, Version: docVersionToProto(a.Version), Issued: stamp(a.Issued),
+		Labels: a.Labels, MayServe: a.MayServe, Address: a.Address, Version: docVersionToProto(a.Version), Issued: stamp(a.Issued),
 	}
 }
 
@@ -56,7 +56,7 @@ func RemovalToProto(r fleet.Removal) *musterv1.Removal {
 func OrderToProto(o fleet.Order) *musterv1.Order {
 	m := &musterv1.Order{
 		Id: o.ID, Tenant: o.Tenant, Site: o.Site, Node: string(o.Node), Kind: string(o.Kind), Snapshot: o.Snapshot,
-		Digest: o.Digest, Reason: o.Reason, Version: docVersionToProto(o.Version), Issued: stamp(o.Issued), NotAfter: stamp(o.NotAfter),
+		Digest: o.Digest, Cluster: o.Cluster, Epoch: o.Epoch, Into: o.Into, Reason: o.Reason, Version: docVersionToProto(o.Version), Issued: stamp(o.Issued), NotAfter: stamp(o.NotAfter),
 	}
 	if d := o.Disk; d != nil {
 		m.Disk = &musterv1.DiskTarget{Serial: d.Serial, Wwn: d.WWN, Model: d.Model, SizeBytes: d.SizeBytes}

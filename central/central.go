@@ -422,7 +422,7 @@ func (s *Server) nodeHandler() http.Handler {
 	if path, h := s.enroll.Handler(); h != nil {
 		mux.Handle(path, h)
 	}
-	path, h := musterv1connect.NewNodeServiceHandler(nodeService{s}, connect.WithReadMaxBytes(bodyLimit), connect.WithCompression("gzip", nil, nil))
+	path, h := musterv1connect.NewNodeServiceHandler(nodeService{Server: s}, connect.WithReadMaxBytes(bodyLimit), connect.WithCompression("gzip", nil, nil))
 	mux.Handle(path, s.authenticateNode(s.enroll.Node(h)))
 	return mux
 }

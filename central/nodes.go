@@ -16,6 +16,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	musterv1 "github.com/muster-edge/muster/api/muster/v1"
+	"github.com/muster-edge/muster/api/muster/v1/musterv1connect"
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/audit"
@@ -286,7 +287,10 @@ func nodeIDOf(c *x509.Certificate) (fleet.NodeID, error) {
 }
 
 // nodeService implements musterv1connect.NodeServiceHandler.
-type nodeService struct{ *Server }
+type nodeService struct {
+	*Server
+	musterv1connect.UnimplementedNodeServiceHandler
+}
 
 // Report implements the node service. Without news it touches memory only.
 func (s nodeService) Report(ctx context.Context, q *musterv1.ReportRequest) (*musterv1.ReportResponse, error) {

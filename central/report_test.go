@@ -48,7 +48,7 @@ func reporter(t testing.TB) (*harness, *countingStore, func() (*musterv1.ReportR
 	}
 	ctx := context.WithValue(context.Background(), nodeCallerKey{}, nodeCaller{r.Node, "192.0.2.1"})
 	return h, counting, func() (*musterv1.ReportResponse, error) {
-		return nodeService{h.s}.Report(ctx, &musterv1.ReportRequest{StatusDigest: make([]byte, 32)})
+		return nodeService{Server: h.s}.Report(ctx, &musterv1.ReportRequest{StatusDigest: make([]byte, 32)})
 	}
 }
 

@@ -22,6 +22,9 @@ const (
 	RemovalPayload      = "application/vnd.muster.removal.v1+json"
 	OrderPayload        = "application/vnd.muster.order.v1+json"
 	StackVersionPayload = "application/vnd.muster.stack-version.v1+json"
+	// ClusterRecordPayload and EscrowOfferPayload are signed by nodes.
+	ClusterRecordPayload = "application/vnd.muster.cluster-record.v1+json"
+	EscrowOfferPayload   = "application/vnd.muster.escrow-offer.v1+json"
 )
 
 // FoundingMode says who has the right to start the site's cluster.
@@ -54,7 +57,11 @@ type Charter struct {
 	Birth   BirthSettings `json:"birth"`
 	// Delegates are PKIX DER public keys that may sign Admissions and
 	// Removals for this site too.
-	Delegates [][]byte  `json:"delegates,omitempty"`
+	Delegates [][]byte `json:"delegates,omitempty"`
+	// EscrowKey is the tenant's X25519 public key, 32 bytes: nodes seal
+	// snapshots and the tokens they need to it (package fleet/escrow). The
+	// private half is with the operator. Empty: nothing is put in escrow.
+	EscrowKey HexBytes  `json:"escrow_key,omitempty"`
 	Issued    time.Time `json:"issued"`
 }
 
@@ -99,6 +106,10 @@ type BirthSettings struct {
 	// MaxLearners is etcd's max-learners: 2 to promote both candidates at
 	// once.
 	MaxLearners int `json:"max_learners"`
+	// NodeCIDR is the IPv4 network of the in-site addresses that Admissions
+	// give to nodes: k3s and etcd know nodes by these, so that a new LAN
+	// address changes routes and nothing else. "" means LAN addresses.
+	NodeCIDR string `json:"node_cidr,omitempty"`
 }
 
 // DefaultPolicy and DefaultBirth are what a charter gets when nobody chose.
@@ -111,6 +122,8 @@ func DefaultBirth() BirthSettings {
 	return BirthSettings{
 		ClusterCIDR: "10.42.0.0/16", ServiceCIDR: "10.43.0.0/16", ClusterDNS: "10.43.0.10",
 		FlannelBackend: "wireguard-native", SecretsEncryption: true, MaxLearners: 2,
+		// Shared address space (RFC 6598): least likely to be somebody's LAN.
+		NodeCIDR: "100.96.0.0/16",
 	}
 }
 
@@ -119,6 +132,11 @@ const (
 	maxSuccessors    = 64
 	maxDelegates     = 16
 	maxDelegateKey   = 1024
+	escrowKeySize    = 32
+	// minNodeBits and maxNodeBits bound the prefix length of node_cidr: room
+	// for at least 14 nodes, and no more than one former class A network.
+	minNodeBits      = 8
+	maxNodeBits      = 28
 	maxDisable       = 32
 	maxPolicySeconds = 366 * 24 * 3600
 )
@@ -141,6 +159,7 @@ func (c Charter) Validate() error {
 		p.sha256("pcr11 of image "+clip(i.Name, 80), i.PCR11, true)
 		p.sha256("signer_cert of image "+clip(i.Name, 80), i.SignerCert, false)
 	}
+	p.check(len(c.EscrowKey) == 0 || len(c.EscrowKey) == escrowKeySize, "escrow_key has %d bytes; an X25519 public key has %d", len(c.EscrowKey), escrowKeySize)
 	p.check(len(c.Delegates) <= maxDelegates, "%d delegates, at most %d are allowed", len(c.Delegates), maxDelegates)
 	for i, d := range head(c.Delegates, maxDelegates) {
 		p.check(len(d) > 0 && len(d) <= maxDelegateKey, "delegate %d has %d bytes; want 1 to %d", i, len(d), maxDelegateKey)
@@ -180,6 +199,14 @@ func (b BirthSettings) validate(p *problems) {
 	service := p.prefix("service_cidr", b.ServiceCIDR)
 	if cluster.IsValid() && service.IsValid() {
 		p.check(!cluster.Overlaps(service), "cluster_cidr %s and service_cidr %s overlap", cluster, service)
+	}
+	if b.NodeCIDR != "" {
+		node := p.prefix("node_cidr", b.NodeCIDR)
+		if node.IsValid() {
+			p.check(node.Addr().Is4() && node.Bits() >= minNodeBits && node.Bits() <= maxNodeBits, "node_cidr %s; want an IPv4 network of /%d to /%d", node, minNodeBits, maxNodeBits)
+			p.check(!cluster.IsValid() || !node.Overlaps(cluster), "node_cidr %s and cluster_cidr %s overlap", node, b.ClusterCIDR)
+			p.check(!service.IsValid() || !node.Overlaps(service), "node_cidr %s and service_cidr %s overlap", node, b.ServiceCIDR)
+		}
 	}
 	dns, err := netip.ParseAddr(b.ClusterDNS)
 	if err != nil {
@@ -229,9 +256,13 @@ type Admission struct {
 	LDevIDKey HexBytes          `json:"ldevid_key"`
 	Labels    map[string]string `json:"labels,omitempty"`
 	// MayServe allows the node to become a k3s server.
-	MayServe bool       `json:"may_serve"`
-	Version  DocVersion `json:"version"`
-	Issued   time.Time  `json:"issued"`
+	MayServe bool `json:"may_serve"`
+	// Address is the node's in-site IPv4 address, unique in the site and the
+	// same in all admissions of the node to it; from the charter's NodeCIDR.
+	// "": the node is known by its LAN address.
+	Address string     `json:"address,omitempty"`
+	Version DocVersion `json:"version"`
+	Issued  time.Time  `json:"issued"`
 }
 
 // Validate reports all problems of the admission.
@@ -242,6 +273,11 @@ func (a Admission) Validate() error {
 	p.check(a.Incarnation > 0, "incarnation is not set")
 	p.sha256("ldevid_key", a.LDevIDKey, true)
 	p.add(ValidateLabels(a.Labels))
+	if a.Address != "" {
+		at, err := netip.ParseAddr(a.Address)
+		p.check(err == nil && at.Is4() && at.String() == a.Address && !at.IsUnspecified() && !at.IsLoopback() && !at.IsMulticast(),
+			"address %q is no IPv4 address of a node", clip(a.Address, 80))
+	}
 	return p.err("admission")
 }
 
@@ -281,9 +317,14 @@ const (
 	OrderClearFailed OrderKind = "clear-failed"
 	OrderRestore     OrderKind = "restore"
 	OrderDissolve    OrderKind = "dissolve"
+	// OrderFound: the node founds the site's cluster, although the charter's
+	// founder did not (mode named), or in place of one that was lost.
+	OrderFound OrderKind = "found"
+	// OrderReset: the node goes on from its own data, as the only server.
+	OrderReset OrderKind = "reset"
 )
 
-var orderKinds = []OrderKind{OrderInstall, OrderWipe, OrderRecover, OrderDowngrade, OrderClearFailed, OrderRestore, OrderDissolve}
+var orderKinds = []OrderKind{OrderInstall, OrderWipe, OrderRecover, OrderDowngrade, OrderClearFailed, OrderRestore, OrderDissolve, OrderFound, OrderReset}
 
 // Order is one signed act, for one node, until NotAfter. Whoever carries it
 // out compares the target exactly: a disk that differs is not touched.
@@ -297,16 +338,24 @@ type Order struct {
 	Node   NodeID    `json:"node"`
 	Kind   OrderKind `json:"kind"`
 	// Disk is the target of install and wipe; Image what install writes and
-	// downgrade goes to; Snapshot what restore takes; Digest the image whose
-	// failure clear-failed forgets.
+	// downgrade goes to; Snapshot what restore takes (the ID of a handed-over
+	// escrow blob or the name of a snapshot on the node's disk); Digest the
+	// image whose failure clear-failed forgets.
 	Disk     *DiskTarget `json:"disk,omitempty"`
 	Image    *ImageRef   `json:"image,omitempty"`
 	Snapshot string      `json:"snapshot,omitempty"`
 	Digest   HexBytes    `json:"digest,omitempty"`
-	Reason   string      `json:"reason,omitempty"`
-	Version  DocVersion  `json:"version"`
-	Issued   time.Time   `json:"issued"`
-	NotAfter time.Time   `json:"not_after"`
+	// Cluster is the UID of the cluster that reset, restore and dissolve are
+	// about. Epoch is what reset and restore raise it to: data of every
+	// smaller epoch is void from then on. Into is the UID of the cluster that
+	// a dissolved one is taken into.
+	Cluster  string     `json:"cluster,omitempty"`
+	Epoch    uint64     `json:"epoch,omitempty"`
+	Into     string     `json:"into,omitempty"`
+	Reason   string     `json:"reason,omitempty"`
+	Version  DocVersion `json:"version"`
+	Issued   time.Time  `json:"issued"`
+	NotAfter time.Time  `json:"not_after"`
 }
 
 // DiskTarget names one disk by all that the disk says of itself.
@@ -347,10 +396,27 @@ func (o Order) Validate() error {
 	}
 	p.check((o.Kind == OrderRestore) == (o.Snapshot != ""), "a snapshot belongs to %s, and only to it", OrderRestore)
 	p.text("snapshot", o.Snapshot)
+	o.validateCluster(&p)
 	p.check((o.Kind == OrderClearFailed) == (len(o.Digest) > 0), "a digest belongs to %s, and only to it", OrderClearFailed)
 	p.sha256("digest", o.Digest, false)
 	p.text("reason", o.Reason)
 	return p.err("order")
+}
+
+func (o Order) validateCluster(p *problems) {
+	about := o.Kind == OrderReset || o.Kind == OrderRestore || o.Kind == OrderDissolve
+	p.check(about == (o.Cluster != ""), "a cluster belongs to %s, %s and %s, and only to these", OrderReset, OrderRestore, OrderDissolve)
+	if o.Cluster != "" {
+		p.add(ValidateClusterUID(o.Cluster))
+	}
+	raises := o.Kind == OrderReset || o.Kind == OrderRestore
+	p.check(raises == (o.Epoch != 0), "an epoch belongs to %s and %s, and only to these", OrderReset, OrderRestore)
+	p.check(o.Epoch <= MaxClusterEpoch, "epoch %d; at most %d is allowed", o.Epoch, uint64(MaxClusterEpoch))
+	p.check((o.Kind == OrderDissolve) == (o.Into != ""), "into belongs to %s, and only to it", OrderDissolve)
+	if o.Into != "" {
+		p.add(ValidateClusterUID(o.Into))
+		p.check(o.Into != o.Cluster, "cluster %q cannot be dissolved into itself", clip(o.Into, 80))
+	}
 }
 
 // OrderState is the life of an order at the centre. The signed Order itself

@@ -51,6 +51,8 @@ func TestJSONRoundTrips(t *testing.T) {
 	t.Run("Admission", func(t *testing.T) { roundTrip[fleet.Admission](t, nil) })
 	t.Run("Removal", func(t *testing.T) { roundTrip[fleet.Removal](t, nil) })
 	t.Run("Order", func(t *testing.T) { roundTrip[fleet.Order](t, nil) })
+	t.Run("ClusterRecord", func(t *testing.T) { roundTrip[fleet.ClusterRecord](t, nil) })
+	t.Run("EscrowOffer", func(t *testing.T) { roundTrip[fleet.EscrowOffer](t, nil) })
 	t.Run("Stack", func(t *testing.T) { roundTrip[fleet.Stack](t, nil) })
 	t.Run("StackVersion", func(t *testing.T) { roundTrip[fleet.StackVersion](t, nil) })
 	t.Run("Hardware", func(t *testing.T) { roundTrip[fleet.Hardware](t, nil) })
@@ -67,7 +69,7 @@ func TestValidateNeverPanics(t *testing.T) {
 			fleettest.Draw[fleet.PreApproval](t), fleettest.Draw[fleet.Image](t), fleettest.Draw[fleet.Charter](t),
 			fleettest.Draw[fleet.Admission](t), fleettest.Draw[fleet.Removal](t), fleettest.Draw[fleet.Order](t),
 			fleettest.Draw[fleet.Stack](t), fleettest.Draw[fleet.StackVersion](t), fleettest.Draw[fleet.Event](t),
-			fleettest.Draw[fleet.AuditRecord](t),
+			fleettest.Draw[fleet.AuditRecord](t), fleettest.Draw[fleet.ClusterRecord](t), fleettest.Draw[fleet.EscrowOffer](t),
 		} {
 			_ = v.Validate()
 		}
@@ -118,6 +120,12 @@ func goodAdmission() fleet.Admission {
 	return fleet.Admission{
 		Format: fleet.AdmissionFormat, Tenant: "default", Site: "shop-1", Node: ek.NodeID(), Incarnation: 1,
 		LDevIDKey: digest, Issued: now,
+	}
+}
+
+func goodRecord() fleet.ClusterRecord {
+	return fleet.ClusterRecord{
+		Tenant: "default", Site: "shop-1", UID: "c-1", Epoch: 1, Founder: ek.NodeID(), Servers: []fleet.NodeID{ek.NodeID()},
 	}
 }
 
@@ -216,6 +224,9 @@ func TestValidate(t *testing.T) {
 		"max_learners":  func(v *fleet.Charter) { v.Birth.MaxLearners = 3 },
 		"no image":      func(v *fleet.Charter) { v.Images = nil },
 		"delegate 0":    func(v *fleet.Charter) { v.Delegates = [][]byte{nil} },
+		"escrow_key":    func(v *fleet.Charter) { v.EscrowKey = digest[1:] },
+		"node_cidr":     func(v *fleet.Charter) { v.Birth.NodeCIDR = "fd00::/64" },
+		"cluster_cidr":  func(v *fleet.Charter) { v.Birth.NodeCIDR = "10.42.0.0/16" },
 	})
 	refused(t, goodOrder, map[string]func(*fleet.Order){
 		"not_after":     func(v *fleet.Order) { v.NotAfter = v.Issued },
@@ -227,10 +238,58 @@ func TestValidate(t *testing.T) {
 		"serial nor":    func(v *fleet.Order) { v.Disk = &fleet.DiskTarget{SizeBytes: 1} },
 		"site":          func(v *fleet.Order) { v.Site = "pool" },
 		"size of the d": func(v *fleet.Order) { v.Disk = &fleet.DiskTarget{Serial: "S"} },
+		"a cluster bel": func(v *fleet.Order) { v.Cluster = "c-1" },
+		"an epoch":      func(v *fleet.Order) { v.Epoch = 1 },
+		"into":          func(v *fleet.Order) { v.Into = "c-2" },
+	})
+	clusterOrder := func(kind fleet.OrderKind, change func(*fleet.Order)) func() fleet.Order {
+		return func() fleet.Order {
+			o := goodOrder()
+			o.Kind, o.Disk, o.Image = kind, nil, nil
+			change(&o)
+			return o
+		}
+	}
+	refused(t, clusterOrder(fleet.OrderFound, func(*fleet.Order) {}), map[string]func(*fleet.Order){
+		"a cluster bel": func(v *fleet.Order) { v.Cluster = "c-1" },
+		"an epoch":      func(v *fleet.Order) { v.Epoch = 2 },
+	})
+	refused(t, clusterOrder(fleet.OrderReset, func(o *fleet.Order) { o.Cluster, o.Epoch = "c-1", 2 }), map[string]func(*fleet.Order){
+		"a cluster bel": func(v *fleet.Order) { v.Cluster = "" },
+		"an epoch":      func(v *fleet.Order) { v.Epoch = 0 },
+		"at most":       func(v *fleet.Order) { v.Epoch = 1 << 63 },
+	})
+	refused(t, clusterOrder(fleet.OrderRestore, func(o *fleet.Order) { o.Cluster, o.Epoch, o.Snapshot = "c-1", 2, "e-1" }), map[string]func(*fleet.Order){
+		"cluster UID": func(v *fleet.Order) { v.Cluster = "-" },
+		"a snapshot":  func(v *fleet.Order) { v.Snapshot = "" },
+	})
+	refused(t, clusterOrder(fleet.OrderDissolve, func(o *fleet.Order) { o.Cluster, o.Into = "c-1", "c-2" }), map[string]func(*fleet.Order){
+		"into itself": func(v *fleet.Order) { v.Into = v.Cluster },
+		"into belo":   func(v *fleet.Order) { v.Into = "" },
+		"cluster UID": func(v *fleet.Order) { v.Into, v.Cluster = "a b", "c/d" },
+	})
+	refused(t, goodRecord, map[string]func(*fleet.ClusterRecord){
+		"tenant":      func(v *fleet.ClusterRecord) { v.Tenant = "" },
+		"pool":        func(v *fleet.ClusterRecord) { v.Site = "pool" },
+		"cluster UID": func(v *fleet.ClusterRecord) { v.UID = "" },
+		"epoch":       func(v *fleet.ClusterRecord) { v.Epoch = 1 << 63 },
+		"node ID":     func(v *fleet.ClusterRecord) { v.Founder = "x" },
+		"sorted":      func(v *fleet.ClusterRecord) { v.Servers = []fleet.NodeID{"n-b", "n-a"} },
+		"twice":       func(v *fleet.ClusterRecord) { v.Servers = []fleet.NodeID{ek.NodeID(), ek.NodeID()} },
+		"servers, at": func(v *fleet.ClusterRecord) { v.Servers = make([]fleet.NodeID, 17) },
+		"into itself": func(v *fleet.ClusterRecord) { v.Into = v.UID },
+	})
+	refused(t, func() fleet.EscrowOffer {
+		return fleet.EscrowOffer{Format: fleet.EscrowOfferFormat, Tenant: "default", Site: "shop-1", Node: ek.NodeID(), Key: digest, Issued: now}
+	}, map[string]func(*fleet.EscrowOffer){
+		"format": func(v *fleet.EscrowOffer) { v.Format = fleet.OrderFormat },
+		"key":    func(v *fleet.EscrowOffer) { v.Key = digest[1:] },
+		"issued": func(v *fleet.EscrowOffer) { v.Issued = time.Time{} },
 	})
 	refused(t, goodAdmission, map[string]func(*fleet.Admission){
 		"incarnation": func(v *fleet.Admission) { v.Incarnation = 0 },
 		"ldevid_key":  func(v *fleet.Admission) { v.LDevIDKey = nil },
+		"address":     func(v *fleet.Admission) { v.Address = "::1" },
 		"value":       func(v *fleet.Admission) { v.Labels = map[string]string{"a": "b c"} },
 	})
 	refused(t, func() fleet.Removal {

@@ -39,7 +39,12 @@ type ReportRequest struct {
 	// Bits of health, one per check of the node; 0 is healthy.
 	Health uint64 `protobuf:"varint,6,opt,name=health,proto3" json:"health,omitempty"`
 	// Random per boot.
-	BootId        []byte `protobuf:"bytes,7,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	BootId []byte `protobuf:"bytes,7,opt,name=boot_id,json=bootId,proto3" json:"boot_id,omitempty"`
+	// How the node stands in its cluster; given when it changed, when the
+	// centre asked for it, and every tenth time.
+	Cluster *ClusterReport `protobuf:"bytes,8,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// What became of orders; repeated until it was acknowledged. At most 16.
+	Outcomes      []*OrderOutcome `protobuf:"bytes,9,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -123,6 +128,260 @@ func (x *ReportRequest) GetBootId() []byte {
 	return nil
 }
 
+func (x *ReportRequest) GetCluster() *ClusterReport {
+	if x != nil {
+		return x.Cluster
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetOutcomes() []*OrderOutcome {
+	if x != nil {
+		return x.Outcomes
+	}
+	return nil
+}
+
+// ClusterReport is how one node stands in its site's cluster.
+type ClusterReport struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DSSE envelope of the newest cluster record the node holds, at most
+	// 64 KiB, or none. It is verified: nothing else names a cluster.
+	Record []byte `protobuf:"bytes,1,opt,name=record,proto3" json:"record,omitempty"`
+	// "none", "worker", "candidate" or "server".
+	Role string `protobuf:"bytes,2,opt,name=role,proto3" json:"role,omitempty"`
+	// State of the planner, one word: "server", "waiting".
+	State string `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	// Word for what the node waits for, "" for nothing, and one sentence.
+	Blocker string `protobuf:"bytes,4,opt,name=blocker,proto3" json:"blocker,omitempty"`
+	Reason  string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// What this node sees: etcd voters and learners (servers only), k3s nodes.
+	Voters     uint32 `protobuf:"varint,6,opt,name=voters,proto3" json:"voters,omitempty"`
+	Learners   uint32 `protobuf:"varint,7,opt,name=learners,proto3" json:"learners,omitempty"`
+	Nodes      uint32 `protobuf:"varint,8,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	NodesReady uint32 `protobuf:"varint,9,opt,name=nodes_ready,json=nodesReady,proto3" json:"nodes_ready,omitempty"`
+	K3SVersion string `protobuf:"bytes,10,opt,name=k3s_version,json=k3sVersion,proto3" json:"k3s_version,omitempty"`
+	// Since when role, state and blocker are as they are.
+	Since *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=since,proto3" json:"since,omitempty"`
+	// Newest charter the node holds.
+	Charter *DocVersion `protobuf:"bytes,12,opt,name=charter,proto3" json:"charter,omitempty"`
+	// DSSE envelope of an escrow offer, at most 8 KiB: the key to which an
+	// operator may seal a snapshot for this node.
+	EscrowOffer []byte `protobuf:"bytes,13,opt,name=escrow_offer,json=escrowOffer,proto3" json:"escrow_offer,omitempty"`
+	// Names of snapshots on the node's own disk, newest first, at most 16.
+	Snapshots []string `protobuf:"bytes,14,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	// Hardware facts that became labels of the k3s node, for display.
+	NodeLabels    map[string]string `protobuf:"bytes,15,rep,name=node_labels,json=nodeLabels,proto3" json:"node_labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ClusterReport) Reset() {
+	*x = ClusterReport{}
+	mi := &file_muster_v1_node_proto_msgTypes[1]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ClusterReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ClusterReport) ProtoMessage() {}
+
+func (x *ClusterReport) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[1]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ClusterReport.ProtoReflect.Descriptor instead.
+func (*ClusterReport) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{1}
+}
+
+func (x *ClusterReport) GetRecord() []byte {
+	if x != nil {
+		return x.Record
+	}
+	return nil
+}
+
+func (x *ClusterReport) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *ClusterReport) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *ClusterReport) GetBlocker() string {
+	if x != nil {
+		return x.Blocker
+	}
+	return ""
+}
+
+func (x *ClusterReport) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ClusterReport) GetVoters() uint32 {
+	if x != nil {
+		return x.Voters
+	}
+	return 0
+}
+
+func (x *ClusterReport) GetLearners() uint32 {
+	if x != nil {
+		return x.Learners
+	}
+	return 0
+}
+
+func (x *ClusterReport) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *ClusterReport) GetNodesReady() uint32 {
+	if x != nil {
+		return x.NodesReady
+	}
+	return 0
+}
+
+func (x *ClusterReport) GetK3SVersion() string {
+	if x != nil {
+		return x.K3SVersion
+	}
+	return ""
+}
+
+func (x *ClusterReport) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *ClusterReport) GetCharter() *DocVersion {
+	if x != nil {
+		return x.Charter
+	}
+	return nil
+}
+
+func (x *ClusterReport) GetEscrowOffer() []byte {
+	if x != nil {
+		return x.EscrowOffer
+	}
+	return nil
+}
+
+func (x *ClusterReport) GetSnapshots() []string {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *ClusterReport) GetNodeLabels() map[string]string {
+	if x != nil {
+		return x.NodeLabels
+	}
+	return nil
+}
+
+// OrderOutcome is how far an order is on its node.
+type OrderOutcome struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// RUNNING, DONE or FAILED.
+	State OrderState `protobuf:"varint,2,opt,name=state,proto3,enum=muster.v1.OrderState" json:"state,omitempty"`
+	// One sentence, at most 512 bytes.
+	Text          string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *OrderOutcome) Reset() {
+	*x = OrderOutcome{}
+	mi := &file_muster_v1_node_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *OrderOutcome) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*OrderOutcome) ProtoMessage() {}
+
+func (x *OrderOutcome) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use OrderOutcome.ProtoReflect.Descriptor instead.
+func (*OrderOutcome) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *OrderOutcome) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *OrderOutcome) GetState() OrderState {
+	if x != nil {
+		return x.State
+	}
+	return OrderState_ORDER_STATE_OPEN
+}
+
+func (x *OrderOutcome) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *OrderOutcome) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
 type ReportResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Now   *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=now,proto3" json:"now,omitempty"`
@@ -130,14 +389,24 @@ type ReportResponse struct {
 	NextReportSeconds uint32 `protobuf:"varint,2,opt,name=next_report_seconds,json=nextReportSeconds,proto3" json:"next_report_seconds,omitempty"`
 	Epoch             uint64 `protobuf:"varint,3,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// Newest generation of the node object.
-	Generation    int64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	Generation int64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Grows whenever a document or an order of the node's site changes: when it
+	// is not what the last Documents answer said, pull.
+	Documents *DocVersion `protobuf:"bytes,5,opt,name=documents,proto3" json:"documents,omitempty"`
+	// The centre has no cluster report of this node (it was restarted or
+	// restored): give it with the next report, at once.
+	WantCluster bool `protobuf:"varint,6,opt,name=want_cluster,json=wantCluster,proto3" json:"want_cluster,omitempty"`
+	// Orders whose outcome is on the centre's disk.
+	Acknowledged []string `protobuf:"bytes,7,rep,name=acknowledged,proto3" json:"acknowledged,omitempty"`
+	// The node's site, "" in the pool.
+	Site          string `protobuf:"bytes,8,opt,name=site,proto3" json:"site,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *ReportResponse) Reset() {
 	*x = ReportResponse{}
-	mi := &file_muster_v1_node_proto_msgTypes[1]
+	mi := &file_muster_v1_node_proto_msgTypes[3]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -149,7 +418,7 @@ func (x *ReportResponse) String() string {
 func (*ReportResponse) ProtoMessage() {}
 
 func (x *ReportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_node_proto_msgTypes[1]
+	mi := &file_muster_v1_node_proto_msgTypes[3]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -162,7 +431,7 @@ func (x *ReportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReportResponse.ProtoReflect.Descriptor instead.
 func (*ReportResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_node_proto_rawDescGZIP(), []int{1}
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{3}
 }
 
 func (x *ReportResponse) GetNow() *timestamppb.Timestamp {
@@ -193,6 +462,674 @@ func (x *ReportResponse) GetGeneration() int64 {
 	return 0
 }
 
+func (x *ReportResponse) GetDocuments() *DocVersion {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetWantCluster() bool {
+	if x != nil {
+		return x.WantCluster
+	}
+	return false
+}
+
+func (x *ReportResponse) GetAcknowledged() []string {
+	if x != nil {
+		return x.Acknowledged
+	}
+	return nil
+}
+
+func (x *ReportResponse) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+type DocumentsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The site that `have` is about; another one than the node's now counts as
+	// having nothing.
+	Site string `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// The revision of the last complete answer, none at first.
+	Have *DocVersion `protobuf:"bytes,2,opt,name=have,proto3" json:"have,omitempty"`
+	// To go on inside an answer that had more.
+	After         *DocVersion `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DocumentsRequest) Reset() {
+	*x = DocumentsRequest{}
+	mi := &file_muster_v1_node_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DocumentsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DocumentsRequest) ProtoMessage() {}
+
+func (x *DocumentsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DocumentsRequest.ProtoReflect.Descriptor instead.
+func (*DocumentsRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *DocumentsRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *DocumentsRequest) GetHave() *DocVersion {
+	if x != nil {
+		return x.Have
+	}
+	return nil
+}
+
+func (x *DocumentsRequest) GetAfter() *DocVersion {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+type DocumentsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The node's site, "" in the pool (then there are no documents).
+	Site string `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// DSSE envelopes (JSON), oldest first, at most 256 and 1 MiB.
+	Envelopes [][]byte `protobuf:"bytes,2,rep,name=envelopes,proto3" json:"envelopes,omitempty"`
+	// There is more: call again with after = next.
+	More bool        `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	Next *DocVersion `protobuf:"bytes,4,opt,name=next,proto3" json:"next,omitempty"`
+	// What to keep as `have` once there is no more.
+	Revision *DocVersion `protobuf:"bytes,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	// IDs of all orders for this node that stand. What the node holds beside
+	// these and has not begun was withdrawn. Only when there is no more.
+	Orders        []string               `protobuf:"bytes,6,rep,name=orders,proto3" json:"orders,omitempty"`
+	Now           *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DocumentsResponse) Reset() {
+	*x = DocumentsResponse{}
+	mi := &file_muster_v1_node_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DocumentsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DocumentsResponse) ProtoMessage() {}
+
+func (x *DocumentsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DocumentsResponse.ProtoReflect.Descriptor instead.
+func (*DocumentsResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *DocumentsResponse) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *DocumentsResponse) GetEnvelopes() [][]byte {
+	if x != nil {
+		return x.Envelopes
+	}
+	return nil
+}
+
+func (x *DocumentsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *DocumentsResponse) GetNext() *DocVersion {
+	if x != nil {
+		return x.Next
+	}
+	return nil
+}
+
+func (x *DocumentsResponse) GetRevision() *DocVersion {
+	if x != nil {
+		return x.Revision
+	}
+	return nil
+}
+
+func (x *DocumentsResponse) GetOrders() []string {
+	if x != nil {
+		return x.Orders
+	}
+	return nil
+}
+
+func (x *DocumentsResponse) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+type AskFoundingRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Site  string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// The cluster UID the node would found with, drawn by the node. The right
+	// is bound to node and UID.
+	Uid           string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskFoundingRequest) Reset() {
+	*x = AskFoundingRequest{}
+	mi := &file_muster_v1_node_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskFoundingRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskFoundingRequest) ProtoMessage() {}
+
+func (x *AskFoundingRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskFoundingRequest.ProtoReflect.Descriptor instead.
+func (*AskFoundingRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *AskFoundingRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *AskFoundingRequest) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+type AskFoundingResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Who holds the right: "" if nobody does. It is the caller's if node and
+	// uid are its own.
+	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Uid  string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	// The centre was restored from a backup and may have forgotten a grant: it
+	// gives none until the site reported or a person confirmed.
+	Unsure bool `protobuf:"varint,3,opt,name=unsure,proto3" json:"unsure,omitempty"`
+	// One sentence if the caller did not get the right.
+	Reason        string `protobuf:"bytes,4,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AskFoundingResponse) Reset() {
+	*x = AskFoundingResponse{}
+	mi := &file_muster_v1_node_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AskFoundingResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AskFoundingResponse) ProtoMessage() {}
+
+func (x *AskFoundingResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AskFoundingResponse.ProtoReflect.Descriptor instead.
+func (*AskFoundingResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *AskFoundingResponse) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *AskFoundingResponse) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *AskFoundingResponse) GetUnsure() bool {
+	if x != nil {
+		return x.Unsure
+	}
+	return false
+}
+
+func (x *AskFoundingResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+// EscrowHeader describes one sealed blob (package fleet/escrow).
+type EscrowHeader struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// SHA-256 over the sealed bytes; the blob's ID is "e-" and the base32 of
+	// its first 15 bytes.
+	Sha256  []byte                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Size    int64                  `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	Cluster string                 `protobuf:"bytes,3,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Epoch   uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Taken   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=taken,proto3" json:"taken,omitempty"`
+	// First 8 bytes of SHA-256 over the public key it is sealed to, hex.
+	KeyId         string `protobuf:"bytes,6,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EscrowHeader) Reset() {
+	*x = EscrowHeader{}
+	mi := &file_muster_v1_node_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EscrowHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EscrowHeader) ProtoMessage() {}
+
+func (x *EscrowHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EscrowHeader.ProtoReflect.Descriptor instead.
+func (*EscrowHeader) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *EscrowHeader) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *EscrowHeader) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *EscrowHeader) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *EscrowHeader) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *EscrowHeader) GetTaken() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Taken
+	}
+	return nil
+}
+
+func (x *EscrowHeader) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+type PutEscrowRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*PutEscrowRequest_Header
+	//	*PutEscrowRequest_Data
+	Part          isPutEscrowRequest_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutEscrowRequest) Reset() {
+	*x = PutEscrowRequest{}
+	mi := &file_muster_v1_node_proto_msgTypes[9]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutEscrowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutEscrowRequest) ProtoMessage() {}
+
+func (x *PutEscrowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[9]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutEscrowRequest.ProtoReflect.Descriptor instead.
+func (*PutEscrowRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{9}
+}
+
+func (x *PutEscrowRequest) GetPart() isPutEscrowRequest_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *PutEscrowRequest) GetHeader() *EscrowHeader {
+	if x != nil {
+		if x, ok := x.Part.(*PutEscrowRequest_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *PutEscrowRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*PutEscrowRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isPutEscrowRequest_Part interface {
+	isPutEscrowRequest_Part()
+}
+
+type PutEscrowRequest_Header struct {
+	Header *EscrowHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type PutEscrowRequest_Data struct {
+	// At most 256 KiB.
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*PutEscrowRequest_Header) isPutEscrowRequest_Part() {}
+
+func (*PutEscrowRequest_Data) isPutEscrowRequest_Part() {}
+
+type PutEscrowResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The centre had it already.
+	Existed       bool `protobuf:"varint,2,opt,name=existed,proto3" json:"existed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutEscrowResponse) Reset() {
+	*x = PutEscrowResponse{}
+	mi := &file_muster_v1_node_proto_msgTypes[10]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutEscrowResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutEscrowResponse) ProtoMessage() {}
+
+func (x *PutEscrowResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[10]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutEscrowResponse.ProtoReflect.Descriptor instead.
+func (*PutEscrowResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{10}
+}
+
+func (x *PutEscrowResponse) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *PutEscrowResponse) GetExisted() bool {
+	if x != nil {
+		return x.Existed
+	}
+	return false
+}
+
+type GetHandoverRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The snapshot that the order names.
+	Id            string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetHandoverRequest) Reset() {
+	*x = GetHandoverRequest{}
+	mi := &file_muster_v1_node_proto_msgTypes[11]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetHandoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetHandoverRequest) ProtoMessage() {}
+
+func (x *GetHandoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[11]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetHandoverRequest.ProtoReflect.Descriptor instead.
+func (*GetHandoverRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{11}
+}
+
+func (x *GetHandoverRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type GetHandoverResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*GetHandoverResponse_Header
+	//	*GetHandoverResponse_Data
+	Part          isGetHandoverResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetHandoverResponse) Reset() {
+	*x = GetHandoverResponse{}
+	mi := &file_muster_v1_node_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetHandoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetHandoverResponse) ProtoMessage() {}
+
+func (x *GetHandoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_node_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetHandoverResponse.ProtoReflect.Descriptor instead.
+func (*GetHandoverResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{12}
+}
+
+func (x *GetHandoverResponse) GetPart() isGetHandoverResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *GetHandoverResponse) GetHeader() *EscrowHeader {
+	if x != nil {
+		if x, ok := x.Part.(*GetHandoverResponse_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *GetHandoverResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*GetHandoverResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isGetHandoverResponse_Part interface {
+	isGetHandoverResponse_Part()
+}
+
+type GetHandoverResponse_Header struct {
+	Header *EscrowHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type GetHandoverResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*GetHandoverResponse_Header) isGetHandoverResponse_Part() {}
+
+func (*GetHandoverResponse_Data) isGetHandoverResponse_Part() {}
+
 type RenewRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// As in EnrollmentService.Begin.
@@ -206,7 +1143,7 @@ type RenewRequest struct {
 
 func (x *RenewRequest) Reset() {
 	*x = RenewRequest{}
-	mi := &file_muster_v1_node_proto_msgTypes[2]
+	mi := &file_muster_v1_node_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -218,7 +1155,7 @@ func (x *RenewRequest) String() string {
 func (*RenewRequest) ProtoMessage() {}
 
 func (x *RenewRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_node_proto_msgTypes[2]
+	mi := &file_muster_v1_node_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -231,7 +1168,7 @@ func (x *RenewRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewRequest.ProtoReflect.Descriptor instead.
 func (*RenewRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_node_proto_rawDescGZIP(), []int{2}
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *RenewRequest) GetKeys() *BeginRequest {
@@ -261,7 +1198,7 @@ type RenewResponse struct {
 
 func (x *RenewResponse) Reset() {
 	*x = RenewResponse{}
-	mi := &file_muster_v1_node_proto_msgTypes[3]
+	mi := &file_muster_v1_node_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -273,7 +1210,7 @@ func (x *RenewResponse) String() string {
 func (*RenewResponse) ProtoMessage() {}
 
 func (x *RenewResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_node_proto_msgTypes[3]
+	mi := &file_muster_v1_node_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -286,7 +1223,7 @@ func (x *RenewResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RenewResponse.ProtoReflect.Descriptor instead.
 func (*RenewResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_node_proto_rawDescGZIP(), []int{3}
+	return file_muster_v1_node_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *RenewResponse) GetCertificates() [][]byte {
@@ -314,7 +1251,7 @@ var File_muster_v1_node_proto protoreflect.FileDescriptor
 
 const file_muster_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x14muster/v1/node.proto\x12\tmuster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16muster/v1/enroll.proto\"\xcb\x01\n" +
+	"\x14muster/v1/node.proto\x12\tmuster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16muster/v1/enroll.proto\x1a\x17muster/v1/objects.proto\"\xb4\x02\n" +
 	"\rReportRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1e\n" +
@@ -324,24 +1261,102 @@ const file_muster_v1_node_proto_rawDesc = "" +
 	"\x05image\x18\x04 \x01(\tR\x05image\x12#\n" +
 	"\rstatus_digest\x18\x05 \x01(\fR\fstatusDigest\x12\x16\n" +
 	"\x06health\x18\x06 \x01(\x04R\x06health\x12\x17\n" +
-	"\aboot_id\x18\a \x01(\fR\x06bootId\"\xa4\x01\n" +
+	"\aboot_id\x18\a \x01(\fR\x06bootId\x122\n" +
+	"\acluster\x18\b \x01(\v2\x18.muster.v1.ClusterReportR\acluster\x123\n" +
+	"\boutcomes\x18\t \x03(\v2\x17.muster.v1.OrderOutcomeR\boutcomes\"\xbd\x04\n" +
+	"\rClusterReport\x12\x16\n" +
+	"\x06record\x18\x01 \x01(\fR\x06record\x12\x12\n" +
+	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x18\n" +
+	"\ablocker\x18\x04 \x01(\tR\ablocker\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x16\n" +
+	"\x06voters\x18\x06 \x01(\rR\x06voters\x12\x1a\n" +
+	"\blearners\x18\a \x01(\rR\blearners\x12\x14\n" +
+	"\x05nodes\x18\b \x01(\rR\x05nodes\x12\x1f\n" +
+	"\vnodes_ready\x18\t \x01(\rR\n" +
+	"nodesReady\x12\x1f\n" +
+	"\vk3s_version\x18\n" +
+	" \x01(\tR\n" +
+	"k3sVersion\x120\n" +
+	"\x05since\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12/\n" +
+	"\acharter\x18\f \x01(\v2\x15.muster.v1.DocVersionR\acharter\x12!\n" +
+	"\fescrow_offer\x18\r \x01(\fR\vescrowOffer\x12\x1c\n" +
+	"\tsnapshots\x18\x0e \x03(\tR\tsnapshots\x12I\n" +
+	"\vnode_labels\x18\x0f \x03(\v2(.muster.v1.ClusterReport.NodeLabelsEntryR\n" +
+	"nodeLabels\x1a=\n" +
+	"\x0fNodeLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8b\x01\n" +
+	"\fOrderOutcome\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x15.muster.v1.OrderStateR\x05state\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xb4\x02\n" +
 	"\x0eReportResponse\x12,\n" +
 	"\x03now\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12.\n" +
 	"\x13next_report_seconds\x18\x02 \x01(\rR\x11nextReportSeconds\x12\x14\n" +
 	"\x05epoch\x18\x03 \x01(\x04R\x05epoch\x12\x1e\n" +
 	"\n" +
 	"generation\x18\x04 \x01(\x03R\n" +
-	"generation\"m\n" +
+	"generation\x123\n" +
+	"\tdocuments\x18\x05 \x01(\v2\x15.muster.v1.DocVersionR\tdocuments\x12!\n" +
+	"\fwant_cluster\x18\x06 \x01(\bR\vwantCluster\x12\"\n" +
+	"\facknowledged\x18\a \x03(\tR\facknowledged\x12\x12\n" +
+	"\x04site\x18\b \x01(\tR\x04site\"~\n" +
+	"\x10DocumentsRequest\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12)\n" +
+	"\x04have\x18\x02 \x01(\v2\x15.muster.v1.DocVersionR\x04have\x12+\n" +
+	"\x05after\x18\x03 \x01(\v2\x15.muster.v1.DocVersionR\x05after\"\xfd\x01\n" +
+	"\x11DocumentsResponse\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x1c\n" +
+	"\tenvelopes\x18\x02 \x03(\fR\tenvelopes\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\x12)\n" +
+	"\x04next\x18\x04 \x01(\v2\x15.muster.v1.DocVersionR\x04next\x121\n" +
+	"\brevision\x18\x05 \x01(\v2\x15.muster.v1.DocVersionR\brevision\x12\x16\n" +
+	"\x06orders\x18\x06 \x03(\tR\x06orders\x12,\n" +
+	"\x03now\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x03now\":\n" +
+	"\x12AskFoundingRequest\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\"k\n" +
+	"\x13AskFoundingResponse\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x16\n" +
+	"\x06unsure\x18\x03 \x01(\bR\x06unsure\x12\x16\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xb3\x01\n" +
+	"\fEscrowHeader\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x18\n" +
+	"\acluster\x18\x03 \x01(\tR\acluster\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x120\n" +
+	"\x05taken\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05taken\x12\x15\n" +
+	"\x06key_id\x18\x06 \x01(\tR\x05keyId\"c\n" +
+	"\x10PutEscrowRequest\x121\n" +
+	"\x06header\x18\x01 \x01(\v2\x17.muster.v1.EscrowHeaderH\x00R\x06header\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
+	"\x04part\"=\n" +
+	"\x11PutEscrowResponse\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x18\n" +
+	"\aexisted\x18\x02 \x01(\bR\aexisted\"$\n" +
+	"\x12GetHandoverRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"f\n" +
+	"\x13GetHandoverResponse\x121\n" +
+	"\x06header\x18\x01 \x01(\v2\x17.muster.v1.EscrowHeaderH\x00R\x06header\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
+	"\x04part\"m\n" +
 	"\fRenewRequest\x12+\n" +
 	"\x04keys\x18\x01 \x01(\v2\x17.muster.v1.BeginRequestR\x04keys\x120\n" +
 	"\x05proof\x18\x02 \x01(\v2\x1a.muster.v1.CompleteRequestR\x05proof\"\x7f\n" +
 	"\rRenewResponse\x12\"\n" +
 	"\fcertificates\x18\x01 \x03(\fR\fcertificates\x12\x1c\n" +
 	"\tdocuments\x18\x02 \x03(\fR\tdocuments\x12,\n" +
-	"\x03now\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03now2\x88\x01\n" +
+	"\x03now\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03now2\xb8\x03\n" +
 	"\vNodeService\x12=\n" +
 	"\x06Report\x12\x18.muster.v1.ReportRequest\x1a\x19.muster.v1.ReportResponse\x12:\n" +
-	"\x05Renew\x12\x17.muster.v1.RenewRequest\x1a\x18.muster.v1.RenewResponseB6Z4github.com/muster-edge/muster/api/muster/v1;musterv1b\x06proto3"
+	"\x05Renew\x12\x17.muster.v1.RenewRequest\x1a\x18.muster.v1.RenewResponse\x12F\n" +
+	"\tDocuments\x12\x1b.muster.v1.DocumentsRequest\x1a\x1c.muster.v1.DocumentsResponse\x12L\n" +
+	"\vAskFounding\x12\x1d.muster.v1.AskFoundingRequest\x1a\x1e.muster.v1.AskFoundingResponse\x12H\n" +
+	"\tPutEscrow\x12\x1b.muster.v1.PutEscrowRequest\x1a\x1c.muster.v1.PutEscrowResponse(\x01\x12N\n" +
+	"\vGetHandover\x12\x1d.muster.v1.GetHandoverRequest\x1a\x1e.muster.v1.GetHandoverResponse0\x01B6Z4github.com/muster-edge/muster/api/muster/v1;musterv1b\x06proto3"
 
 var (
 	file_muster_v1_node_proto_rawDescOnce sync.Once
@@ -355,30 +1370,68 @@ func file_muster_v1_node_proto_rawDescGZIP() []byte {
 	return file_muster_v1_node_proto_rawDescData
 }
 
-var file_muster_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 4)
+var file_muster_v1_node_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
 var file_muster_v1_node_proto_goTypes = []any{
 	(*ReportRequest)(nil),         // 0: muster.v1.ReportRequest
-	(*ReportResponse)(nil),        // 1: muster.v1.ReportResponse
-	(*RenewRequest)(nil),          // 2: muster.v1.RenewRequest
-	(*RenewResponse)(nil),         // 3: muster.v1.RenewResponse
-	(*timestamppb.Timestamp)(nil), // 4: google.protobuf.Timestamp
-	(*BeginRequest)(nil),          // 5: muster.v1.BeginRequest
-	(*CompleteRequest)(nil),       // 6: muster.v1.CompleteRequest
+	(*ClusterReport)(nil),         // 1: muster.v1.ClusterReport
+	(*OrderOutcome)(nil),          // 2: muster.v1.OrderOutcome
+	(*ReportResponse)(nil),        // 3: muster.v1.ReportResponse
+	(*DocumentsRequest)(nil),      // 4: muster.v1.DocumentsRequest
+	(*DocumentsResponse)(nil),     // 5: muster.v1.DocumentsResponse
+	(*AskFoundingRequest)(nil),    // 6: muster.v1.AskFoundingRequest
+	(*AskFoundingResponse)(nil),   // 7: muster.v1.AskFoundingResponse
+	(*EscrowHeader)(nil),          // 8: muster.v1.EscrowHeader
+	(*PutEscrowRequest)(nil),      // 9: muster.v1.PutEscrowRequest
+	(*PutEscrowResponse)(nil),     // 10: muster.v1.PutEscrowResponse
+	(*GetHandoverRequest)(nil),    // 11: muster.v1.GetHandoverRequest
+	(*GetHandoverResponse)(nil),   // 12: muster.v1.GetHandoverResponse
+	(*RenewRequest)(nil),          // 13: muster.v1.RenewRequest
+	(*RenewResponse)(nil),         // 14: muster.v1.RenewResponse
+	nil,                           // 15: muster.v1.ClusterReport.NodeLabelsEntry
+	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
+	(*DocVersion)(nil),            // 17: muster.v1.DocVersion
+	(OrderState)(0),               // 18: muster.v1.OrderState
+	(*BeginRequest)(nil),          // 19: muster.v1.BeginRequest
+	(*CompleteRequest)(nil),       // 20: muster.v1.CompleteRequest
 }
 var file_muster_v1_node_proto_depIdxs = []int32{
-	4, // 0: muster.v1.ReportResponse.now:type_name -> google.protobuf.Timestamp
-	5, // 1: muster.v1.RenewRequest.keys:type_name -> muster.v1.BeginRequest
-	6, // 2: muster.v1.RenewRequest.proof:type_name -> muster.v1.CompleteRequest
-	4, // 3: muster.v1.RenewResponse.now:type_name -> google.protobuf.Timestamp
-	0, // 4: muster.v1.NodeService.Report:input_type -> muster.v1.ReportRequest
-	2, // 5: muster.v1.NodeService.Renew:input_type -> muster.v1.RenewRequest
-	1, // 6: muster.v1.NodeService.Report:output_type -> muster.v1.ReportResponse
-	3, // 7: muster.v1.NodeService.Renew:output_type -> muster.v1.RenewResponse
-	6, // [6:8] is the sub-list for method output_type
-	4, // [4:6] is the sub-list for method input_type
-	4, // [4:4] is the sub-list for extension type_name
-	4, // [4:4] is the sub-list for extension extendee
-	0, // [0:4] is the sub-list for field type_name
+	1,  // 0: muster.v1.ReportRequest.cluster:type_name -> muster.v1.ClusterReport
+	2,  // 1: muster.v1.ReportRequest.outcomes:type_name -> muster.v1.OrderOutcome
+	16, // 2: muster.v1.ClusterReport.since:type_name -> google.protobuf.Timestamp
+	17, // 3: muster.v1.ClusterReport.charter:type_name -> muster.v1.DocVersion
+	15, // 4: muster.v1.ClusterReport.node_labels:type_name -> muster.v1.ClusterReport.NodeLabelsEntry
+	18, // 5: muster.v1.OrderOutcome.state:type_name -> muster.v1.OrderState
+	16, // 6: muster.v1.OrderOutcome.at:type_name -> google.protobuf.Timestamp
+	16, // 7: muster.v1.ReportResponse.now:type_name -> google.protobuf.Timestamp
+	17, // 8: muster.v1.ReportResponse.documents:type_name -> muster.v1.DocVersion
+	17, // 9: muster.v1.DocumentsRequest.have:type_name -> muster.v1.DocVersion
+	17, // 10: muster.v1.DocumentsRequest.after:type_name -> muster.v1.DocVersion
+	17, // 11: muster.v1.DocumentsResponse.next:type_name -> muster.v1.DocVersion
+	17, // 12: muster.v1.DocumentsResponse.revision:type_name -> muster.v1.DocVersion
+	16, // 13: muster.v1.DocumentsResponse.now:type_name -> google.protobuf.Timestamp
+	16, // 14: muster.v1.EscrowHeader.taken:type_name -> google.protobuf.Timestamp
+	8,  // 15: muster.v1.PutEscrowRequest.header:type_name -> muster.v1.EscrowHeader
+	8,  // 16: muster.v1.GetHandoverResponse.header:type_name -> muster.v1.EscrowHeader
+	19, // 17: muster.v1.RenewRequest.keys:type_name -> muster.v1.BeginRequest
+	20, // 18: muster.v1.RenewRequest.proof:type_name -> muster.v1.CompleteRequest
+	16, // 19: muster.v1.RenewResponse.now:type_name -> google.protobuf.Timestamp
+	0,  // 20: muster.v1.NodeService.Report:input_type -> muster.v1.ReportRequest
+	13, // 21: muster.v1.NodeService.Renew:input_type -> muster.v1.RenewRequest
+	4,  // 22: muster.v1.NodeService.Documents:input_type -> muster.v1.DocumentsRequest
+	6,  // 23: muster.v1.NodeService.AskFounding:input_type -> muster.v1.AskFoundingRequest
+	9,  // 24: muster.v1.NodeService.PutEscrow:input_type -> muster.v1.PutEscrowRequest
+	11, // 25: muster.v1.NodeService.GetHandover:input_type -> muster.v1.GetHandoverRequest
+	3,  // 26: muster.v1.NodeService.Report:output_type -> muster.v1.ReportResponse
+	14, // 27: muster.v1.NodeService.Renew:output_type -> muster.v1.RenewResponse
+	5,  // 28: muster.v1.NodeService.Documents:output_type -> muster.v1.DocumentsResponse
+	7,  // 29: muster.v1.NodeService.AskFounding:output_type -> muster.v1.AskFoundingResponse
+	10, // 30: muster.v1.NodeService.PutEscrow:output_type -> muster.v1.PutEscrowResponse
+	12, // 31: muster.v1.NodeService.GetHandover:output_type -> muster.v1.GetHandoverResponse
+	26, // [26:32] is the sub-list for method output_type
+	20, // [20:26] is the sub-list for method input_type
+	20, // [20:20] is the sub-list for extension type_name
+	20, // [20:20] is the sub-list for extension extendee
+	0,  // [0:20] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_node_proto_init() }
@@ -387,13 +1440,22 @@ func file_muster_v1_node_proto_init() {
 		return
 	}
 	file_muster_v1_enroll_proto_init()
+	file_muster_v1_objects_proto_init()
+	file_muster_v1_node_proto_msgTypes[9].OneofWrappers = []any{
+		(*PutEscrowRequest_Header)(nil),
+		(*PutEscrowRequest_Data)(nil),
+	}
+	file_muster_v1_node_proto_msgTypes[12].OneofWrappers = []any{
+		(*GetHandoverResponse_Header)(nil),
+		(*GetHandoverResponse_Data)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_node_proto_rawDesc), len(file_muster_v1_node_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   4,
+			NumMessages:   16,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -2810,18 +2810,20 @@ func (x *Stack) GetTitle() string {
 }
 
 type Charter struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	Site          string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
-	Version       *DocVersion            `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
-	Lab           bool                   `protobuf:"varint,4,opt,name=lab,proto3" json:"lab,omitempty"`
-	Founding      *Founding              `protobuf:"bytes,5,opt,name=founding,proto3" json:"founding,omitempty"`
-	Policy        *SitePolicy            `protobuf:"bytes,6,opt,name=policy,proto3" json:"policy,omitempty"`
-	Images        []*ImageEvidence       `protobuf:"bytes,7,rep,name=images,proto3" json:"images,omitempty"`
-	AnyBoot       bool                   `protobuf:"varint,8,opt,name=any_boot,json=anyBoot,proto3" json:"any_boot,omitempty"`
-	Birth         *BirthSettings         `protobuf:"bytes,9,opt,name=birth,proto3" json:"birth,omitempty"`
-	Delegates     [][]byte               `protobuf:"bytes,10,rep,name=delegates,proto3" json:"delegates,omitempty"`
-	Issued        *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=issued,proto3" json:"issued,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Tenant    string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Site      string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Version   *DocVersion            `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	Lab       bool                   `protobuf:"varint,4,opt,name=lab,proto3" json:"lab,omitempty"`
+	Founding  *Founding              `protobuf:"bytes,5,opt,name=founding,proto3" json:"founding,omitempty"`
+	Policy    *SitePolicy            `protobuf:"bytes,6,opt,name=policy,proto3" json:"policy,omitempty"`
+	Images    []*ImageEvidence       `protobuf:"bytes,7,rep,name=images,proto3" json:"images,omitempty"`
+	AnyBoot   bool                   `protobuf:"varint,8,opt,name=any_boot,json=anyBoot,proto3" json:"any_boot,omitempty"`
+	Birth     *BirthSettings         `protobuf:"bytes,9,opt,name=birth,proto3" json:"birth,omitempty"`
+	Delegates [][]byte               `protobuf:"bytes,10,rep,name=delegates,proto3" json:"delegates,omitempty"`
+	Issued    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=issued,proto3" json:"issued,omitempty"`
+	// X25519 public key, 32 bytes, or none.
+	EscrowKey     []byte `protobuf:"bytes,12,opt,name=escrow_key,json=escrowKey,proto3" json:"escrow_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2929,6 +2931,13 @@ func (x *Charter) GetDelegates() [][]byte {
 func (x *Charter) GetIssued() *timestamppb.Timestamp {
 	if x != nil {
 		return x.Issued
+	}
+	return nil
+}
+
+func (x *Charter) GetEscrowKey() []byte {
+	if x != nil {
+		return x.EscrowKey
 	}
 	return nil
 }
@@ -3155,8 +3164,10 @@ type BirthSettings struct {
 	SecretsEncryption bool                   `protobuf:"varint,5,opt,name=secrets_encryption,json=secretsEncryption,proto3" json:"secrets_encryption,omitempty"`
 	Disable           []string               `protobuf:"bytes,6,rep,name=disable,proto3" json:"disable,omitempty"`
 	MaxLearners       int64                  `protobuf:"varint,7,opt,name=max_learners,json=maxLearners,proto3" json:"max_learners,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// IPv4 network of the in-site addresses; "" for LAN addresses.
+	NodeCidr      string `protobuf:"bytes,8,opt,name=node_cidr,json=nodeCidr,proto3" json:"node_cidr,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *BirthSettings) Reset() {
@@ -3238,17 +3249,26 @@ func (x *BirthSettings) GetMaxLearners() int64 {
 	return 0
 }
 
+func (x *BirthSettings) GetNodeCidr() string {
+	if x != nil {
+		return x.NodeCidr
+	}
+	return ""
+}
+
 type Admission struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
-	Site          string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
-	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
-	Incarnation   uint64                 `protobuf:"varint,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
-	LdevidKey     []byte                 `protobuf:"bytes,5,opt,name=ldevid_key,json=ldevidKey,proto3" json:"ldevid_key,omitempty"`
-	Labels        map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	MayServe      bool                   `protobuf:"varint,7,opt,name=may_serve,json=mayServe,proto3" json:"may_serve,omitempty"`
-	Version       *DocVersion            `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
-	Issued        *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=issued,proto3" json:"issued,omitempty"`
+	state       protoimpl.MessageState `protogen:"open.v1"`
+	Tenant      string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Site        string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Node        string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	Incarnation uint64                 `protobuf:"varint,4,opt,name=incarnation,proto3" json:"incarnation,omitempty"`
+	LdevidKey   []byte                 `protobuf:"bytes,5,opt,name=ldevid_key,json=ldevidKey,proto3" json:"ldevid_key,omitempty"`
+	Labels      map[string]string      `protobuf:"bytes,6,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	MayServe    bool                   `protobuf:"varint,7,opt,name=may_serve,json=mayServe,proto3" json:"may_serve,omitempty"`
+	Version     *DocVersion            `protobuf:"bytes,8,opt,name=version,proto3" json:"version,omitempty"`
+	Issued      *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=issued,proto3" json:"issued,omitempty"`
+	// In-site IPv4 address, or "".
+	Address       string `protobuf:"bytes,10,opt,name=address,proto3" json:"address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3344,6 +3364,13 @@ func (x *Admission) GetIssued() *timestamppb.Timestamp {
 		return x.Issued
 	}
 	return nil
+}
+
+func (x *Admission) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
 }
 
 type Removal struct {
@@ -3452,17 +3479,23 @@ type Order struct {
 	Tenant string                 `protobuf:"bytes,2,opt,name=tenant,proto3" json:"tenant,omitempty"`
 	Site   string                 `protobuf:"bytes,3,opt,name=site,proto3" json:"site,omitempty"`
 	Node   string                 `protobuf:"bytes,4,opt,name=node,proto3" json:"node,omitempty"`
-	// "install", "wipe", "recover", "downgrade", "clear-failed", "restore" or
-	// "dissolve".
-	Kind          string                 `protobuf:"bytes,5,opt,name=kind,proto3" json:"kind,omitempty"`
-	Disk          *DiskTarget            `protobuf:"bytes,6,opt,name=disk,proto3" json:"disk,omitempty"`
-	Image         *ImageRef              `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
-	Snapshot      string                 `protobuf:"bytes,8,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
-	Digest        []byte                 `protobuf:"bytes,9,opt,name=digest,proto3" json:"digest,omitempty"`
-	Reason        string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
-	Version       *DocVersion            `protobuf:"bytes,11,opt,name=version,proto3" json:"version,omitempty"`
-	Issued        *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=issued,proto3" json:"issued,omitempty"`
-	NotAfter      *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// "install", "wipe", "recover", "downgrade", "clear-failed", "restore",
+	// "dissolve", "found" or "reset".
+	Kind     string                 `protobuf:"bytes,5,opt,name=kind,proto3" json:"kind,omitempty"`
+	Disk     *DiskTarget            `protobuf:"bytes,6,opt,name=disk,proto3" json:"disk,omitempty"`
+	Image    *ImageRef              `protobuf:"bytes,7,opt,name=image,proto3" json:"image,omitempty"`
+	Snapshot string                 `protobuf:"bytes,8,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	Digest   []byte                 `protobuf:"bytes,9,opt,name=digest,proto3" json:"digest,omitempty"`
+	Reason   string                 `protobuf:"bytes,10,opt,name=reason,proto3" json:"reason,omitempty"`
+	Version  *DocVersion            `protobuf:"bytes,11,opt,name=version,proto3" json:"version,omitempty"`
+	Issued   *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=issued,proto3" json:"issued,omitempty"`
+	NotAfter *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=not_after,json=notAfter,proto3" json:"not_after,omitempty"`
+	// UID of the cluster that reset, restore and dissolve are about.
+	Cluster string `protobuf:"bytes,14,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	// The epoch that reset and restore raise it to.
+	Epoch uint64 `protobuf:"varint,15,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// UID of the cluster that a dissolved one goes into.
+	Into          string `protobuf:"bytes,16,opt,name=into,proto3" json:"into,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3586,6 +3619,27 @@ func (x *Order) GetNotAfter() *timestamppb.Timestamp {
 		return x.NotAfter
 	}
 	return nil
+}
+
+func (x *Order) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *Order) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *Order) GetInto() string {
+	if x != nil {
+		return x.Into
+	}
+	return ""
 }
 
 type DiskTarget struct {
@@ -4180,7 +4234,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
 	"\x05Stack\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.muster.v1.MetaR\x04meta\x12\x14\n" +
-	"\x05title\x18\x02 \x01(\tR\x05title\"\xa7\x03\n" +
+	"\x05title\x18\x02 \x01(\tR\x05title\"\xc6\x03\n" +
 	"\aCharter\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12/\n" +
@@ -4193,7 +4247,9 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x05birth\x18\t \x01(\v2\x18.muster.v1.BirthSettingsR\x05birth\x12\x1c\n" +
 	"\tdelegates\x18\n" +
 	" \x03(\fR\tdelegates\x122\n" +
-	"\x06issued\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\"X\n" +
+	"\x06issued\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x12\x1d\n" +
+	"\n" +
+	"escrow_key\x18\f \x01(\fR\tescrowKey\"X\n" +
 	"\bFounding\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x18\n" +
 	"\afounder\x18\x02 \x01(\tR\afounder\x12\x1e\n" +
@@ -4214,7 +4270,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x05pcr11\x18\x04 \x01(\fR\x05pcr11\x12\x1f\n" +
 	"\vsigner_cert\x18\x05 \x01(\fR\n" +
 	"signerCert\x12\x16\n" +
-	"\x06kernel\x18\x06 \x01(\fR\x06kernel\"\x8b\x02\n" +
+	"\x06kernel\x18\x06 \x01(\fR\x06kernel\"\xa8\x02\n" +
 	"\rBirthSettings\x12!\n" +
 	"\fcluster_cidr\x18\x01 \x01(\tR\vclusterCidr\x12!\n" +
 	"\fservice_cidr\x18\x02 \x01(\tR\vserviceCidr\x12\x1f\n" +
@@ -4223,7 +4279,8 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x0fflannel_backend\x18\x04 \x01(\tR\x0eflannelBackend\x12-\n" +
 	"\x12secrets_encryption\x18\x05 \x01(\bR\x11secretsEncryption\x12\x18\n" +
 	"\adisable\x18\x06 \x03(\tR\adisable\x12!\n" +
-	"\fmax_learners\x18\a \x01(\x03R\vmaxLearners\"\x83\x03\n" +
+	"\fmax_learners\x18\a \x01(\x03R\vmaxLearners\x12\x1b\n" +
+	"\tnode_cidr\x18\b \x01(\tR\bnodeCidr\"\x9d\x03\n" +
 	"\tAdmission\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12\x12\n" +
@@ -4234,7 +4291,9 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x06labels\x18\x06 \x03(\v2 .muster.v1.Admission.LabelsEntryR\x06labels\x12\x1b\n" +
 	"\tmay_serve\x18\a \x01(\bR\bmayServe\x12/\n" +
 	"\aversion\x18\b \x01(\v2\x15.muster.v1.DocVersionR\aversion\x122\n" +
-	"\x06issued\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x1a9\n" +
+	"\x06issued\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x12\x18\n" +
+	"\aaddress\x18\n" +
+	" \x01(\tR\aaddress\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x87\x02\n" +
@@ -4247,7 +4306,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"ldevid_key\x18\x05 \x01(\fR\tldevidKey\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12/\n" +
 	"\aversion\x18\a \x01(\v2\x15.muster.v1.DocVersionR\aversion\x122\n" +
-	"\x06issued\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\"\xab\x03\n" +
+	"\x06issued\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\"\xef\x03\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -4262,7 +4321,10 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	" \x01(\tR\x06reason\x12/\n" +
 	"\aversion\x18\v \x01(\v2\x15.muster.v1.DocVersionR\aversion\x122\n" +
 	"\x06issued\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x127\n" +
-	"\tnot_after\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"k\n" +
+	"\tnot_after\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x18\n" +
+	"\acluster\x18\x0e \x01(\tR\acluster\x12\x14\n" +
+	"\x05epoch\x18\x0f \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04into\x18\x10 \x01(\tR\x04into\"k\n" +
 	"\n" +
 	"DiskTarget\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x10\n" +

@@ -40,6 +40,14 @@ const (
 	NodeServiceReportProcedure = "/muster.v1.NodeService/Report"
 	// NodeServiceRenewProcedure is the fully-qualified name of the NodeService's Renew RPC.
 	NodeServiceRenewProcedure = "/muster.v1.NodeService/Renew"
+	// NodeServiceDocumentsProcedure is the fully-qualified name of the NodeService's Documents RPC.
+	NodeServiceDocumentsProcedure = "/muster.v1.NodeService/Documents"
+	// NodeServiceAskFoundingProcedure is the fully-qualified name of the NodeService's AskFounding RPC.
+	NodeServiceAskFoundingProcedure = "/muster.v1.NodeService/AskFounding"
+	// NodeServicePutEscrowProcedure is the fully-qualified name of the NodeService's PutEscrow RPC.
+	NodeServicePutEscrowProcedure = "/muster.v1.NodeService/PutEscrow"
+	// NodeServiceGetHandoverProcedure is the fully-qualified name of the NodeService's GetHandover RPC.
+	NodeServiceGetHandoverProcedure = "/muster.v1.NodeService/GetHandover"
 )
 
 // NodeServiceClient is a client for the muster.v1.NodeService service.
@@ -52,6 +60,19 @@ type NodeServiceClient interface {
 	// the last one has more than a third of its life left, it is the answer.
 	// Changed evidence is filed as a request of its own and gets none.
 	Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error)
+	// Documents gives the signed documents of the node's site that are newer
+	// than what the node has, oldest first, in bounded pages.
+	Documents(context.Context, *v1.DocumentsRequest) (*v1.DocumentsResponse, error)
+	// AskFounding asks for the right to found the site's cluster (charters of
+	// mode "central"). The right is given once; whoever holds it gets the same
+	// answer again.
+	AskFounding(context.Context, *v1.AskFoundingRequest) (*v1.AskFoundingResponse, error)
+	// PutEscrow stores a sealed snapshot. The first message is the header, all
+	// others are data. It is answered when the blob is on the centre's disk.
+	PutEscrow(context.Context) (*connect.ClientStreamForClientSimple[v1.PutEscrowRequest, v1.PutEscrowResponse], error)
+	// GetHandover gives a snapshot that an operator sealed for this very node,
+	// as an order of kind "restore" names it. The first message is the header.
+	GetHandover(context.Context, *v1.GetHandoverRequest) (*connect.ServerStreamForClient[v1.GetHandoverResponse], error)
 }
 
 // NewNodeServiceClient constructs a client for the muster.v1.NodeService service. By default, it
@@ -77,13 +98,41 @@ func NewNodeServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(nodeServiceMethods.ByName("Renew")),
 			connect.WithClientOptions(opts...),
 		),
+		documents: connect.NewClient[v1.DocumentsRequest, v1.DocumentsResponse](
+			httpClient,
+			baseURL+NodeServiceDocumentsProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("Documents")),
+			connect.WithClientOptions(opts...),
+		),
+		askFounding: connect.NewClient[v1.AskFoundingRequest, v1.AskFoundingResponse](
+			httpClient,
+			baseURL+NodeServiceAskFoundingProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("AskFounding")),
+			connect.WithClientOptions(opts...),
+		),
+		putEscrow: connect.NewClient[v1.PutEscrowRequest, v1.PutEscrowResponse](
+			httpClient,
+			baseURL+NodeServicePutEscrowProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("PutEscrow")),
+			connect.WithClientOptions(opts...),
+		),
+		getHandover: connect.NewClient[v1.GetHandoverRequest, v1.GetHandoverResponse](
+			httpClient,
+			baseURL+NodeServiceGetHandoverProcedure,
+			connect.WithSchema(nodeServiceMethods.ByName("GetHandover")),
+			connect.WithClientOptions(opts...),
+		),
 	}
 }
 
 // nodeServiceClient implements NodeServiceClient.
 type nodeServiceClient struct {
-	report *connect.Client[v1.ReportRequest, v1.ReportResponse]
-	renew  *connect.Client[v1.RenewRequest, v1.RenewResponse]
+	report      *connect.Client[v1.ReportRequest, v1.ReportResponse]
+	renew       *connect.Client[v1.RenewRequest, v1.RenewResponse]
+	documents   *connect.Client[v1.DocumentsRequest, v1.DocumentsResponse]
+	askFounding *connect.Client[v1.AskFoundingRequest, v1.AskFoundingResponse]
+	putEscrow   *connect.Client[v1.PutEscrowRequest, v1.PutEscrowResponse]
+	getHandover *connect.Client[v1.GetHandoverRequest, v1.GetHandoverResponse]
 }
 
 // Report calls muster.v1.NodeService.Report.
@@ -104,6 +153,34 @@ func (c *nodeServiceClient) Renew(ctx context.Context, req *v1.RenewRequest) (*v
 	return nil, err
 }
 
+// Documents calls muster.v1.NodeService.Documents.
+func (c *nodeServiceClient) Documents(ctx context.Context, req *v1.DocumentsRequest) (*v1.DocumentsResponse, error) {
+	response, err := c.documents.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// AskFounding calls muster.v1.NodeService.AskFounding.
+func (c *nodeServiceClient) AskFounding(ctx context.Context, req *v1.AskFoundingRequest) (*v1.AskFoundingResponse, error) {
+	response, err := c.askFounding.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PutEscrow calls muster.v1.NodeService.PutEscrow.
+func (c *nodeServiceClient) PutEscrow(ctx context.Context) (*connect.ClientStreamForClientSimple[v1.PutEscrowRequest, v1.PutEscrowResponse], error) {
+	return c.putEscrow.CallClientStreamSimple(ctx)
+}
+
+// GetHandover calls muster.v1.NodeService.GetHandover.
+func (c *nodeServiceClient) GetHandover(ctx context.Context, req *v1.GetHandoverRequest) (*connect.ServerStreamForClient[v1.GetHandoverResponse], error) {
+	return c.getHandover.CallServerStream(ctx, connect.NewRequest(req))
+}
+
 // NodeServiceHandler is an implementation of the muster.v1.NodeService service.
 type NodeServiceHandler interface {
 	// Report tells how the node is. An answer without news is smaller than 200
@@ -114,6 +191,19 @@ type NodeServiceHandler interface {
 	// the last one has more than a third of its life left, it is the answer.
 	// Changed evidence is filed as a request of its own and gets none.
 	Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error)
+	// Documents gives the signed documents of the node's site that are newer
+	// than what the node has, oldest first, in bounded pages.
+	Documents(context.Context, *v1.DocumentsRequest) (*v1.DocumentsResponse, error)
+	// AskFounding asks for the right to found the site's cluster (charters of
+	// mode "central"). The right is given once; whoever holds it gets the same
+	// answer again.
+	AskFounding(context.Context, *v1.AskFoundingRequest) (*v1.AskFoundingResponse, error)
+	// PutEscrow stores a sealed snapshot. The first message is the header, all
+	// others are data. It is answered when the blob is on the centre's disk.
+	PutEscrow(context.Context, *connect.ClientStream[v1.PutEscrowRequest]) (*v1.PutEscrowResponse, error)
+	// GetHandover gives a snapshot that an operator sealed for this very node,
+	// as an order of kind "restore" names it. The first message is the header.
+	GetHandover(context.Context, *v1.GetHandoverRequest, *connect.ServerStream[v1.GetHandoverResponse]) error
 }
 
 // NewNodeServiceHandler builds an HTTP handler from the service implementation. It returns the path
@@ -135,12 +225,44 @@ func NewNodeServiceHandler(svc NodeServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(nodeServiceMethods.ByName("Renew")),
 		connect.WithHandlerOptions(opts...),
 	)
+	nodeServiceDocumentsHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceDocumentsProcedure,
+		svc.Documents,
+		connect.WithSchema(nodeServiceMethods.ByName("Documents")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceAskFoundingHandler := connect.NewUnaryHandlerSimple(
+		NodeServiceAskFoundingProcedure,
+		svc.AskFounding,
+		connect.WithSchema(nodeServiceMethods.ByName("AskFounding")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServicePutEscrowHandler := connect.NewClientStreamHandlerSimple(
+		NodeServicePutEscrowProcedure,
+		svc.PutEscrow,
+		connect.WithSchema(nodeServiceMethods.ByName("PutEscrow")),
+		connect.WithHandlerOptions(opts...),
+	)
+	nodeServiceGetHandoverHandler := connect.NewServerStreamHandlerSimple(
+		NodeServiceGetHandoverProcedure,
+		svc.GetHandover,
+		connect.WithSchema(nodeServiceMethods.ByName("GetHandover")),
+		connect.WithHandlerOptions(opts...),
+	)
 	return "/muster.v1.NodeService/", http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		switch r.URL.Path {
 		case NodeServiceReportProcedure:
 			nodeServiceReportHandler.ServeHTTP(w, r)
 		case NodeServiceRenewProcedure:
 			nodeServiceRenewHandler.ServeHTTP(w, r)
+		case NodeServiceDocumentsProcedure:
+			nodeServiceDocumentsHandler.ServeHTTP(w, r)
+		case NodeServiceAskFoundingProcedure:
+			nodeServiceAskFoundingHandler.ServeHTTP(w, r)
+		case NodeServicePutEscrowProcedure:
+			nodeServicePutEscrowHandler.ServeHTTP(w, r)
+		case NodeServiceGetHandoverProcedure:
+			nodeServiceGetHandoverHandler.ServeHTTP(w, r)
 		default:
 			http.NotFound(w, r)
 		}
@@ -156,4 +278,20 @@ func (UnimplementedNodeServiceHandler) Report(context.Context, *v1.ReportRequest
 
 func (UnimplementedNodeServiceHandler) Renew(context.Context, *v1.RenewRequest) (*v1.RenewResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.NodeService.Renew is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) Documents(context.Context, *v1.DocumentsRequest) (*v1.DocumentsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.NodeService.Documents is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) AskFounding(context.Context, *v1.AskFoundingRequest) (*v1.AskFoundingResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.NodeService.AskFounding is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) PutEscrow(context.Context, *connect.ClientStream[v1.PutEscrowRequest]) (*v1.PutEscrowResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.NodeService.PutEscrow is not implemented"))
+}
+
+func (UnimplementedNodeServiceHandler) GetHandover(context.Context, *v1.GetHandoverRequest, *connect.ServerStream[v1.GetHandoverResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.NodeService.GetHandover is not implemented"))
 }
