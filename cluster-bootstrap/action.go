@@ -40,7 +40,8 @@ const (
 	// KeepRecord writes Record; Role too, if it is not RoleNone.
 	KeepRecord
 	// WriteLedger puts Ledger by compare-and-set on Ledger.Version (the
-	// version that was read; 0 creates).
+	// version that was read; 0 creates). If Record.Into is set and Order is "",
+	// the caller checks once more that the cluster is virgin.
 	WriteLedger
 	// StepPlan writes Step (and role candidate when it is StepSwitched).
 	StepPlan
@@ -48,7 +49,10 @@ const (
 	LeadPlan
 	// RenewFenceLease asks From for a lease under Plan.
 	RenewFenceLease
-	// TakeSnapshot takes an etcd snapshot for Plan and copies it off the node.
+	// TakeSnapshot takes an etcd snapshot for Plan (a plan, an order, or
+	// "hourly"), seals it with the server token to the escrow key and copies it
+	// to a peer and, if it is reachable, the centre. Without an escrow key it
+	// stays on this node.
 	TakeSnapshot
 	// StopK3s stops k3s and sees it gone.
 	StopK3s
@@ -98,6 +102,7 @@ type Action struct {
 	From   fleet.NodeID
 	UID    string
 	Plan   string
+	Order  string // the Mandate behind it
 	Claim  *Claim
 	Intent *Intent
 	Record *Record

@@ -175,6 +175,9 @@ const (
 type Member struct {
 	Node    fleet.NodeID
 	Learner bool
+	// For is how long this agent has seen it like this: as a learner, or with
+	// a vote.
+	For time.Duration
 }
 
 // NodeObject is one Kubernetes Node.
@@ -204,8 +207,28 @@ type K3s struct {
 	LedgerFor time.Duration
 	// Virgin: no PVC and no object outside the stack.
 	Virgin bool
-	// Snapshot is the ID of the plan for which the newest snapshot was taken.
+	// Snapshot is the ID of the plan (or order) for which the newest snapshot
+	// was taken, sealed to the escrow key, and kept on another node.
 	Snapshot string
+	// EscrowDue: no snapshot that another node or the centre keeps is younger
+	// than the edge wants. The leader takes one when nothing else is to do.
+	EscrowDue bool
+
+	// Version is the k3s version on this node ("v1.36.3+k3s1"), Args a digest
+	// of the arguments that must be the same on all servers (birth settings,
+	// max-learners, disable list; not addresses and secrets). "" is unknown
+	// and hinders nothing. Known whether k3s runs or not.
+	Version string
+	Args    string
+	// Fsync is the 99th percentile of flushing 8 KiB to the disk that holds
+	// the datastore, measured while the node is a worker or starts; 0 is
+	// unknown and hinders nothing.
+	Fsync time.Duration
+	// Damaged is "" or what k3s says of a datastore that it cannot use (damaged
+	// write-ahead log or snapshot file, failed corruption check), in its words
+	// and clipped to 200 bytes. A datastore that is only slow, or without
+	// quorum, is not damaged.
+	Damaged string
 }
 
 // Ledger is the one ConfigMap that holds record and plan: both change in one
@@ -250,6 +273,10 @@ type PlanDoc struct {
 	// no longer get in, since this write took its version. The window may be
 	// closed by a reset again.
 	Reopened bool
+	// Off: the plan is being called off while nobody is dead: members that are
+	// no servers are removed from etcd, then the plan is aborted. The fence
+	// stays up until then.
+	Off bool
 	// Failures counts aborted plans in a row.
 	Failures int
 	Why      string
@@ -293,6 +320,10 @@ type Status struct {
 	Reset            bool
 	Sees             []fleet.NodeID // peers it has heard lately
 	Blocker          Blocker
+	// Version, Args and Fsync of K3s.
+	Version string
+	Args    string
+	Fsync   time.Duration
 }
 
 // Centre is the last answer of the centre about founding.
@@ -308,12 +339,17 @@ type Centre struct {
 type MandateKind uint8
 
 const (
-	// MandateFound: a named successor founds.
+	// MandateFound: this node founds, in place of the one that should have, or
+	// of a cluster that is lost. One such order founds one cluster: its UID
+	// comes from the order's ID.
 	MandateFound MandateKind = iota + 1
 	// MandateReset: go on from this node's own data.
 	MandateReset
 	// MandateRestore: go on from an escrowed snapshot.
 	MandateRestore
+	// MandateDissolve: this node's cluster UID gives way to the cluster Into,
+	// whatever it holds. A snapshot is taken first.
+	MandateDissolve
 )
 
 // Mandate is a signed Order for this node that was verified. It names the
@@ -324,6 +360,7 @@ type Mandate struct {
 	UID      string
 	Epoch    uint64
 	Snapshot string
+	Into     string // MandateDissolve only
 	NotAfter time.Time
 }
 

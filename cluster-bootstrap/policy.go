@@ -37,6 +37,16 @@ type Policy struct {
 	QuorumLost time.Duration
 	// MaterialAge is how long join material is used (5 min).
 	MaterialAge time.Duration
+	// LearnerLimit is how long a new etcd member may be a learner before it is
+	// taken out again (5 min).
+	LearnerLimit time.Duration
+	// FsyncLimit is the slowest disk, as K3s.Fsync, that a new server may have
+	// (100 ms: a fifth of k3s's heartbeat of 500 ms).
+	FsyncLimit time.Duration
+	// StepDown is how long two servers wait for a third one before one of them
+	// becomes a worker (15 min). Two votes are worse than one: either machine
+	// stops the API.
+	StepDown time.Duration
 }
 
 // WithDefaults returns p with every zero field set.
@@ -59,6 +69,9 @@ func (p Policy) WithDefaults() Policy {
 	set(&p.RetryAfter, 2*time.Minute)
 	set(&p.QuorumLost, 10*time.Minute)
 	set(&p.MaterialAge, 5*time.Minute)
+	set(&p.LearnerLimit, 5*time.Minute)
+	set(&p.FsyncLimit, 100*time.Millisecond)
+	set(&p.StepDown, 15*time.Minute)
 	return p
 }
 
@@ -72,12 +85,13 @@ func (p Policy) Validate() error {
 		}
 	}
 	for _, d := range []time.Duration{p.Survey, p.PeerFresh, p.AckHold, p.BootCheck, p.Lease, p.LeaseRenew, p.LeaseMargin,
-		p.QuorumGrace, p.PrepareLimit, p.WindowLimit, p.RetryAfter, p.QuorumLost, p.MaterialAge} {
+		p.QuorumGrace, p.PrepareLimit, p.WindowLimit, p.RetryAfter, p.QuorumLost, p.MaterialAge, p.LearnerLimit, p.FsyncLimit, p.StepDown} {
 		check(d > 0, "a timer is negative (%s)", d)
 	}
 	check(p.PeerFresh < p.Survey, "peer_fresh %s must be shorter than survey %s", p.PeerFresh, p.Survey)
 	check(p.Survey < p.AckHold, "survey %s must be shorter than ack_hold %s", p.Survey, p.AckHold)
 	check(p.LeaseRenew*3 <= p.Lease, "lease_renew %s leaves less than three tries in lease %s", p.LeaseRenew, p.Lease)
+	check(p.LearnerLimit < p.WindowLimit, "learner_limit %s must be shorter than window_limit %s", p.LearnerLimit, p.WindowLimit)
 	check(p.LeaseMargin*20 >= p.Lease, "lease_margin %s is less than a twentieth of lease %s", p.LeaseMargin, p.Lease)
 	return errors.Join(errs...)
 }

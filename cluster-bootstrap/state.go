@@ -120,10 +120,15 @@ const (
 	ServersLost  Blocker = "servers-lost"  // no server seen for longer than Policy.QuorumLost
 	DataLost     Blocker = "data-lost"     // the only server has lost its datastore
 	TwoClusters  Blocker = "two-clusters"  // both hold data of their own
+	DataDamaged  Blocker = "data-damaged"  // etcd cannot use its data
+	VersionSkew  Blocker = "k3s-version"   // k3s versions that do not go together
+	ArgsDiffer   Blocker = "k3s-arguments" // critical arguments of k3s differ between nodes
+	SlowDisk     Blocker = "slow-disk"     // the nodes that could be servers have disks too slow for etcd
+	OrderVoid    Blocker = "order-void"    // an order cannot be carried out on this node as it is
 )
 
 var personal = []Blocker{NoCharter, NotAdmitted, RemovedNode, CentreUnsure, FounderAway, LeaderAway, QuorumLost,
-	ServersLost, DataLost, TwoClusters}
+	ServersLost, DataLost, TwoClusters, DataDamaged, VersionSkew, ArgsDiffer, SlowDisk, OrderVoid}
 
 // NeedsPerson reports whether b asks a person to look.
 func (b Blocker) NeedsPerson() bool { return slices.Contains(personal, b) }
