@@ -18,7 +18,6 @@ require (
 	github.com/knadh/koanf/v2 v2.4.1
 	github.com/mdlayher/packet v1.2.0
 	github.com/miekg/dns v1.1.72
-	github.com/pin/tftp/v3 v3.2.0
 	github.com/pressly/goose/v3 v3.29.0
 	github.com/prometheus/client_golang v1.25.0
 	github.com/rogpeppe/go-internal v1.16.0

@@ -275,7 +275,6 @@ func TestSiblingsDoNotImportSiblings(t *testing.T) {
 // A prefix ending in "/" admits everything below it.
 var libraries = map[string][]string{
 	"github.com/insomniacslk/dhcp":        {"pxe/dhcp", "pxe/internal/", "agent/recovery/netup", "lab/"},
-	"github.com/pin/tftp":                 {"pxe/tftp", "lab/"},
 	"github.com/hashicorp/mdns":           {"discovery/mdns", "lab/"},
 	"github.com/miekg/dns":                {"discovery/mdns", "lab/"},
 	"github.com/google/go-tpm":            {"pki/tpm", "pki/tpm/"},

@@ -43,6 +43,12 @@ type Client struct {
 	// BlockSize is 1468 by default. Lose drops every nth data block received.
 	BlockSize int
 	Lose      int
+	// Window is what is proposed by RFC 7440, 4 by default; 1 proposes none.
+	Window int
+	// AMI asks for the size in AMI's way.
+	AMI bool
+	// Negotiated is the block size and the window of the last TFTPRead.
+	Negotiated [2]int
 }
 
 // Result is how a boot went.

@@ -29,6 +29,9 @@ func fileConn(fd int) (*net.UDPConn, error) {
 // tftpFetch is Mtftp4Dxe as UefiPxeBcDxe uses it: ask for the size, abort,
 // then read.
 func (c *Client) tftpFetch(server netip.Addr, name string) ([]byte, error) {
+	if c.AMI {
+		return c.amiFetch(server, name)
+	}
 	size, err := c.TFTPSize(server, name)
 	if err != nil {
 		return nil, err
@@ -36,6 +39,36 @@ func (c *Client) tftpFetch(server netip.Addr, name string) ([]byte, error) {
 	data, err := c.TFTPRead(server, name)
 	if err == nil && len(data) != size {
 		err = fmt.Errorf("edk2: tftp: %d bytes came, %d were announced", len(data), size)
+	}
+	return data, err
+}
+
+// amiFetch is what several AMI firmwares do: they ask for tsize alone,
+// acknowledge the OACK, then abort with code 0 and words of their own, and ask
+// again from the same port before the first transfer is over.
+func (c *Client) amiFetch(server netip.Addr, name string) ([]byte, error) {
+	t, err := dialTFTP()
+	if err != nil {
+		return nil, err
+	}
+	defer t.Close()
+	pkt, err := t.ask(netip.AddrPortFrom(server, 69), rrq(name, "tsize", "0"))
+	if err != nil {
+		return nil, err
+	}
+	if binary.BigEndian.Uint16(pkt) != 6 {
+		return nil, fmt.Errorf("edk2: tftp: %s", tftpError(pkt))
+	}
+	first := t.peer
+	if _, err := t.exchange([]byte{0, 4, 0, 0}); err != nil {
+		return nil, err
+	}
+	if err := t.send(append([]byte{0, 5, 0, 0}, "TFTP Aborted\x00"...)); err != nil {
+		return nil, err
+	}
+	data, err := c.read(t, server, name)
+	if err == nil && t.peer == first {
+		err = errors.New("edk2: tftp: the second transfer came from the first one's port")
 	}
 	return data, err
 }
@@ -71,23 +104,38 @@ func (c *Client) block() int {
 	return c.BlockSize
 }
 
-// TFTPRead reads a whole file. It proposes a window of 4 as EDK2 does and
-// takes what the OACK says. Block numbers roll over.
+// window is what EDK2 proposes by default (PcdPxeTftpWindowSize).
+func (c *Client) window() int {
+	if c.Window == 0 {
+		return 4
+	}
+	return c.Window
+}
+
+// TFTPRead reads a whole file. It proposes a window of 4 as EDK2 does (RFC
+// 7440) and takes what the OACK says. Block numbers roll over.
 func (c *Client) TFTPRead(server netip.Addr, name string) ([]byte, error) {
 	t, err := dialTFTP()
 	if err != nil {
 		return nil, err
 	}
 	defer t.Close()
-	args := []string{"blksize", strconv.Itoa(c.block()), "windowsize", "4"}
-	if c.block() == 512 {
+	return c.read(t, server, name)
+}
+
+func (c *Client) read(t *tftpConn, server netip.Addr, name string) ([]byte, error) {
+	args := []string{"blksize", strconv.Itoa(c.block()), "windowsize", strconv.Itoa(c.window())}
+	switch {
+	case c.block() == 512:
 		args = nil // shim: no options at all
+	case c.window() == 1:
+		args = args[:2] // firmware before RFC 7440
 	}
 	pkt, err := t.ask(netip.AddrPortFrom(server, 69), rrq(name, args...))
 	if err != nil {
 		return nil, err
 	}
-	block, ack := 512, []byte{0, 4, 0, 0}
+	block, window := 512, 1
 	switch binary.BigEndian.Uint16(pkt) {
 	case 6:
 		opts := strings.Split(string(pkt[2:]), "\x00")
@@ -98,48 +146,73 @@ func (c *Client) TFTPRead(server netip.Addr, name string) ([]byte, error) {
 					return nil, fmt.Errorf("edk2: tftp: block size %q", opts[i+1])
 				}
 			case "windowsize":
-				return nil, errors.New("edk2: tftp: model knows no window")
+				if window, err = strconv.Atoi(opts[i+1]); err != nil || window < 1 || window > c.window() || c.window() == 1 {
+					return nil, fmt.Errorf("edk2: tftp: window %q, asked for %d", opts[i+1], c.window())
+				}
 			}
 		}
-		if pkt, err = t.exchange(ack); err != nil {
+		if err := t.send([]byte{0, 4, 0, 0}); err != nil {
+			return nil, err
+		}
+		pkt = nil
+	}
+	c.Negotiated = [2]int{block, window}
+	var out bytes.Buffer
+	last, seen, fresh := uint16(0), 0, 0
+	ack := func() []byte { return binary.BigEndian.AppendUint16([]byte{0, 4}, last) }
+	// Firmware repeats its acknowledgement six times (Mtftp4Dxe).
+	again := func() (b []byte, err error) {
+		for range 6 {
+			if b, err = t.receive(); err == nil {
+				break
+			}
+			fresh = 0
+			if err := t.send(ack()); err != nil {
+				return nil, err
+			}
+		}
+		return b, err
+	}
+	if pkt == nil {
+		if pkt, err = again(); err != nil {
 			return nil, err
 		}
 	}
-	var out bytes.Buffer
-	want, seen := uint16(1), 0
 	for {
 		switch binary.BigEndian.Uint16(pkt) {
 		case 3:
-			seen++
-			if c.Lose > 0 && seen%c.Lose == 0 {
-				// Lost on the way: the server must send it again.
-				if pkt, err = t.receive(); err != nil {
-					return nil, err
-				}
-				continue
-			}
 			n := binary.BigEndian.Uint16(pkt[2:])
-			if n != want {
-				if pkt, err = t.receive(); err != nil {
+			seen++
+			switch {
+			case c.Lose > 0 && seen%c.Lose == 0:
+				// Lost on the way: the server must send it again.
+			case n == last+1:
+				out.Write(pkt[4:])
+				last = n
+				fresh++
+				end := len(pkt)-4 < block
+				if fresh == window || end {
+					fresh = 0
+					if err := t.send(ack()); err != nil || end {
+						return out.Bytes(), err
+					}
+				}
+			case n-last < 1<<15 && window > 1:
+				// One is missing: say what we have.
+				fresh = 0
+				if err := t.send(ack()); err != nil {
 					return nil, err
 				}
-				continue
-			}
-			out.Write(pkt[4:])
-			ack = binary.BigEndian.AppendUint16([]byte{0, 4}, n)
-			if len(pkt)-4 < block {
-				return out.Bytes(), t.send(ack)
-			}
-			want++
-			if pkt, err = t.exchange(ack); err != nil {
-				return nil, err
 			}
 		case 6:
-			if pkt, err = t.exchange([]byte{0, 4, 0, 0}); err != nil {
+			if err := t.send([]byte{0, 4, 0, 0}); err != nil {
 				return nil, err
 			}
 		default:
 			return nil, fmt.Errorf("edk2: tftp: %s", tftpError(pkt))
+		}
+		if pkt, err = again(); err != nil {
+			return nil, err
 		}
 	}
 }

@@ -105,36 +105,9 @@ type Host struct {
 // Host plugs a machine in.
 func (l *LAN) Host(t testing.TB, cidr ...string) *Host {
 	t.Helper()
-	n := serial.Add(1)
-	h := &Host{Iface: "eth0", work: make(chan func()), MAC: net.HardwareAddr{0x52, 0x54, 0, byte(n >> 16), byte(n >> 8), byte(n)}}
-	ns := make(chan any, 1)
-	go func() {
-		// Never unlocked: the thread ends with the goroutine, and its
-		// namespace with it.
-		runtime.LockOSThread()
-		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-			ns <- err
-			return
-		}
-		fd, err := unix.Open(fmt.Sprintf("/proc/self/task/%d/ns/net", unix.Gettid()), unix.O_RDONLY|unix.O_CLOEXEC, 0)
-		if err != nil {
-			ns <- err
-			return
-		}
-		ns <- fd
-		for f := range h.work {
-			f()
-		}
-	}()
-	var fd int
-	switch v := (<-ns).(type) {
-	case error:
-		t.Fatal(v)
-	case int:
-		fd = v
-	}
+	h, fd := newHost(t)
 	defer unix.Close(fd)
-	t.Cleanup(func() { close(h.work) })
+	n := serial.Add(1)
 	name := fmt.Sprintf("p%d", n)
 	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: name, MasterIndex: l.bridge.Attrs().Index},
 		PeerName: h.Iface, PeerHardwareAddr: h.MAC, PeerNamespace: netlink.NsFd(fd)}))
@@ -146,37 +119,8 @@ func (l *LAN) Host(t testing.TB, cidr ...string) *Host {
 	port, err := netlink.LinkByName(name)
 	must(t, err)
 	must(t, netlink.LinkSetUp(port))
-	must(t, h.Do(func() error {
-		lo, err := netlink.LinkByName("lo")
-		if err != nil {
-			return err
-		}
-		eth, err := netlink.LinkByName(h.Iface)
-		if err != nil {
-			return err
-		}
-		for _, c := range cidr {
-			a, err := netlink.ParseAddr(c)
-			if err != nil {
-				return err
-			}
-			if err := netlink.AddrAdd(eth, a); err != nil {
-				return err
-			}
-		}
-		return errors.Join(netlink.LinkSetUp(lo), netlink.LinkSetUp(eth))
-	}))
-	// The kernel may take a second to tell the bridge of its first carrier,
-	// and drops frames until then.
-	up := func(name string) bool {
-		l, err := netlink.LinkByName(name)
-		return err == nil && l.Attrs().OperState == netlink.OperUp
-	}
-	Eventually(t, 5*time.Second, "link is up", func() bool { return up(l.Name) && up(name) })
-	Eventually(t, 5*time.Second, "link is up", func() (ok bool) {
-		must(t, h.Do(func() error { ok = up(h.Iface); return nil }))
-		return ok
-	})
+	must(t, h.up(cidr))
+	h.settle(t, l.Name, name)
 	return h
 }
 
@@ -264,4 +208,12 @@ func must(t testing.TB, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
+}
+
+// Add puts a further address on the bridge.
+func (l *LAN) Add(t testing.TB, cidr string) {
+	t.Helper()
+	a, err := netlink.ParseAddr(cidr)
+	must(t, err)
+	must(t, netlink.AddrAdd(l.bridge, a))
 }
