@@ -113,8 +113,8 @@ func (s *Switch) Attach(name string, station io.ReadWriteCloser) error {
 	p.queue.wake = make(chan struct{}, 1)
 	s.ports[name] = p
 	p.ended.Add(2)
-	go func() { defer p.ended.Done(); s.receive(p) }()
-	go func() { defer p.ended.Done(); s.send(p) }()
+	go func() { defer p.ended.Done(); s.receive(p, station) }()
+	go func() { defer p.ended.Done(); s.send(p, station) }()
 	return nil
 }
 
@@ -163,10 +163,10 @@ func (s *Switch) Close() error {
 }
 
 // receive takes frames from a station until it ends.
-func (s *Switch) receive(p *port) {
+func (s *Switch) receive(p *port, station io.Reader) {
 	buf := make([]byte, 64<<10)
 	for {
-		n, err := p.station.Read(buf)
+		n, err := station.Read(buf)
 		if err != nil {
 			return
 		}
@@ -311,7 +311,7 @@ func (s *Switch) way(from, to string) *way {
 }
 
 // send writes a port's frames when they are due.
-func (s *Switch) send(p *port) {
+func (s *Switch) send(p *port, station io.Writer) {
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
 	for {
@@ -336,7 +336,7 @@ func (s *Switch) send(p *port) {
 		s.mu.Unlock()
 		if ok {
 			// A station that is not up refuses frames; it misses them.
-			_, _ = p.station.Write(frame)
+			_, _ = station.Write(frame)
 			continue
 		}
 		timer.Reset(wait)
