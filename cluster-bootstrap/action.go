@@ -67,7 +67,8 @@ const (
 	// MoveAside writes Role and Record, then moves the server data (with
 	// RoleNone the worker's certificates too) aside; deletes Step, Lead, Reset.
 	MoveAside
-	// RemoveDeadServer removes Node from the etcd members and its Node object.
+	// RemoveDeadServer removes Node from the etcd members, and its Node object
+	// too unless KeepNode says that the machine lives and stays a worker.
 	RemoveDeadServer
 	// UpdateAddresses writes Addrs for the launcher and the address layer.
 	UpdateAddresses
@@ -95,22 +96,24 @@ type Action struct {
 	Reason  string
 	Blocker Blocker
 
-	Init   bool
-	As     Role
-	Role   Role
-	Node   fleet.NodeID
-	From   fleet.NodeID
-	UID    string
-	Plan   string
-	Order  string // the Mandate behind it
-	Claim  *Claim
-	Intent *Intent
-	Record *Record
-	Ledger *Ledger
-	Step   *Step
-	Lead   *Lead
-	Reset  *Reset
-	Addrs  map[fleet.NodeID]string
+	Init  bool
+	As    Role
+	Role  Role
+	Node  fleet.NodeID
+	From  fleet.NodeID
+	UID   string
+	Plan  string
+	Order string // the Mandate behind it
+	// KeepNode: RemoveDeadServer leaves the Node object alone.
+	KeepNode bool
+	Claim    *Claim
+	Intent   *Intent
+	Record   *Record
+	Ledger   *Ledger
+	Step     *Step
+	Lead     *Lead
+	Reset    *Reset
+	Addrs    map[fleet.NodeID]string
 	// For is how long it is sensible to wait before planning again; 0: until
 	// something changes.
 	For time.Duration

@@ -58,6 +58,9 @@ func AnswerLease(obs Observation, pol Policy, from fleet.NodeID, plan string) (t
 	case !slices.Contains(d.Candidates, from):
 		return 0, "the plan does not name this node"
 	}
+	if l := obs.K3s.Ledger; l != nil && l.Plan != nil && l.Plan.ID == plan && l.Plan.Phase == PlanAborted {
+		return 0, "the plan was called off"
+	}
 	if _, ok := obs.Docs.Admitted(from); !ok || obs.Docs.removed(obs.Self) {
 		return 0, "not admitted to this site"
 	}

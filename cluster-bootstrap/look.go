@@ -118,6 +118,8 @@ func planNewer(a, b *PlanDoc) bool {
 		return a.N > b.N
 	case a.Phase != b.Phase:
 		return a.Phase > b.Phase
+	case a.Go != b.Go:
+		return a.Go > b.Go
 	}
-	return a.Go > b.Go
+	return a.Off && !b.Off
 }

@@ -160,6 +160,7 @@ type Reset struct {
 	Plan     string // of the window that failed; "" if mandated
 	To       uint64 // the new epoch
 	Snapshot string // restore this snapshot instead of own data
+	UID      string // of the cluster, as the order named it
 }
 
 // Process is which k3s runs on this node.

@@ -19,6 +19,7 @@ type view struct {
 func Plan(now time.Time, obs Observation, pol Policy) (State, []Action) {
 	v := view{Observation: obs, now: now, pol: pol.WithDefaults()}
 	s, acts := v.decide()
+	v.noteOrder(acts)
 	if len(v.extra) > 0 {
 		acts = append(v.extra, acts...)
 	}
@@ -59,10 +60,29 @@ func (v *view) decide() (State, []Action) {
 // ended stops a node whose membership was ended by a Removal.
 func (v *view) ended() (State, []Action) {
 	const why = "I was removed from this site. A new admission is needed to come back."
+	if v.lastVote() {
+		return v.wait(Removed, Settling, "I was removed from this site, and wait until the other server has taken my vote away.")
+	}
 	if v.K3s.Process != ProcessNone {
 		return Removed, []Action{{Kind: StopK3s, Reason: why}}
 	}
 	return v.wait(Removed, RemovedNode, why)
+}
+
+// lastVote reports whether this node's vote is one of two, and the other
+// server can take it away: if this one just stopped, no majority would be left
+// to do so. A removed node is heard for no longer than PeerFresh.
+func (v *view) lastVote() bool {
+	if v.K3s.Process != ProcessServer || !v.K3s.API || len(v.K3s.Members) != 2 {
+		return false
+	}
+	me, other := false, false
+	for _, m := range v.K3s.Members {
+		me = me || m.Node == v.Self && !m.Learner
+		p := v.peer(m.Node)
+		other = other || p != nil && !m.Learner && p.Age <= v.pol.PeerFresh && p.Status.API
+	}
+	return me && other
 }
 
 // addresses tells the launcher when a peer is seen at another address than
@@ -95,8 +115,8 @@ func (v *view) addresses() {
 // outsider is a node that is in no cluster: it joins the one there is, or
 // takes part in founding the first.
 func (v *view) outsider() (State, []Action) {
-	if m := v.mandate(MandateRestore); m != nil {
-		return v.beginReset(Reset{To: m.Epoch, Snapshot: m.Snapshot}, "An order tells me to restore the cluster from a snapshot.")
+	if m := v.restoreOrder(nil); m != nil {
+		return v.restore(m)
 	}
 	if target := v.bestCluster(); target != nil {
 		return v.join(target)
@@ -106,13 +126,18 @@ func (v *view) outsider() (State, []Action) {
 			return s, acts
 		}
 	}
+	adm, _ := v.Docs.Admitted(v.Self)
+	if m := v.foundOrder(); m != nil && v.founderSeen() == nil {
+		if s, acts := v.foundByOrder(m, adm.MayServe); acts != nil {
+			return s, acts
+		}
+	}
 	if r := v.known(); r != nil {
 		return v.absent("This site has a cluster already, but none of its servers answers.")
 	}
 	if p := v.founderSeen(); p != nil {
 		return v.wait(Waiting, ServerAway, v.name(p.Status.Node)+" is starting the cluster; I join when it is up.")
 	}
-	adm, _ := v.Docs.Admitted(v.Self)
 	f := v.Docs.Charter.Founding
 	switch f.Mode {
 	case fleet.FoundFirst:
@@ -124,10 +149,11 @@ func (v *view) outsider() (State, []Action) {
 		if f.Founder == v.Self {
 			return v.found("The charter names me to start the cluster.")
 		}
-		if m := v.mandate(MandateFound); m != nil {
-			return v.found("An order names me to start the cluster in place of the named founder.")
+		why := "The charter names " + v.name(f.Founder) + " to start the cluster; I have not heard from it."
+		if s := v.successor(f); s != "" {
+			why += " If it is lost, an order lets " + v.name(s) + " start it."
 		}
-		return v.wait(Waiting, FounderAway, "The charter names "+v.name(f.Founder)+" to start the cluster; I have not heard from it.")
+		return v.wait(Waiting, FounderAway, why)
 	case fleet.FoundCentral:
 		if v.Disk.member() {
 			break
@@ -135,6 +161,19 @@ func (v *view) outsider() (State, []Action) {
 		return v.central(adm.MayServe)
 	}
 	return v.absent("I was in a cluster of this site before, so that I must not start another one.")
+}
+
+// successor is the first of the charter's successors that is up, or the first.
+func (v *view) successor(f fleet.Founding) fleet.NodeID {
+	for _, s := range f.Successors {
+		if s == v.Self || v.heard(s) {
+			return s
+		}
+	}
+	if len(f.Successors) > 0 {
+		return f.Successors[0]
+	}
+	return ""
 }
 
 func (v *view) central(mayServe bool) (State, []Action) {
@@ -187,6 +226,9 @@ func (v *view) founding() (State, []Action) {
 
 func (v *view) join(p *Peer) (State, []Action) {
 	r := p.Status.Record
+	if why := skew(v.K3s.Version, p.Status.Version); why != "" {
+		return v.wait(Waiting, VersionSkew, "I cannot join the cluster: "+why+".")
+	}
 	m := v.Material
 	if m == nil || m.As != RoleWorker || m.UID != r.UID || m.Epoch != r.Epoch || m.Age > v.pol.MaterialAge {
 		return Joining, []Action{{Kind: RequestJoinMaterial, From: p.Status.Node, As: RoleWorker, UID: r.UID,
@@ -209,8 +251,8 @@ func (v *view) worker() (State, []Action) {
 	if v.K3s.Process == ProcessServer {
 		return Leaving, []Action{{Kind: StopK3s, Reason: "I am a worker now; the old server process must end."}}
 	}
-	if m := v.mandate(MandateRestore); m != nil && m.UID == rec.UID {
-		return v.beginReset(Reset{To: m.Epoch, Snapshot: m.Snapshot}, "An order tells me to restore the cluster from a snapshot.")
+	if s, acts := v.workerOrder(rec); acts != nil {
+		return s, acts
 	}
 	if v.newer(rec) {
 		r, _ := v.Docs.Newest(rec.UID)
@@ -227,6 +269,21 @@ func (v *view) worker() (State, []Action) {
 		return s, acts
 	}
 	return v.wait(Worker, NoBlocker, "I am a worker of the cluster.")
+}
+
+// workerOrder does what an order allows a worker whose cluster is gone.
+func (v *view) workerOrder(rec *Record) (State, []Action) {
+	if v.Mandate == nil || v.K3s.API || v.serverOf(rec.UID) != nil {
+		return 0, nil
+	}
+	if m := v.restoreOrder(rec); m != nil {
+		return v.restore(m)
+	}
+	adm, _ := v.Docs.Admitted(v.Self)
+	if m := v.foundOrder(); m != nil && adm.MayServe && v.bestCluster() == nil {
+		return v.aside(RoleNone, nil, "An order tells me to start a new cluster in place of mine, which is lost.")
+	}
+	return v.giveUp(rec)
 }
 
 // startWorker starts k3s; a worker that lost its certificate asks for a new
@@ -283,11 +340,4 @@ func (v *view) absent(why string) (State, []Action) {
 
 func (v *view) wait(s State, b Blocker, why string) (State, []Action) {
 	return s, []Action{{Kind: Wait, Blocker: b, Reason: why}}
-}
-
-func (v *view) mandate(k MandateKind) *Mandate {
-	if m := v.Mandate; m != nil && m.Kind == k && v.now.Before(m.NotAfter) {
-		return m
-	}
-	return nil
 }

@@ -3,6 +3,7 @@ package clusterbootstrap
 import (
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
@@ -33,9 +34,15 @@ func (v *view) grow(l *Ledger) (State, []Action) {
 	if at := v.Docs.Charter.Policy.PromoteAt; have == 1 && ready < at {
 		return v.wait(Server, FewNodes, fmt.Sprintf("I run the cluster alone: %d of %d nodes are ready that it takes to have three servers.", ready, at))
 	}
-	cands := v.eligible(l, "")
+	cands, hindered := v.eligible(l, "")
 	if len(cands) < want-have {
-		return v.wait(Server, NoCandidate, "I look for nodes that are ready, may be servers and have been so for long enough; there are too few.")
+		if s, acts := v.stepDown(l); acts != nil {
+			return s, acts
+		}
+		if hindered.Reason == "" {
+			hindered.Reason = "I look for nodes that are ready, may be servers and have been so for long enough; there are too few."
+		}
+		return Server, []Action{hindered}
 	}
 	cands = cands[:want-have]
 	p := PlanDoc{N: 1, Epoch: l.Record.Epoch, Leader: v.Self, Candidates: cands, Phase: PlanPrepare, Replace: have > 1}
@@ -57,27 +64,6 @@ func (v *view) grow(l *Ledger) (State, []Action) {
 	p.ID = fmt.Sprintf("%.8s-%d-%d", l.Record.UID, p.Epoch, p.N)
 	return Leading, []Action{{Kind: WriteLedger, Ledger: &Ledger{Version: l.Version, Record: l.Record, Plan: &p}, Plan: p.ID,
 		Reason: "Enough nodes are ready: " + v.names(cands) + " shall become servers."}}
-}
-
-// eligible are the workers that may become servers, lowest ID first.
-func (v *view) eligible(l *Ledger, not fleet.NodeID) []fleet.NodeID {
-	var out []fleet.NodeID
-	soak := time.Duration(v.Docs.Charter.Policy.PromoteAfter) * time.Second
-	for _, n := range v.K3s.Nodes {
-		if !n.Ready || n.For < soak || n.Node == not || n.Node == v.Self || l.Record.Has(n.Node) {
-			continue
-		}
-		p := v.peer(n.Node)
-		if p == nil || p.Age > v.pol.PeerFresh || p.Status.Role != RoleWorker ||
-			p.Status.Record == nil || p.Status.Record.UID != l.Record.UID || p.Status.Record.Epoch != l.Record.Epoch {
-			continue
-		}
-		if a, ok := v.Docs.Admitted(n.Node); ok && a.MayServe {
-			out = append(out, n.Node)
-		}
-	}
-	slices.Sort(out)
-	return out
 }
 
 // lead carries out an active plan while the API answers.
@@ -127,6 +113,12 @@ func (v *view) leadSwitch(l *Ledger) (State, []Action) {
 	if p.Replace && v.K3s.LedgerFor > v.pol.WindowLimit {
 		return Leading, []Action{v.abort(l, "the new server did not come up")}
 	}
+	if p.Off {
+		if a := v.stray(l); a != nil {
+			return Leading, []Action{*a}
+		}
+		return Leading, []Action{v.abort(l, p.Why)}
+	}
 	confirming := v.Disk.Lead != nil && v.Disk.Lead.Plan == p.ID && v.Disk.Lead.Phase == LeadConfirming
 	switch {
 	case p.Reopened && confirming:
@@ -137,6 +129,14 @@ func (v *view) leadSwitch(l *Ledger) (State, []Action) {
 		n := clonePlan(l)
 		n.Plan.Reopened, n.Plan.Why = true, "a new server went away before it was confirmed"
 		return Leading, []Action{{Kind: WriteLedger, Ledger: n, Plan: p.ID, Reason: "I cannot confirm the new servers; I make sure that nobody can, and call the change off."}}
+	}
+	if why := v.gaveUp(l); why != "" && !confirming {
+		if p.Replace {
+			return Leading, []Action{v.abort(l, why)}
+		}
+		n := clonePlan(l)
+		n.Plan.Off, n.Plan.Why = true, why
+		return Leading, []Action{{Kind: WriteLedger, Ledger: n, Plan: p.ID, Reason: "The change of roles does not work: " + why + ". I take the new members out again."}}
 	}
 	servers := slices.Concat(l.Record.Servers, p.Candidates)
 	slices.Sort(servers)
@@ -177,6 +177,26 @@ func (v *view) leadSwitch(l *Ledger) (State, []Action) {
 	n.Record.Servers = servers
 	n.Record.Version++
 	return Leading, append(acts, Action{Kind: WriteLedger, Ledger: n, Plan: p.ID, Reason: "All servers are up and agree: the plan is done."})
+}
+
+// gaveUp says why a plan cannot succeed although the majority is there.
+func (v *view) gaveUp(l *Ledger) string {
+	for _, m := range v.K3s.Members {
+		if m.Learner && m.For > v.pol.LearnerLimit && slices.Contains(l.Plan.Candidates, m.Node) {
+			return v.name(m.Node) + " got no vote within " + strconv.Itoa(int(v.pol.LearnerLimit/time.Minute)) + " minutes"
+		}
+	}
+	if v.K3s.LedgerFor <= v.pol.PeerFresh {
+		return ""
+	}
+	for _, c := range l.Plan.Candidates {
+		// Each showed its step before the switch began, and shows statuses in
+		// order: one without it has given up.
+		if q := v.peer(c); q != nil && q.Age <= v.pol.PeerFresh && q.Status.Role != RoleCandidate && (q.Status.Step == nil || q.Status.Step.Plan != l.Plan.ID) {
+			return v.name(c) + " gave up"
+		}
+	}
+	return ""
 }
 
 func (v *view) abort(l *Ledger, why string) Action {
@@ -235,7 +255,7 @@ func (v *view) prepare(rec *Record, p *PlanDoc) (State, []Action) {
 		return Worker, []Action{{Kind: StepPlan, Step: &step, Plan: p.ID, Reason: "I have what it takes to become a server."}}
 	}
 	turn := slices.Index(p.Candidates, v.Self) < p.Go
-	if p.Phase != PlanSwitch || !turn {
+	if p.Phase != PlanSwitch || !turn || p.Off {
 		return v.wait(Worker, Settling, "I am ready to become a server and wait for my turn.")
 	}
 	if !p.Replace && !v.leaseHolds(p.ID, v.pol.Lease/3) {
@@ -264,7 +284,7 @@ func (v *view) candidate() (State, []Action) {
 	if acts := v.followRecord(rec); acts != nil {
 		return Leaving, acts
 	}
-	if m := v.mandate(MandateReset); m != nil && m.UID == rec.UID && m.Epoch > rec.Epoch && v.Disk.Datastore {
+	if m := v.resetOrder(rec); m != nil {
 		return v.beginReset(Reset{To: m.Epoch}, "An order tells me to go on from my own data.")
 	}
 	n := *rec
@@ -285,6 +305,9 @@ func (v *view) candidate() (State, []Action) {
 	}
 	if v.Disk.Tombstone {
 		return v.aside(RoleWorker, rec, "I was taken out of the servers again. I am a worker.")
+	}
+	if v.K3s.Damaged != "" {
+		return v.aside(RoleWorker, rec, "My new datastore is damaged ("+v.K3s.Damaged+"). I am a worker again.")
 	}
 	if st.Replace && v.K3s.Process == ProcessServer && !v.K3s.API && v.K3s.NoInfo > v.pol.QuorumLost {
 		return v.wait(Waiting, QuorumLost, "The cluster lost its majority while I became a server. Please check the other servers; if they are lost, an order is needed.")

@@ -3,6 +3,7 @@ package clusterbootstrap
 import (
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
@@ -15,11 +16,20 @@ func (v *view) server() (State, []Action) {
 	if acts := v.followRecord(rec); acts != nil {
 		return Leaving, acts
 	}
-	if m := v.mandate(MandateReset); m != nil && m.UID == rec.UID && m.Epoch > rec.Epoch {
+	if m := v.resetOrder(rec); m != nil {
 		return v.beginReset(Reset{To: m.Epoch}, "An order tells me to go on from my own data.")
 	}
 	if s, acts := v.superseded(rec); acts != nil {
 		return s, acts
+	}
+	if m := v.restoreOrder(rec); m != nil {
+		return v.restore(m)
+	}
+	if s, acts := v.giveUp(rec); acts != nil {
+		return s, acts
+	}
+	if v.K3s.Damaged != "" && v.Disk.Datastore {
+		return v.damaged(rec)
 	}
 	if !v.Disk.Datastore && v.K3s.Process == ProcessNone {
 		return v.dataLost(rec)
@@ -65,8 +75,9 @@ func (v *view) dataLost(rec *Record) (State, []Action) {
 	if len(rec.Servers) > 1 {
 		return v.aside(RoleWorker, rec, "My datastore is gone. I come back as a worker.")
 	}
-	if m := v.mandate(MandateRestore); m != nil {
-		return v.beginReset(Reset{To: m.Epoch, Snapshot: m.Snapshot}, "An order tells me to restore the cluster from a snapshot.")
+	adm, _ := v.Docs.Admitted(v.Self)
+	if m := v.foundOrder(); m != nil && adm.MayServe && v.bestCluster() == nil {
+		return v.aside(RoleNone, nil, "An order tells me to start a new cluster in place of mine, which is lost.")
 	}
 	return v.wait(Waiting, DataLost, "I was the only server and my datastore is gone. A snapshot must be restored by an order.")
 }
@@ -126,7 +137,10 @@ func (v *view) duties(rec *Record) (State, []Action) {
 		return v.aside(RoleWorker, &l.Record, "I was replaced as a server. I come back as a worker.")
 	}
 	if d := v.Disk.Lead; d != nil && (l.Plan == nil || l.Plan.ID != d.Plan || !l.Plan.Active()) {
-		return Server, []Action{{Kind: LeadPlan, Reason: "The plan has ended."}}
+		return v.windowClosed(l, d)
+	}
+	if s, acts := v.dissolve(l); acts != nil {
+		return s, acts
 	}
 	if s, acts := v.fenced(l); acts != nil {
 		return s, acts
@@ -140,7 +154,27 @@ func (v *view) duties(rec *Record) (State, []Action) {
 	if s, acts := v.cleanUp(l); acts != nil {
 		return s, acts
 	}
-	return v.grow(l)
+	s, acts := v.grow(l)
+	if a := &acts[len(acts)-1]; s == Server && a.Kind == Wait && v.K3s.EscrowDue {
+		a.Kind, a.Plan, a.Reason = TakeSnapshot, "hourly", "I take a snapshot for safe keeping elsewhere. "+a.Reason
+	}
+	return s, acts
+}
+
+// windowClosed ends the leader's part in a plan. If it was called off, the
+// fence stays until nobody can hold a lease any more: a candidate that does not
+// know yet may still join etcd, and then die.
+func (v *view) windowClosed(l *Ledger, d *Lead) (State, []Action) {
+	if p := l.Plan; p != nil && p.ID == d.Plan && p.Phase == PlanAborted {
+		if a := v.stray(l); a != nil {
+			return Leading, []Action{*a}
+		}
+		if end := v.LastGrant + v.pol.Lease + v.pol.LeaseMargin; v.Mono < end {
+			return Server, []Action{{Kind: Wait, Blocker: LeaseRunsOut, For: end - v.Mono,
+				Reason: "The change of roles was called off. I wait until nobody can run under a lease any more."}}
+		}
+	}
+	return Server, []Action{{Kind: LeadPlan, Reason: "The plan has ended."}}
 }
 
 // leads reports whether this server carries the plan, or would start one: the
@@ -222,25 +256,30 @@ func (v *view) fenced(l *Ledger) (State, []Action) {
 	return v.wait(Fenced, TwoClusters, "This site has two clusters with data in both. Mine does not grow until somebody decides which stays.")
 }
 
-// cleanUp removes members that are no servers, and takes dead servers off the
-// list. The list changes first, so that a server that comes back knows.
+// cleanUp removes members that are no servers, and takes servers off the list
+// that are dead or lost their vote. The list changes first, so that a server
+// that comes back knows; only of two votes the member goes first, as the other
+// one must still be there to agree.
 func (v *view) cleanUp(l *Ledger) (State, []Action) {
-	for _, m := range v.K3s.Members {
-		if !l.Record.Has(m.Node) {
-			return Leading, []Action{{Kind: RemoveDeadServer, Node: m.Node,
-				Reason: v.name(m.Node) + " is no server of the cluster any more; I remove what is left of it."}}
-		}
-	}
-	if len(l.Record.Servers) < 3 {
-		return 0, nil
+	if a := v.stray(l); a != nil {
+		return Leading, []Action{*a}
 	}
 	for _, s := range l.Record.Servers {
 		why, spare := v.dead(l, s)
-		if why == "" {
+		switch {
+		case why == "":
 			continue
+		case len(l.Record.Servers) == 2 && v.isMember(s):
+			if !v.Docs.removed(s) {
+				continue // who is away took the majority along, and comes back
+			}
+			return Leading, []Action{{Kind: RemoveDeadServer, Node: s, Reason: why + " I take its vote away."}}
 		}
-		if spare && len(v.eligible(l, s)) == 0 {
-			return v.wait(Server, NoCandidate, why+" No other node can take its place now.")
+		if spare {
+			if c, hindered := v.eligible(l, s); len(c) == 0 {
+				hindered.Reason = strings.TrimSpace(why + " No other node can take its place now. " + hindered.Reason)
+				return Server, []Action{hindered}
+			}
 		}
 		n := *l
 		n.Record.Servers = slices.DeleteFunc(slices.Clone(l.Record.Servers), func(x fleet.NodeID) bool { return x == s })
@@ -250,6 +289,37 @@ func (v *view) cleanUp(l *Ledger) (State, []Action) {
 	return 0, nil
 }
 
+// stray removes a member that is no server: those first that are not up, and
+// learners before votes.
+func (v *view) stray(l *Ledger) *Action {
+	var worst *Member
+	rank := func(m *Member) int {
+		p := v.peer(m.Node)
+		switch {
+		case p == nil || p.Age > v.pol.PeerFresh || p.Status.Role == RoleWorker || p.Status.Role == RoleNone:
+			return 0
+		case m.Learner:
+			return 1
+		}
+		return 2
+	}
+	for i := range v.K3s.Members {
+		if m := &v.K3s.Members[i]; !l.Record.Has(m.Node) && (worst == nil || rank(m) < rank(worst)) {
+			worst = m
+		}
+	}
+	if worst == nil {
+		return nil
+	}
+	_, admitted := v.Docs.Admitted(worst.Node)
+	return &Action{Kind: RemoveDeadServer, Node: worst.Node, KeepNode: admitted && v.heard(worst.Node),
+		Reason: v.name(worst.Node) + " is no server of the cluster any more; I remove what is left of it."}
+}
+
+func (v *view) isMember(id fleet.NodeID) bool {
+	return slices.ContainsFunc(v.K3s.Members, func(m Member) bool { return m.Node == id })
+}
+
 // dead says why server s should go; spare: only if another can take its place.
 func (v *view) dead(l *Ledger, s fleet.NodeID) (why string, spare bool) {
 	if s == v.Self {
@@ -257,6 +327,9 @@ func (v *view) dead(l *Ledger, s fleet.NodeID) (why string, spare bool) {
 	}
 	if v.Docs.removed(s) {
 		return v.name(s) + " was removed from this site.", false
+	}
+	if len(v.K3s.Members) > 0 && !v.isMember(s) {
+		return v.name(s) + " has no vote any more.", false
 	}
 	p := v.peer(s)
 	if p != nil && p.Age <= v.pol.PeerFresh {
@@ -290,6 +363,9 @@ func (v *view) recovering() (State, []Action) {
 			return v.aside(RoleWorker, &n, "The cluster went on elsewhere in the meantime. I come back as a worker.")
 		}
 	}
+	if m := v.mandate(MandateRestore); m != nil && m.Epoch > r.To && !v.Disk.ResetFlag && (rec == nil || m.UID == rec.UID) {
+		return v.restore(m)
+	}
 	if v.K3s.Process != ProcessNone && !v.Disk.ResetFlag {
 		return Recovering, []Action{{Kind: StopK3s, Reason: "k3s must be stopped before its datastore is reset."}}
 	}
@@ -298,23 +374,17 @@ func (v *view) recovering() (State, []Action) {
 			Reason: "The promotion failed and the cluster has no majority. I wait until the other nodes have certainly stopped, then go on from my own data."}}
 	}
 	if !v.Disk.ResetFlag {
+		if r.Snapshot == "" && v.K3s.Damaged != "" {
+			return v.wait(Waiting, DataDamaged, "I should go on from my own data, but it is damaged ("+v.K3s.Damaged+"). A snapshot must be restored by an order.")
+		}
 		if r.Snapshot != "" {
 			return Recovering, []Action{{Kind: RestoreFromEscrow, Reset: r, Reason: "I restore the cluster from the snapshot that the order names."}}
 		}
 		return Recovering, []Action{{Kind: ResetToOwnData, Reset: r, Reason: "I go on from my own data as the only server."}}
 	}
 	n := Record{Epoch: r.To, Version: 1, Founder: v.Self, Servers: []fleet.NodeID{v.Self}}
-	switch {
-	case rec != nil:
+	if n.UID = r.UID; rec != nil {
 		n.UID, n.Founder = rec.UID, rec.Founder
-	case v.Mandate != nil:
-		n.UID = v.Mandate.UID
-	default:
-		return v.wait(Waiting, DataLost, "I restored a snapshot but do not know of which cluster; the order is needed again.")
 	}
 	return Recovering, []Action{{Kind: RaiseEpoch, Record: &n, Reason: "The cluster goes on in a new epoch; what the others hold of the old one is void."}}
-}
-
-func (v *view) beginReset(r Reset, why string) (State, []Action) {
-	return Recovering, []Action{{Kind: BeginReset, Reset: &r, Reason: why}}
 }

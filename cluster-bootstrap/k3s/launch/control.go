@@ -34,13 +34,6 @@ type Status struct {
 	LastExit string        `json:"last_exit,omitempty"` // for people; nothing is judged by it
 }
 
-// Process is a process in this boot: a PID alone may name another one later.
-type Process struct {
-	PID   int    `json:"pid"`
-	Start uint64 `json:"start"` // field 22 of /proc/PID/stat, clock ticks
-	Boot  string `json:"boot"`  // boot ID of the kernel
-}
-
 // State is where the launcher stands.
 type State string
 
