@@ -97,7 +97,7 @@ func (s *Server) standing(_ context.Context, m pxe.Machine) pxeserver.Decision {
 	if s.index.deniedMAC(m.MAC.String()) {
 		return pxeserver.Decision{Standing: pxe.Denied, Reason: "the machine is denied"}
 	}
-	return pxeserver.Decision{Standing: pxe.Unknown, Reason: "may load the recovery image"}
+	return pxeserver.Decision{Standing: pxe.Unknown, Known: s.index.knownMAC(m.MAC.String()), Reason: "may load the recovery image"}
 }
 
 // bootEvents puts the steps of booting machines into the event log.

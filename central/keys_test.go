@@ -142,10 +142,16 @@ func TestNodeIndexKeepsDenialsApart(t *testing.T) {
 	}
 	const mac = "52:54:00:AA:BB:CC"
 	x.put(node("thief", fleet.NodeDenied, mac))
+	if x.knownMAC(mac) {
+		t.Error("a denied machine is one of ours to the boot role")
+	}
 	if !x.deniedMAC(mac) || x.deniedMAC("52:54:00:00:00:01") {
 		t.Error("the denied machine is not known by its address")
 	}
 	x.put(node("victim", fleet.NodeActive, mac))
+	if !x.knownMAC(mac) || x.knownMAC("52:54:00:00:00:01") {
+		t.Error("a node's address is not known, or a stranger's is")
+	}
 	if x.deniedMAC(mac) {
 		t.Error("a denied machine silences another by claiming its address")
 	}

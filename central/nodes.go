@@ -126,6 +126,13 @@ func (x *nodeIndex) get(id fleet.NodeID) (nodeEntry, bool) {
 	return e, ok
 }
 
+// knownMAC reports whether a machine that is not denied claims the MAC.
+func (x *nodeIndex) knownMAC(mac string) bool {
+	x.mu.RLock()
+	defer x.mu.RUnlock()
+	return x.fine[strings.ToLower(mac)] > 0
+}
+
 // deniedMAC reports whether only denied machines claim the MAC: a denied
 // machine cannot silence another by claiming its address.
 func (x *nodeIndex) deniedMAC(mac string) bool {

@@ -34,6 +34,9 @@ type Decider interface {
 	// machine, with the address leased or promised to it (invalid in proxy
 	// mode).
 	Answered(now time.Time, req pxe.Request, rep pxe.Reply, kind pxe.MessageType, ip netip.Addr)
+	// Known reports whether a machine is one of the operator's. It is asked
+	// for every packet, so it answers from memory.
+	Known(mac pxe.MAC) bool
 	// Event tells of something that concerns no single packet.
 	Event(pxe.Event)
 }
@@ -79,6 +82,8 @@ const (
 	declineTime = 10 * time.Minute
 	workers     = 64
 	queueLen    = 512
+	// friends are workers that serve known machines only.
+	friends = 16
 )
 
 func (c *Config) defaults() {
@@ -156,6 +161,7 @@ type Server struct {
 	leases *table
 
 	limit   *limiter
+	crowd   *crowd
 	stopped atomic.Pointer[string]
 	// hint asks the watch to look now.
 	hint  chan struct{}
@@ -169,7 +175,7 @@ func New(cfg Config) (*Server, error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, limit: newLimiter(), hint: make(chan struct{}, 1), probe: noProbe{}}
+	s := &Server{cfg: cfg, log: cfg.Log, limit: newLimiter(), crowd: newCrowd(), hint: make(chan struct{}, 1), probe: noProbe{}}
 	if err := s.findInterface(); err != nil {
 		return nil, err
 	}
@@ -280,9 +286,21 @@ func (s *Server) Close() error {
 // Run serves until ctx ends.
 func (s *Server) Run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	jobs := make(chan job, queueLen)
+	jobs, first := make(chan job, queueLen), make(chan job, queueLen)
 	for _, k := range s.socks {
-		g.Go(func() error { return s.read(ctx, k, jobs) })
+		g.Go(func() error { return s.read(ctx, k, jobs, first) })
+	}
+	for range friends {
+		g.Go(func() error {
+			for {
+				select {
+				case <-ctx.Done():
+					return nil
+				case j := <-first:
+					s.serve(ctx, j)
+				}
+			}
+		})
 	}
 	for range workers {
 		g.Go(func() error {

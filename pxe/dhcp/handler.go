@@ -49,6 +49,11 @@ func (s *Server) handle(ctx context.Context, b []byte, from netip.AddrPort, port
 		}
 		return nil
 	}
+	known := s.cfg.Decider.Known(req.MAC)
+	if asks := req.Type == pxe.Discover || req.Type == pxe.Ask; asks && !known && s.leases != nil && !s.holds(req.MAC, false) && !s.crowd.admit(now, req.Gateway, p.Options[82]) {
+		s.turnedAway(now)
+		return nil
+	}
 	rep := s.cfg.Decider.Decide(ctx, now, req, s.Stopped())
 	var a *answer
 	switch rep.Verb {
@@ -60,7 +65,7 @@ func (s *Server) handle(ctx context.Context, b []byte, from netip.AddrPort, port
 		if s.leases == nil {
 			return nil
 		}
-		a = s.lease(ctx, now, req, rep)
+		a = s.lease(ctx, now, req, rep, known)
 	}
 	if a == nil {
 		return nil
@@ -142,7 +147,7 @@ func (s *Server) pool(req pxe.Request) *Pool {
 }
 
 // lease applies the DHCP rules of RFC 2131 section 4.3.
-func (s *Server) lease(ctx context.Context, now time.Time, req pxe.Request, rep pxe.Reply) *answer {
+func (s *Server) lease(ctx context.Context, now time.Time, req pxe.Request, rep pxe.Reply, known bool) *answer {
 	p := s.pool(req)
 	if p == nil {
 		s.log.Debug("no range for this relay", "mac", req.MAC, "relay", req.Gateway)
@@ -152,16 +157,17 @@ func (s *Server) lease(ctx context.Context, now time.Time, req pxe.Request, rep 
 	if rep.Verb == pxe.LeaseBoot {
 		a.boot, a.lease = &rep.Boot, s.cfg.BootLeaseTime
 	}
+	a.lease = s.leaseTime(now, p, known, a.lease)
 	switch req.Type {
 	case pxe.Discover:
-		ip := s.offer(ctx, now, req, p)
+		ip := s.offer(ctx, now, req, p, known)
 		if !ip.IsValid() {
 			return nil
 		}
 		a.kind, a.yours = pxe.Offer, ip
 		return a
 	case pxe.Ask:
-		return s.ask(now, req, p, a)
+		return s.ask(now, req, p, a, known)
 	case pxe.Inform:
 		if !req.Client.IsValid() || !p.Subnet.Contains(req.Client) {
 			return nil
@@ -177,14 +183,14 @@ func (s *Server) lease(ctx context.Context, now time.Time, req pxe.Request, rep 
 }
 
 // offer promises an address that nobody answers for.
-func (s *Server) offer(ctx context.Context, now time.Time, req pxe.Request, p *Pool) netip.Addr {
+func (s *Server) offer(ctx context.Context, now time.Time, req pxe.Request, p *Pool, friend bool) netip.Addr {
 	for range 8 {
 		s.mu.Lock()
-		ip, known, ok := s.leases.pick(now, req.MAC, req.RequestedIP, p, offerHold)
+		ip, known, ok := s.leases.pick(now, req.MAC, req.RequestedIP, p, offerHold, friend)
+		_, left := s.leases.count(now, p)
 		s.mu.Unlock()
 		if !ok {
-			s.cfg.Decider.Event(pxe.Event{Time: now, MAC: req.MAC, Alarm: true,
-				Text: "no free address left in " + p.From.String() + "-" + p.To.String()})
+			s.full(now, req.MAC, p, left)
 			return netip.Addr{}
 		}
 		// Beyond a relay there is no ARP.
@@ -204,7 +210,7 @@ func (s *Server) offer(ctx context.Context, now time.Time, req pxe.Request, p *P
 }
 
 // ask handles DHCPREQUEST, RFC 2131 section 4.3.2. a is the ACK to fill in.
-func (s *Server) ask(now time.Time, req pxe.Request, p *Pool, a *answer) *answer {
+func (s *Server) ask(now time.Time, req pxe.Request, p *Pool, a *answer, known bool) *answer {
 	nak := func(why string) *answer {
 		return &answer{kind: pxe.Nak, server: s.cfg.Server, message: why}
 	}
@@ -242,11 +248,17 @@ func (s *Server) ask(now time.Time, req pxe.Request, p *Pool, a *answer) *answer
 			no = nak("that address is not yours")
 		}
 	}
+	if ip.IsValid() && !known && !(has && l.IP == ip) {
+		// Without a promise a stranger gets no more than by asking for one.
+		if room, _ := s.leases.count(now, p); room <= 0 {
+			ip = netip.Addr{}
+		}
+	}
 	if !ip.IsValid() {
 		s.mu.Unlock()
 		return no
 	}
-	l = Lease{MAC: req.MAC, IP: ip, Expires: now.Add(a.lease), Bound: true}
+	l = Lease{MAC: req.MAC, IP: ip, Expires: now.Add(a.lease), Bound: true, Known: known}
 	s.leases.set(l)
 	s.mu.Unlock()
 	// On the disk before the client hears of it.

@@ -33,6 +33,7 @@ type world struct {
 	ladders map[pxe.MAC]pxe.Ladder
 	events  []pxe.Event
 	sent    []pxe.MessageType
+	friends map[pxe.MAC]bool
 }
 
 func newWorld(mode pxe.Mode) *world {
@@ -54,6 +55,13 @@ func (w *world) Answered(_ time.Time, _ pxe.Request, _ pxe.Reply, kind pxe.Messa
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	w.sent = append(w.sent, kind)
+}
+
+// known machines are those that were told to recover, and the healthy.
+func (w *world) Known(mac pxe.MAC) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.policy.Standing == pxe.Recover || w.policy.Standing == pxe.Healthy || w.friends[mac]
 }
 
 func (w *world) Event(e pxe.Event) {
@@ -109,7 +117,7 @@ func bare(t testing.TB, w *world, path string, pools ...Pool) *Server {
 	if err := cfg.validate(); err != nil {
 		t.Fatal(err)
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, limit: newLimiter(), hint: make(chan struct{}, 1), probe: noProbe{},
+	s := &Server{cfg: cfg, log: cfg.Log, limit: newLimiter(), crowd: newCrowd(), hint: make(chan struct{}, 1), probe: noProbe{},
 		local: netip.MustParsePrefix("10.77.0.1/24")}
 	if w.policy.Mode == pxe.ModeFull {
 		s.leases = newTable(pools, self)

@@ -70,6 +70,9 @@ type Lease struct {
 	Expires time.Time
 	// Bound is true once a REQUEST was committed.
 	Bound bool
+	// Known: the machine was known when this was given. It is not kept on
+	// disk, so after a restart it is false until the machine renews.
+	Known bool
 }
 
 // table is the leases as a pure data structure: callers lock it and give it
@@ -90,6 +93,16 @@ type table struct {
 	reserved map[netip.Addr]bool
 	// cursor walks the range, so that a freed address rests longest.
 	cursor map[netip.Addr]uint32
+	// full is until when a range, by its first address, has nothing for
+	// strangers; counts remembers a count for as long.
+	full   map[netip.Addr]time.Time
+	counts map[netip.Addr]counted
+}
+
+// counted is what a range held at a time.
+type counted struct {
+	at                         time.Time
+	strangers, known, unusable int
 }
 
 // client is a machine in one pool, known by the pool's first address.
@@ -100,7 +113,8 @@ type client struct {
 
 func newTable(pools []Pool, reserved ...netip.Addr) *table {
 	t := &table{pools: pools, byMAC: map[client]Lease{}, byIP: map[netip.Addr]client{}, barred: map[netip.Addr]time.Time{},
-		reserved: map[netip.Addr]bool{}, cursor: map[netip.Addr]uint32{}}
+		reserved: map[netip.Addr]bool{}, cursor: map[netip.Addr]uint32{},
+		full: map[netip.Addr]time.Time{}, counts: map[netip.Addr]counted{}}
 	for _, a := range reserved {
 		t.reserved[a] = true
 	}
@@ -118,6 +132,7 @@ func (t *table) free(ip netip.Addr) {
 	if c, ok := t.byIP[ip]; ok {
 		delete(t.byMAC, c)
 		delete(t.byIP, ip)
+		delete(t.full, c.pool)
 	}
 }
 
@@ -197,8 +212,10 @@ func mask(bits int) uint32 { return ^uint32(0) << (32 - bits) }
 // pick promises an address to mac until now+hold and returns it. It prefers
 // the machine's own, even expired (RFC 2131 section 4.3.1), then the one it
 // asks for, then a never-used one, then the next free. known is true when the
-// address is the machine's current lease, so that no probe is needed.
-func (t *table) pick(now time.Time, mac pxe.MAC, want netip.Addr, p *Pool, hold time.Duration) (ip netip.Addr, known, ok bool) {
+// address is the machine's current lease, so that no probe is needed. friend is
+// a machine that is known: it may have the addresses kept for such, and, when
+// all else is gone, one that is only promised to a stranger.
+func (t *table) pick(now time.Time, mac pxe.MAC, want netip.Addr, p *Pool, hold time.Duration, friend bool) (ip netip.Addr, known, ok bool) {
 	if l, has := t.of(mac, p); has && t.usable(now, mac, l.IP, p) {
 		if now.Before(l.Expires) {
 			if !l.Bound {
@@ -209,14 +226,27 @@ func (t *table) pick(now time.Time, mac pxe.MAC, want netip.Addr, p *Pool, hold 
 		}
 		want = l.IP
 	}
+	if !friend {
+		if now.Before(t.full[p.From]) {
+			return netip.Addr{}, false, false
+		}
+		if room, _ := t.count(now, p); room <= 0 {
+			t.full[p.From] = now.Add(fullFor)
+			return netip.Addr{}, false, false
+		}
+	}
 	if !want.IsValid() || !t.usable(now, mac, want, p) {
 		want = t.next(now, mac, p)
 	}
+	if !want.IsValid() && friend {
+		want = t.promised(now, p)
+	}
 	if !want.IsValid() {
+		t.full[p.From] = now.Add(fullFor)
 		return netip.Addr{}, false, false
 	}
 	// If somebody else had it, that lease has expired: usable said so.
-	t.set(Lease{MAC: mac, IP: want, Expires: now.Add(hold)})
+	t.set(Lease{MAC: mac, IP: want, Expires: now.Add(hold), Known: friend})
 	return want, false, true
 }
 
@@ -248,4 +278,54 @@ func (t *table) next(now time.Time, mac pxe.MAC, p *Pool) netip.Addr {
 func (t *table) bar(ip netip.Addr, until time.Time) {
 	t.free(ip)
 	t.barred[ip] = until
+}
+
+// promised finds the address that was promised to a stranger longest ago and
+// not taken.
+func (t *table) promised(now time.Time, p *Pool) netip.Addr {
+	var oldest Lease
+	for c, l := range t.byMAC {
+		if c.pool == p.From && !l.Bound && !l.Known && now.Before(l.Expires) && (!oldest.IP.IsValid() || l.Expires.Before(oldest.Expires)) {
+			oldest = l
+		}
+	}
+	return oldest.IP
+}
+
+// count returns how many more addresses strangers may have, and how many are
+// free at all. Both are up to fullFor old in a large range.
+func (t *table) count(now time.Time, p *Pool) (room, free int) {
+	size := int(num(p.To)-num(p.From)) + 1
+	n, ok := t.counts[p.From]
+	if !ok || size <= 1024 || now.Sub(n.at).Abs() >= fullFor {
+		n = counted{at: now}
+		for c, l := range t.byMAC {
+			switch {
+			case c.pool != p.From || !now.Before(l.Expires):
+			case l.Known:
+				n.known++
+			default:
+				n.strangers++
+			}
+		}
+		for ip, until := range t.barred {
+			if p.contains(ip) && now.Before(until) {
+				n.unusable++
+			}
+		}
+		for ip := range t.reserved {
+			if p.contains(ip) {
+				n.unusable++
+			}
+		}
+		t.counts[p.From] = n
+	}
+	free = size - n.unusable - n.known - n.strangers
+	return free - max(0, size/keptShare-n.known), free
+}
+
+// pressed reports whether strangers have more than half of what they may.
+func (t *table) pressed(now time.Time, p *Pool) bool {
+	room, _ := t.count(now, p)
+	return t.counts[p.From].strangers > room
 }

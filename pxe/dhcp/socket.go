@@ -69,9 +69,10 @@ type job struct {
 	from netip.AddrPort
 }
 
-// read feeds the workers. With all of them busy and the queue full a packet
-// is dropped: clients repeat.
-func (s *Server) read(ctx context.Context, k *socket, jobs chan<- job) error {
+// read feeds the workers: machines that are known, or hold a lease, by a queue of their own,
+// so that no flood stands before them. With all workers busy and the queue
+// full a packet is dropped: clients repeat.
+func (s *Server) read(ctx context.Context, k *socket, jobs, first chan<- job) error {
 	buf := make([]byte, maxPacket+1)
 	for {
 		n, cm, src, err := k.conn.ReadFrom(buf)
@@ -90,8 +91,12 @@ func (s *Server) read(ctx context.Context, k *socket, jobs chan<- job) error {
 			continue
 		}
 		from := netip.AddrPortFrom(u.AddrPort().Addr().Unmap(), u.AddrPort().Port())
+		to := jobs
+		if s.familiar(buf[:n]) {
+			to = first
+		}
 		select {
-		case jobs <- job{sock: k, data: append([]byte(nil), buf[:n]...), from: from}:
+		case to <- job{sock: k, data: append([]byte(nil), buf[:n]...), from: from}:
 		default:
 			s.drops.Add(1)
 		}

@@ -36,6 +36,9 @@ func (s *Server) Window() pxe.Window {
 // CalledHome records that the recovery image on this machine has reached the
 // centre.
 func (s *Server) CalledHome(mac pxe.MAC) {
+	s.machines.mu.Lock()
+	s.machines.get(s.cfg.Now(), mac).home = true
+	s.machines.mu.Unlock()
 	s.step(mac, netip.Addr{}, pxe.StateCalledHome, false, "the recovery image has called home")
 }
 
@@ -50,6 +53,20 @@ func (s *Server) Machines() []Status {
 		}
 	}
 	return out
+}
+
+// Known implements dhcp.Decider: the operator's machines, and those that have
+// called home.
+func (s *Server) Known(mac pxe.MAC) bool {
+	s.machines.mu.Lock()
+	e, ok := s.machines.byMAC[mac]
+	known := ok && e.home
+	s.machines.mu.Unlock()
+	if known {
+		return true
+	}
+	d := s.cfg.Policy.For(context.Background(), pxe.Machine{MAC: mac})
+	return d.Known || d.Standing == pxe.Recover || d.Standing == pxe.Healthy
 }
 
 // Decide implements dhcp.Decider.

@@ -58,6 +58,8 @@ type machine struct {
 	begun  time.Time
 	said   time.Time
 	lines  bucket
+	// home: it has called home since we started.
+	home bool
 }
 
 // bucket bounds lines. The zero value is full.
@@ -139,9 +141,15 @@ func (m *machines) evict() {
 	}
 }
 
+// rank orders machines by what they have shown: a flood of invented ones must
+// not push out those that have fetched the image, or what was learnt of them.
 func rank(e *machine) int {
-	switch e.State {
-	case pxe.StateSeen, pxe.StateRefused:
+	switch {
+	case e.home:
+		return 3
+	case e.ladder.Worked:
+		return 2
+	case e.State == pxe.StateSeen, e.State == pxe.StateRefused:
 		return 0
 	}
 	return 1

@@ -46,6 +46,10 @@ type ImageSource interface {
 // Decision is what the operator's side says of a machine.
 type Decision struct {
 	Standing pxe.Standing
+	// Known machines are the operator's own: addresses are kept for them,
+	// and they are served first when many strangers ask. Recover and Healthy
+	// say so too.
+	Known bool
 	// Reason is shown to the person watching; a few words.
 	Reason string
 }

@@ -49,6 +49,7 @@ type Client struct {
 	AMI bool
 	// Negotiated is the block size and the window of the last TFTPRead.
 	Negotiated [2]int
+	dry        bool
 }
 
 // Result is how a boot went.
@@ -175,6 +176,9 @@ func (c *Client) Boot() (Result, error) {
 			}
 			res.File = boot.file()
 		}
+		if c.dry {
+			return res, nil
+		}
 		if c.HTTP {
 			res.Data, err = c.httpFetch(res.File)
 		} else {
@@ -183,6 +187,13 @@ func (c *Client) Boot() (Result, error) {
 		return res, err
 	}
 	return res, ErrNoOffer
+}
+
+// Lease does what Boot does before it fetches anything.
+func (c *Client) Lease() (Result, error) {
+	d := *c
+	d.dry = true
+	return d.Boot()
 }
 
 // choose is PxeBcSelectOffer and HttpBootSelectDhcpOffer: it returns the
