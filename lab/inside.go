@@ -78,10 +78,16 @@ func Inside(ctx context.Context, in io.Reader, people io.Writer, find func(name 
 // live makes the network and runs the scenario within its time.
 func (l *Lab) live(ctx context.Context, sc Scenario) error {
 	l.setPhase("running")
-	if err := makeNetwork(); err != nil {
-		return err
+	if sc.Host {
+		if err := makeHostNetwork(); err != nil {
+			return err
+		}
+	} else {
+		if err := makeNetwork(); err != nil {
+			return err
+		}
+		l.Note("lab", "network", Subnet+" on "+Bridge)
 	}
-	l.Note("lab", "network", Subnet+" on "+Bridge)
 	if l.Spec.Timeout > 0 {
 		spent := time.Since(l.line.began)
 		var cancel context.CancelFunc

@@ -46,6 +46,41 @@ func (l *Lab) Say(source, event, text string) { l.line.add(time.Now(), source, e
 // Note records something without telling people.
 func (l *Lab) Note(source, event, text string) { l.line.add(time.Now(), source, event, text, false) }
 
+// At is Note for something that happened at a time, of which another clock on
+// this host told.
+func (l *Lab) At(at time.Time, source, event, text string, tell bool) {
+	l.line.add(at, source, event, text, tell)
+}
+
+// Footer shows lines below the time line when people watch at a terminal. Each
+// line must be shorter than the terminal is wide and end in a newline.
+func (l *Lab) Footer(text string) {
+	if l.Spec.Live {
+		l.line.setFooter(text)
+	}
+}
+
+// Site changes what the result says of the site's cluster.
+func (l *Lab) Site(edit func(*SiteResult)) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.result.SiteResult == nil {
+		l.result.SiteResult = &SiteResult{}
+	}
+	edit(l.result.SiteResult)
+}
+
+// AddNode puts a node of the host lab into the result.
+func (l *Lab) AddNode(name, id string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if r := l.machineResult(name); r != nil {
+		r.Node = id
+		return
+	}
+	l.result.Machines = append(l.result.Machines, MachineResult{Name: name, Node: id, Timings: map[string]float64{}})
+}
+
 // Path joins names below the run's directory.
 func (l *Lab) Path(names ...string) string {
 	return filepath.Join(append([]string{l.Dir}, names...)...)

@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/muster-edge/muster/lab/host"
 	"github.com/muster-edge/muster/lab/machine"
 )
 
@@ -57,12 +58,25 @@ func CheckHost(s Spec) error {
 	if unable != nil {
 		reasons = append(reasons, unable.Reason)
 	}
-	seen := map[string]bool{}
-	for _, m := range machine.CheckHost(s.SecureBoot) {
-		reasons = append(reasons, m.What+" is missing")
-		if !seen[m.Package] {
-			seen[m.Package] = true
-			out.Packages = append(out.Packages, m.Package)
+	if s.host {
+		missing, _ := host.CheckHost()
+		for _, m := range missing {
+			reasons = append(reasons, m+" is missing")
+		}
+		if len(missing) > 0 {
+			out.Packages = append(out.Packages, "swtpm-tools")
+		}
+		if s.K3s == "" {
+			reasons = append(reasons, "there is no k3s: give --k3s PATH or $K3S, put k3s on PATH, or build the stand-in (make standin)")
+		}
+	} else {
+		seen := map[string]bool{}
+		for _, m := range machine.CheckHost(s.SecureBoot) {
+			reasons = append(reasons, m.What+" is missing")
+			if !seen[m.Package] {
+				seen[m.Package] = true
+				out.Packages = append(out.Packages, m.Package)
+			}
 		}
 	}
 	if len(reasons) == 0 {
@@ -174,6 +188,13 @@ func (p *preparation) fail(err error) (Result, error) {
 }
 
 func prepare(ctx context.Context, s Spec, sc Scenario, people io.Writer) (*preparation, error) {
+	s.host = sc.Host
+	if s.Nodes == 0 {
+		s.Nodes = sc.Nodes
+	}
+	if s.Timeout == 0 {
+		s.Timeout = sc.Timeout
+	}
 	s = s.Defaults()
 	p := &preparation{spec: s, began: time.Now(), result: newResult(s)}
 	if err := s.Validate(); err != nil {

@@ -113,9 +113,17 @@ func settle() error {
 	if err := unix.Mount("", "/", "", unix.MS_REC|unix.MS_PRIVATE, ""); err != nil {
 		return fmt.Errorf("lab: make mounts private: %w", err)
 	}
+	// A fresh sysfs hides the control groups, which k3s cannot start without.
+	groups, groupsErr := unix.OpenTree(unix.AT_FDCWD, "/sys/fs/cgroup", unix.OPEN_TREE_CLONE|unix.OPEN_TREE_CLOEXEC|unix.AT_RECURSIVE)
 	for _, m := range []struct{ kind, at string }{{"proc", "/proc"}, {"sysfs", "/sys"}} {
 		if err := unix.Mount(m.kind, m.at, m.kind, unix.MS_NOSUID|unix.MS_NODEV|unix.MS_NOEXEC, ""); err != nil {
 			return fmt.Errorf("lab: mount %s: %w", m.at, err)
+		}
+	}
+	if groupsErr == nil { // a host without them is no reason to fail
+		err := unix.MoveMount(groups, "", unix.AT_FDCWD, "/sys/fs/cgroup", unix.MOVE_MOUNT_F_EMPTY_PATH)
+		if err = errors.Join(err, unix.Close(groups)); err != nil {
+			return fmt.Errorf("lab: keep the control groups: %w", err)
 		}
 	}
 	if err := unix.Sethostname([]byte("muster-lab")); err != nil {

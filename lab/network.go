@@ -47,6 +47,26 @@ func makeNetwork() error {
 	return up(Bridge)
 }
 
+// makeHostNetwork sets up what the host lab has in the run's own namespace:
+// the centre's address. Nodes have namespaces and cables of their own.
+func makeHostNetwork() error {
+	if err := up("lo"); err != nil {
+		return err
+	}
+	lo, err := netlink.LinkByName("lo")
+	if err != nil {
+		return fmt.Errorf("lab: find interface lo: %w", err)
+	}
+	address, err := netlink.ParseAddr(BootHost + "/32")
+	if err == nil {
+		err = netlink.AddrAdd(lo, address)
+	}
+	if err != nil {
+		return fmt.Errorf("lab: give the centre its address: %w", err)
+	}
+	return nil
+}
+
 func up(name string) error {
 	l, err := netlink.LinkByName(name)
 	if err != nil {

@@ -16,10 +16,10 @@ type Result struct {
 	Scenario string `json:"scenario"`
 	// OK: everything that the scenario checks held.
 	OK bool `json:"ok"`
-	// Lab is "machine": virtual machines from power-on.
+	// Lab is "machine": virtual machines from power-on, or "host": namespaces.
 	Lab   string `json:"lab"`
 	Nodes int    `json:"nodes"`
-	// K3s says which k3s ran: "none" here.
+	// K3s says which k3s ran: "real", "stand-in" or "none".
 	K3s        string `json:"k3s"`
 	Boot       string `json:"boot"`
 	DHCP       string `json:"dhcp"`
@@ -39,6 +39,8 @@ type Result struct {
 	Machines []MachineResult `json:"machines"`
 	// Checks lists what was checked, in order.
 	Checks []Check `json:"checks"`
+	// *SiteResult is there when nodes formed a cluster.
+	*SiteResult
 	// Error is why the run failed; "" if OK.
 	Error string `json:"error,omitempty"`
 	// Unable: it could not run on this host; Error has the reason.
@@ -51,6 +53,24 @@ type MachineResult struct {
 	Node    string             `json:"node,omitempty"`
 	Request string             `json:"request,omitempty"`
 	Timings map[string]float64 `json:"timings"`
+}
+
+// SiteResult is what became of a site's cluster.
+type SiteResult struct {
+	K3sVersion string `json:"k3s_version"`
+	Seed       uint64 `json:"seed"`
+	// Servers and Voters are those at the end, Clusters how many clusters
+	// that may grow there are.
+	Servers  int `json:"servers"`
+	Voters   int `json:"voters"`
+	Clusters int `json:"clusters"`
+	// APIGap is the longest time in milliseconds without an answer of the
+	// Kubernetes API during the promotion, seen from "founder", "worker" and
+	// "pod"; null where nobody looked. Remarks say why.
+	APIGap map[string]*float64 `json:"api_gap_ms"`
+	// PowerCut says what a power cut takes: "unsynced data lost", or why less.
+	PowerCut string   `json:"power_cut"`
+	Remarks  []string `json:"remarks,omitempty"`
 }
 
 // Check is one thing that a scenario asserts.
@@ -66,6 +86,21 @@ const resultFile = "result.json"
 const maxResult = 4 << 20
 
 func newResult(s Spec) Result {
+	r := newMachineResult(s)
+	if s.host {
+		r.Lab, r.Boot, r.DHCP, r.Accel, r.K3s = "host", "none", "none", "none", "none"
+		if s.K3s != "" {
+			r.K3s = "real"
+		}
+		if s.StandIn {
+			r.K3s = "stand-in"
+		}
+		r.SiteResult = &SiteResult{K3sVersion: s.K3sVersion, Seed: s.Seed, APIGap: map[string]*float64{"founder": nil, "worker": nil, "pod": nil}}
+	}
+	return r
+}
+
+func newMachineResult(s Spec) Result {
 	return Result{
 		Scenario: s.Scenario, Lab: "machine", Nodes: s.Nodes, K3s: "none",
 		Boot: s.Boot.String(), DHCP: s.DHCP, Accel: s.Accel, SecureBoot: s.SecureBoot, Forged: s.Forged,

@@ -28,6 +28,13 @@ const (
 	CentreOutage = "outage"
 )
 
+// The values of Spec.Who.
+const (
+	WhoFounder   = "founder"
+	WhoCandidate = "candidate"
+	WhoBoth      = "both"
+)
+
 // Spec is what `muster lab run` was asked for. It travels as JSON from the
 // command to the process inside the namespaces.
 type Spec struct {
@@ -52,6 +59,20 @@ type Spec struct {
 	// Centre is what befalls the centre: "" nothing, CentreImpostor,
 	// CentreOutage.
 	Centre string `json:"centre"`
+	// K3s is the k3s that nodes of the host lab run: a path; "" finds one.
+	K3s string `json:"k3s,omitempty"`
+	// StandIn: K3s is the stand-in. K3sVersion is what it calls itself.
+	StandIn    bool   `json:"stand_in,omitempty"`
+	K3sVersion string `json:"k3s_version,omitempty"`
+	// Seed decides everything that is left to chance in the host lab.
+	Seed uint64 `json:"seed,omitempty"`
+	// Step, Who and Never say where the scenario powercut strikes: at which
+	// step, whom (Who*; "" is founder), and whether they come back.
+	Step  string `json:"step,omitempty"`
+	Who   string `json:"who,omitempty"`
+	Never bool   `json:"never,omitempty"`
+	// Live draws a table of the nodes below the time line.
+	Live bool `json:"live,omitempty"`
 	// Timeout is for the whole run; 15 minutes if 0.
 	Timeout time.Duration `json:"timeout"`
 	// Keep leaves the machines running after the scenario until interrupted.
@@ -67,6 +88,9 @@ type Spec struct {
 	DiskBus  string `json:"disk_bus"`
 	// Clock is the machines' real-time clock at power-on; zero: the host's.
 	Clock time.Time `json:"clock"`
+
+	// host is that of the scenario.
+	host bool
 
 	// Image is a ready recovery image (a UKI); "" builds one.
 	Image string `json:"image"`
@@ -120,6 +144,12 @@ func (s Spec) Validate() error {
 	if (s.PowerCycle || s.Centre != "") && (s.Scenario != "enroll" || s.Forged) {
 		bad("--power-cycle and --centre go with the scenario enroll and an honest image")
 	}
+	if s.Who != "" && s.Who != WhoFounder && s.Who != WhoCandidate && s.Who != WhoBoth {
+		bad("--who %q: want %s, %s or %s", s.Who, WhoFounder, WhoCandidate, WhoBoth)
+	}
+	if (s.Who != "" || s.Step != "" || s.Never) && s.Scenario != "powercut" {
+		bad("--step, --who and --never go with the scenario powercut")
+	}
 	if s.Timeout < 0 {
 		bad("timeout of %v", s.Timeout)
 	}
@@ -136,6 +166,12 @@ func (s Spec) Validate() error {
 type Scenario struct {
 	Name    string
 	Summary string
+	// Host: nodes are namespaces (lab/host) instead of virtual machines, and
+	// form a cluster. Nodes is how many there are if nobody asks for another
+	// number; 1 if 0. Timeout likewise; 15 minutes if 0.
+	Host    bool
+	Nodes   int
+	Timeout time.Duration
 	// Prepare runs on the host, before the namespaces exist and with the
 	// host's network: building an image may need the internet. It may write
 	// to the run's directory only. Nil if there is nothing to do.

@@ -6,6 +6,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"time"
 )
@@ -32,6 +33,10 @@ type timeline struct {
 	mu     sync.Mutex
 	file   io.WriteCloser
 	people io.Writer
+	// footer is what stands below the last line on the terminal, drawn how
+	// many lines high.
+	footer string
+	drawn  int
 }
 
 func newTimeline(dir string, began time.Time, people io.Writer) (*timeline, error) {
@@ -54,8 +59,38 @@ func (t *timeline) add(at time.Time, source, event, text string, show bool) {
 	// A full disk shows in the result's files; the run goes on.
 	_, _ = t.file.Write(append(b, '\n'))
 	if show && t.people != nil {
+		t.erase()
 		_, _ = fmt.Fprintf(t.people, "[%6.1fs] %s: %s\n", m.T, source, text)
+		t.draw()
 	}
+}
+
+// setFooter shows text below the time line, for a terminal only; "" ends it.
+func (t *timeline) setFooter(text string) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.people == nil || text == t.footer {
+		return
+	}
+	t.erase()
+	t.footer = text
+	t.draw()
+}
+
+// erase takes the footer away: up, and clear to the end (ECMA-48 CUU, ED).
+func (t *timeline) erase() {
+	if t.drawn > 0 {
+		_, _ = fmt.Fprintf(t.people, "\x1b[%dA\x1b[J", t.drawn)
+		t.drawn = 0
+	}
+}
+
+func (t *timeline) draw() {
+	if t.footer == "" {
+		return
+	}
+	_, _ = io.WriteString(t.people, t.footer)
+	t.drawn = strings.Count(t.footer, "\n")
 }
 
 func (t *timeline) Close() error {

@@ -17,6 +17,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/muster-edge/muster/lab"
+	"github.com/muster-edge/muster/lab/host"
 	"github.com/muster-edge/muster/lab/machine"
 	"github.com/muster-edge/muster/lab/scenario"
 )
@@ -26,19 +27,20 @@ import (
 func labCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "lab",
-		Short: "Try network boot and enrollment on virtual machines, without touching this host's network",
-		Long: `Runs virtual PCs (QEMU, UEFI firmware, software TPM) on a network of their own.
-The host's network is never touched, and when the lab ends, however it ends,
-nothing of it is left but its logs.`,
+		Short: "Try network boot, enrollment and whole sites, without touching this host's network",
+		Long: `Runs virtual PCs (QEMU, UEFI firmware, software TPM), or whole sites of nodes
+that are namespaces with a disk, a TPM and a cable each, on a network of their
+own. The host's network is never touched, and when the lab ends, however it
+ends, nothing of it is left but its logs.`,
 	}
-	cmd.AddCommand(labRunCommand(), labUpCommand(), labListCommand(), labLogsCommand(), labExecCommand(), labPowerCommand(), labDownCommand(), labPruneCommand(), labInsideCommand())
+	cmd.AddCommand(labRunCommand(), labUpCommand(), labListCommand(), labLogsCommand(), labExecCommand(), labPowerCommand(), labDownCommand(), labPruneCommand(), labInsideCommand(), labNodeCommand())
 	return cmd
 }
 
 // labFlags are the flags that `run` and `up` share.
 func labFlags(cmd *cobra.Command, s *lab.Spec) {
 	f := cmd.Flags()
-	f.IntVar(&s.Nodes, "nodes", 1, "number of machines")
+	f.IntVar(&s.Nodes, "nodes", 0, "number of machines or nodes (default: what the scenario needs)")
 	f.TextVar(&s.Boot, "boot", machine.BootTFTP, "`how` the firmware gets the image: tftp, http or disk")
 	f.StringVar(&s.DHCP, "dhcp", lab.DHCPFull, "full (we lease addresses) or proxy (beside another DHCP server)")
 	f.BoolVar(&s.SecureBoot, "secure-boot", false, "Secure Boot on, with the image signed by Debian's test key")
@@ -88,7 +90,9 @@ func labRunCommand() *cobra.Command {
 			"held, 1 something did not, 2 wrong usage, 3 cannot run on this host.\n\nScenarios:\n" + scenarioList(),
 		Example: `  muster lab run enroll
   muster lab run enroll --nodes 3 --dhcp proxy
-  muster lab run enroll --secure-boot -o json | tail -n 1`,
+  muster lab run enroll --secure-boot -o json | tail -n 1
+  muster lab run ha --nodes 5 --k3s /usr/local/bin/k3s
+  muster lab run powercut --who candidate --step switch --never`,
 		Args: labOneScenario,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if err := checkLabOutput(output); err != nil {
@@ -108,7 +112,12 @@ func labRunCommand() *cobra.Command {
 	f.BoolVar(&spec.Forged, "forged", false, "serve an image that was altered after it was registered: it must get nothing")
 	f.BoolVar(&spec.PowerCycle, "power-cycle", false, "cut the power of machines that wait, approve them while they are off, and reset them when they are enrolled")
 	f.StringVar(&spec.Centre, "centre", "", "what befalls the centre: impostor (somebody else answers at its address first) or outage (it is killed while machines wait)")
-	f.DurationVar(&spec.Timeout, "timeout", 15*time.Minute, "time limit of the whole run")
+	f.StringVar(&spec.K3s, "k3s", "", "the k3s that nodes run (default: $K3S, k3s on PATH, the stand-in beside this program)")
+	f.Uint64Var(&spec.Seed, "seed", 1, "decides what is left to chance: which packets get lost, who starts first")
+	f.StringVar(&spec.Step, "step", "", "scenario powercut: strike at this step only (default: at each)")
+	f.StringVar(&spec.Who, "who", "", "scenario powercut: founder, candidate or both (default: each)")
+	f.BoolVar(&spec.Never, "never", false, "scenario powercut: who was struck never comes back")
+	f.DurationVar(&spec.Timeout, "timeout", 0, "time limit of the whole run (default: the scenario's, 15m for machines)")
 	f.BoolVar(&spec.Keep, "keep", false, "leave the machines on after the scenario, until Ctrl-C")
 	f.StringVarP(&output, "output", "o", "text", "text, or json: one JSON object on the last line of standard output")
 	return cmd
@@ -161,12 +170,18 @@ func labPrepare(s *lab.Spec) (lab.Scenario, error) {
 	if s.Program, err = os.Executable(); err != nil {
 		return sc, fmt.Errorf("find own program: %w", err)
 	}
+	if sc.Host {
+		if err := labK3s(s); err != nil {
+			return sc, err
+		}
+		s.Live = isTerminal(os.Stdout)
+	}
 	if s.NodeProgram == "" {
 		if s.NodeProgram = nodeProgram(); s.NodeProgram == "" && s.Image == "" {
 			return sc, exitError{3, errors.New("muster-node is not beside this program and not on PATH: run `make build`, or give --node-binary")}
 		}
 	}
-	for _, p := range []*string{&s.NodeProgram, &s.Image} {
+	for _, p := range []*string{&s.NodeProgram, &s.Image, &s.K3s} {
 		if *p != "" {
 			if *p, err = filepath.Abs(*p); err != nil {
 				return sc, err
@@ -220,12 +235,20 @@ func labPrint(w io.Writer, r lab.Result) {
 		}
 		fmt.Fprintf(t, "%s\t%s\n", mark, c.Name)
 	}
-	for _, name := range []string{"power_on_to_init_s", "power_on_to_request_s", "approve_to_certificate_s", "total_s"} {
+	for _, name := range []string{"power_on_to_init_s", "power_on_to_request_s", "approve_to_certificate_s",
+		"start_to_first_server_s", "start_to_all_ready_s", "ready_to_three_voters_s", "policy_wait_s", "total_s"} {
 		if v, ok := r.Timings[name]; ok {
 			fmt.Fprintf(t, "%.1f s\t%s\n", v, strings.ReplaceAll(strings.TrimSuffix(name, "_s"), "_", " "))
 		}
 	}
 	_ = t.Flush()
+	if s := r.SiteResult; s != nil {
+		fmt.Fprintf(w, "%s, %s, %s; k3s: %s %s\n", count(s.Servers, "server", "servers"), count(s.Voters, "voter", "voters"),
+			count(s.Clusters, "cluster", "clusters"), r.K3s, s.K3sVersion)
+		for _, remark := range s.Remarks {
+			fmt.Fprintf(w, "%s\n", remark)
+		}
+	}
 	fmt.Fprintf(w, "logs and packet captures: %s\n", r.Dir)
 	if words := labOutcome(r); words != "" {
 		fmt.Fprintf(w, "\n%s\n", words)
@@ -298,6 +321,14 @@ func labInsideCommand() *cobra.Command {
 
 func labInside(ctx context.Context, in io.Reader, people io.Writer) error {
 	return lab.Inside(ctx, in, people, scenario.Find)
+}
+
+// labNodeCommand is how the host lab starts the first process of a node.
+func labNodeCommand() *cobra.Command {
+	return &cobra.Command{
+		Use: "node", Hidden: true, Args: cobra.NoArgs,
+		RunE: func(*cobra.Command, []string) error { return host.Inside(os.Stdin) },
+	}
 }
 
 func labListCommand() *cobra.Command {
