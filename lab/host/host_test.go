@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -130,6 +131,19 @@ func TestNodeSeesOnlyWhatIsItsOwn(t *testing.T) {
 	})
 	if got := strings.TrimSpace(sh(t, n[0], 0, "hostname; cat /etc/hostname /etc/muster/site.json")); got != "n1\nn1\n{}" {
 		t.Errorf("%q", got)
+	}
+	if n[0].ID() == n[1].ID() || n[0].ID().Validate() != nil {
+		t.Errorf("the nodes are %s and %s", n[0].ID(), n[1].ID())
+	}
+	// From a node's network its own address is near, and ours is not there.
+	if _, err := n[0].Dial(t.Context(), "tcp", "10.88.1.1:9"); !errors.Is(err, syscall.ECONNREFUSED) {
+		t.Errorf("dialling itself: %v", err)
+	}
+	if _, err := n[0].Dial(t.Context(), "tcp", "192.0.2.1:9"); !errors.Is(err, syscall.ENETUNREACH) {
+		t.Errorf("dialling a network it has no way to: %v", err)
+	}
+	if b, err := os.ReadFile(n[1].Files() + "/etc/hostname"); string(b) != "n2\n" {
+		t.Errorf("host name file of n2: %q, %v", b, err)
 	}
 	// Programs are the host's, and nobody can change them.
 	sh(t, n[0], 1, "touch /usr/bin/mine 2>/dev/null || exit 1")

@@ -19,6 +19,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/lab/host/ether"
 	"github.com/muster-edge/muster/pki/tpm/swtpmtest"
 )
@@ -55,6 +56,8 @@ type Config struct {
 
 // Node is a virtual node. Its methods may be called from any goroutine.
 type Node struct {
+	id fleet.NodeID
+
 	mu   sync.Mutex
 	cfg  Config
 	run  *running
@@ -97,7 +100,11 @@ func New(cfg Config) (*Node, error) {
 		}
 	}
 	n := &Node{cfg: cfg}
-	if _, err := swtpmtest.New(n.tpmDir(), swtpmtest.Options{CADir: cfg.Authority, Stopped: true}); err != nil {
+	t, err := swtpmtest.New(n.tpmDir(), swtpmtest.Options{CADir: cfg.Authority, Stopped: true})
+	if err == nil {
+		n.id, err = identify(context.Background(), t)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("host: make node %s: %w", cfg.Name, err)
 	}
 	return n, n.ReplaceDisk()
@@ -105,6 +112,9 @@ func New(cfg Config) (*Node, error) {
 
 // Name is the node's host name.
 func (n *Node) Name() string { return n.cfg.Name }
+
+// ID is what the node's TPM makes it.
+func (n *Node) ID() fleet.NodeID { return n.id }
 
 // Dir is the node's directory on the host.
 func (n *Node) Dir() string { return n.cfg.Dir }
