@@ -399,6 +399,63 @@ func TestProxy(t *testing.T) {
 	}
 }
 
+// A network that answers in the centre's place is named as such, and learns
+// nothing but that somebody began TLS. A connection that only breaks is not
+// taken for one.
+func TestCaptivePortal(t *testing.T) {
+	old := httptest.NewUnstartedServer(http.NotFoundHandler())
+	old.TLS = &tls.Config{MaxVersion: tls.VersionTLS12}
+	old.StartTLS()
+	defer old.Close()
+	for _, c := range []struct {
+		name, answer, url, want string
+	}{
+		{"redirect", "HTTP/1.1 302 Found\r\nLocation: http://login.example/\r\n\r\n", "", "sign-in page"},
+		{"page", "HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", "", "sign-in page"},
+		{"RFC 6585", "HTTP/1.1 511 Network Authentication Required\r\n\r\n", "", "sign-in page"},
+		{"TLS 1.2", "", old.URL, "sign-in page"},
+		{"hangs up", "", "", "does not work"},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			heard := make(chan []byte, 1)
+			client := newClient(t, http.NotFoundHandler())
+			if c.url == "" {
+				l, err := net.Listen("tcp", "127.0.0.1:0")
+				if err != nil {
+					t.Fatal(err)
+				}
+				defer l.Close()
+				go func() {
+					conn, err := l.Accept()
+					if err != nil {
+						return
+					}
+					defer conn.Close()
+					b := make([]byte, 16<<10)
+					n, _ := conn.Read(b)
+					_, _ = io.WriteString(conn, c.answer)
+					heard <- b[:n]
+				}()
+				c.url = "https://" + l.Addr().String()
+			} else {
+				heard <- nil
+			}
+			s := client.open(c.url)
+			err := client.hello(t.Context(), s)
+			s.close()
+			if err == nil {
+				t.Fatal("a portal is taken for the centre")
+			}
+			if got := sentence(err); !strings.Contains(got, c.want) {
+				t.Errorf("%v: %q", err, got)
+			}
+			if b := <-heard; len(b) > 0 && b[0] != 0x16 {
+				t.Errorf("the portal hears % x", b[:min(len(b), 16)])
+			}
+		})
+	}
+}
+
 // What a shop worker reads never holds an engineer's words.
 func TestSentences(t *testing.T) {
 	for _, c := range []struct {

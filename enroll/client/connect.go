@@ -12,6 +12,7 @@ import (
 	"net"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -125,6 +126,34 @@ func (e *UntrustedError) Error() string {
 // Unwrap returns the reason.
 func (e *UntrustedError) Unwrap() error { return e.Err }
 
+// InterceptedError says that something answered that does not speak as a
+// centre does: a sign-in page of the network (captive portal), or a device that
+// opens connections.
+type InterceptedError struct {
+	Host string
+	Err  error
+}
+
+// Error implements error.
+func (e *InterceptedError) Error() string {
+	return fmt.Sprintf("client: %s does not speak as a centre does: %v", e.Host, e.Err)
+}
+
+// Unwrap returns the reason.
+func (e *InterceptedError) Unwrap() error { return e.Err }
+
+// intercepted tells an answer that no centre gives, plain HTTP or an old TLS,
+// from a connection that broke.
+func intercepted(err error) bool {
+	var record tls.RecordHeaderError
+	if errors.As(err, &record) {
+		return true
+	}
+	var alert tls.AlertError
+	return errors.As(err, &alert) && uint8(alert) == 70 || // protocol_version
+		strings.Contains(err.Error(), "unsupported protocol version") || strings.Contains(err.Error(), "protocol version not supported")
+}
+
 // dialTLS dials, through the proxy if there is one, and authenticates the
 // centre. Edit may add to the TLS configuration.
 func (c *Client) dialTLS(ctx context.Context, network, addr string, edit func(*tls.Config)) (*tls.Conn, error) {
@@ -160,6 +189,9 @@ func (c *Client) dialTLS(ctx context.Context, network, addr string, edit func(*t
 	defer cancel()
 	if err := conn.HandshakeContext(hctx); err != nil {
 		_ = raw.Close()
+		if intercepted(err) {
+			err = &InterceptedError{Host: host, Err: err}
+		}
 		return nil, fmt.Errorf("client: TLS with %s: %w", addr, err)
 	}
 	return conn, nil

@@ -35,6 +35,7 @@ func sentence(err error) string {
 	var (
 		tpm       *tpmError
 		untrusted *UntrustedError
+		portal    *InterceptedError
 		version   *versionError
 		dns       *net.DNSError
 		network   net.Error
@@ -46,6 +47,8 @@ func sentence(err error) string {
 		return "The TPM of this machine does not work as it should. Switch the machine off and on; if that does not help, check the TPM in the firmware setup."
 	case errors.As(err, &untrusted):
 		return "Somebody else answers at the centre's address, or this image is for another centre. Tell your operator: " + text.Clean(untrusted.Host, 80) + "."
+	case errors.As(err, &portal):
+		return "Something in this network answers in the centre's place, such as a sign-in page for guests. Use a network without one, or have it let this machine through."
 	case errors.As(err, &version):
 		return "This image does not fit the centre's version. Boot a current image."
 	case errors.Is(err, errAgain):
