@@ -84,6 +84,7 @@ type (
 		Plan     string `json:"plan,omitempty"`
 		To       uint64 `json:"to"`
 		Snapshot string `json:"snapshot,omitempty"`
+		UID      string `json:"uid,omitempty"`
 	}
 )
 

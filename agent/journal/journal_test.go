@@ -32,7 +32,7 @@ func full() cb.Disk {
 		Ack:    &cb.Claim{Node: nodeB, Round: 7, Token: "t"},
 		Step:   &cb.Step{Plan: "p", N: 2, Epoch: 3, Leader: nodeA, Phase: cb.StepSwitched, Replace: true},
 		Lead:   &cb.Lead{Plan: "p", Epoch: 3, Phase: cb.LeadConfirming, Candidates: []fleet.NodeID{nodeB}},
-		Reset:  &cb.Reset{Plan: "p", To: 4, Snapshot: "s"},
+		Reset:  &cb.Reset{Plan: "p", To: 4, Snapshot: "s", UID: "u"},
 		Aside:  true,
 		Addrs:  map[fleet.NodeID]string{nodeB: "192.0.2.7"},
 	}
