@@ -13,7 +13,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 SHARD       ?= 1
 FUZZTIME    ?= 60s
 
-.PHONY: help build lab test test-fast test-full bench fuzz fuzz-long lint sim generate fresh-check clean FORCE
+.PHONY: help build standin lab test test-fast test-full bench fuzz fuzz-long lint sim generate fresh-check clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,11 @@ bin/muster: FORCE
 bin/muster-node: LDFLAGS += -X main.buildTime=$(BUILDTIME)
 bin/muster-node: FORCE
 	@$(GOBUILD) -o $@ ./cmd/muster-node
+
+standin: bin/k3s-standin ## build bin/k3s-standin, the stand-in for k3s in tests (own module; long from a cold cache)
+
+bin/k3s-standin: FORCE
+	@cd lab/standin && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ .
 
 lab: ## boot a machine from power-on to its certificate (the main job)
 	@internal/dev/prerequisites lab
