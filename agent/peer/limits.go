@@ -4,6 +4,8 @@ import "time"
 
 // Limits bound what others can cause. Zero fields get the defaults.
 type Limits struct {
+	// Port is where this node serves, as it tells peers (7445).
+	Port uint16
 	// Unproven bounds connections that are not past hello (256); of one source
 	// address (16).
 	Unproven, UnprovenPerSource int

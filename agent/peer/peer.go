@@ -132,6 +132,8 @@ var (
 	ErrStranger = errors.New("peer: the server is no admitted node of this site")
 	// ErrRemoved: the server is a node that was removed from the site.
 	ErrRemoved = errors.New("peer: the server was removed from this site")
+	// ErrSelf: the server is this node itself.
+	ErrSelf = errors.New("peer: this is the node itself")
 	// ErrNotServer: the server's admission does not let it be a server.
 	ErrNotServer = errors.New("peer: the peer may not be a server")
 	// ErrUnproven: the server did not take the proof of what this node runs.

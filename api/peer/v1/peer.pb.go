@@ -502,7 +502,9 @@ type DocumentsResponse struct {
 	// There are more of them: call again.
 	More bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
 	// Documents that the server lacks; at most 256 for one call.
-	Wanted        []*DocumentRef `protobuf:"bytes,3,rep,name=wanted,proto3" json:"wanted,omitempty"`
+	Wanted []*DocumentRef `protobuf:"bytes,3,rep,name=wanted,proto3" json:"wanted,omitempty"`
+	// As in StatusResponse.
+	Revision      uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -556,6 +558,13 @@ func (x *DocumentsResponse) GetWanted() []*DocumentRef {
 		return x.Wanted
 	}
 	return nil
+}
+
+func (x *DocumentsResponse) GetRevision() uint64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
 }
 
 type ChallengeRequest struct {
@@ -1827,7 +1836,7 @@ type StatusResponse struct {
 	Now    *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=now,proto3" json:"now,omitempty"`
 	// Changes whenever the server's documents do; a caller that sees a new value
 	// calls Documents.
-	Documents     uint64 `protobuf:"varint,4,opt,name=documents,proto3" json:"documents,omitempty"`
+	Revision      uint64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1883,9 +1892,9 @@ func (x *StatusResponse) GetNow() *timestamppb.Timestamp {
 	return nil
 }
 
-func (x *StatusResponse) GetDocuments() uint64 {
+func (x *StatusResponse) GetRevision() uint64 {
 	if x != nil {
-		return x.Documents
+		return x.Revision
 	}
 	return 0
 }
@@ -2271,11 +2280,12 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\aaddress\x18\x02 \x01(\tR\aaddress\"m\n" +
 	"\x10DocumentsRequest\x12(\n" +
 	"\x04held\x18\x01 \x03(\v2\x14.peer.v1.DocumentRefR\x04held\x12/\n" +
-	"\tdocuments\x18\x02 \x03(\v2\x11.peer.v1.DocumentR\tdocuments\"\x86\x01\n" +
+	"\tdocuments\x18\x02 \x03(\v2\x11.peer.v1.DocumentR\tdocuments\"\xa2\x01\n" +
 	"\x11DocumentsResponse\x12/\n" +
 	"\tdocuments\x18\x01 \x03(\v2\x11.peer.v1.DocumentR\tdocuments\x12\x12\n" +
 	"\x04more\x18\x02 \x01(\bR\x04more\x12,\n" +
-	"\x06wanted\x18\x03 \x03(\v2\x14.peer.v1.DocumentRefR\x06wanted\"L\n" +
+	"\x06wanted\x18\x03 \x03(\v2\x14.peer.v1.DocumentRefR\x06wanted\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\"L\n" +
 	"\x10ChallengeRequest\x12\x1b\n" +
 	"\tek_public\x18\x01 \x01(\fR\bekPublic\x12\x1b\n" +
 	"\tak_public\x18\x02 \x01(\fR\bakPublic\"}\n" +
@@ -2382,12 +2392,12 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x03why\x18\f \x01(\tR\x03why\"h\n" +
 	"\rStatusRequest\x12+\n" +
 	"\x06status\x18\x01 \x01(\v2\x13.peer.v1.NodeStatusR\x06status\x12*\n" +
-	"\x05peers\x18\x02 \x03(\v2\x14.peer.v1.PeerAddressR\x05peers\"\xb5\x01\n" +
+	"\x05peers\x18\x02 \x03(\v2\x14.peer.v1.PeerAddressR\x05peers\"\xb3\x01\n" +
 	"\x0eStatusResponse\x12+\n" +
 	"\x06status\x18\x01 \x01(\v2\x13.peer.v1.NodeStatusR\x06status\x12*\n" +
 	"\x05peers\x18\x02 \x03(\v2\x14.peer.v1.PeerAddressR\x05peers\x12,\n" +
-	"\x03now\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12\x1c\n" +
-	"\tdocuments\x18\x04 \x01(\x04R\tdocuments\"T\n" +
+	"\x03now\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\"T\n" +
 	"\x11KeepEscrowRequest\x12+\n" +
 	"\x06header\x18\x01 \x01(\v2\x13.peer.v1.EscrowBlobR\x06header\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\x14\n" +
