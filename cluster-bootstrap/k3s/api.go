@@ -23,6 +23,9 @@ type Config struct {
 	Binary string
 	// Control starts and stops the launcher. Required.
 	Control launch.Control
+	// Child and Ports are those of launch.Config, for cluster-reset.
+	Child []string
+	Ports []int
 	// API is where this node's k3s answers; zero: 127.0.0.1:6443. Workers use
 	// the address in their kubeconfig.
 	API netip.AddrPort
@@ -90,7 +93,10 @@ type DiskSigns struct {
 
 // Start is what to start.
 type Start struct {
-	Role     clusterbootstrap.Role
+	Role clusterbootstrap.Role
+	// Plan is the promotion whose lease a candidate needs; "" for others, and
+	// for a candidate that replaces a dead server (no lease is needed there).
+	Plan     string
 	Settings Settings
 	// Init makes a new cluster. RoleServer only, and only without datastore.
 	Init bool

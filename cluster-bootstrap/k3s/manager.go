@@ -3,136 +3,299 @@ package k3s
 import (
 	"context"
 	"errors"
+	"fmt"
+	"log/slog"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
 	"time"
 
 	clusterbootstrap "github.com/muster-edge/muster/cluster-bootstrap"
+	"github.com/muster-edge/muster/cluster-bootstrap/k3s/kube"
+	"github.com/muster-edge/muster/cluster-bootstrap/k3s/launch"
 	"github.com/muster-edge/muster/fleet"
 )
 
-var errUnbuilt = errors.New("k3s: not built yet")
-
 // Manager does what the planner wants of this node's k3s. Its methods may be
 // called from one goroutine at a time.
-type Manager struct{ cfg Config }
+type Manager struct {
+	cfg  Config
+	boot string
+	seen seen
+	// client of the API, as long as the files behind it stay the same.
+	client    *kube.Client
+	clientKey string
+	version   string
+}
 
 // New checks cfg and returns a Manager.
-func New(cfg Config) (*Manager, error) { return &Manager{cfg: cfg}, nil }
+func New(cfg Config) (*Manager, error) {
+	cfg.Paths = cfg.Paths.WithDefaults()
+	if cfg.Timeout == 0 {
+		cfg.Timeout = 4 * time.Second
+	}
+	if !cfg.API.IsValid() {
+		cfg.API = netip.MustParseAddrPort("127.0.0.1:6443")
+	}
+	if cfg.Boottime == nil {
+		cfg.Boottime = launch.Boottime
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	errs := []error{cfg.Self.Validate(), cfg.Paths.Validate()}
+	if !filepath.IsAbs(cfg.Binary) {
+		errs = append(errs, fmt.Errorf("k3s: config: program %q must be an absolute path", cfg.Binary))
+	}
+	if cfg.Control == nil {
+		errs = append(errs, errors.New("k3s: config: no control"))
+	}
+	if cfg.Timeout < 0 {
+		errs = append(errs, fmt.Errorf("k3s: config: timeout %s is negative", cfg.Timeout))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, err
+	}
+	boot, err := launch.BootID()
+	if err != nil {
+		return nil, err
+	}
+	return &Manager{cfg: cfg, boot: boot}, nil
+}
 
-// Observe asks k3s, launcher and disk how things are. What cannot be learnt
-// has its cautious value.
-func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns) {
-	return clusterbootstrap.K3s{}, DiskSigns{}
+// Boottime is CLOCK_BOOTTIME, in which leases are counted.
+func Boottime() time.Duration { return launch.Boottime() }
+
+func roleOf(r launch.Role) clusterbootstrap.Role {
+	switch r {
+	case launch.Worker:
+		return clusterbootstrap.RoleWorker
+	case launch.Candidate, launch.Joiner:
+		return clusterbootstrap.RoleCandidate
+	case launch.Server:
+		return clusterbootstrap.RoleServer
+	}
+	return clusterbootstrap.RoleNone
+}
+
+func (m *Manager) noteOf(r clusterbootstrap.Role, plan string) (launch.RoleNote, error) {
+	switch r {
+	case clusterbootstrap.RoleWorker:
+		return launch.RoleNote{Role: launch.Worker}, nil
+	case clusterbootstrap.RoleCandidate:
+		if plan == "" {
+			// In a replacement two confirmed servers hold the quorum whatever
+			// this one does: nobody resets, so there is no lease.
+			return launch.RoleNote{Role: launch.Joiner}, nil
+		}
+		return launch.RoleNote{Role: launch.Candidate, Plan: plan}, nil
+	case clusterbootstrap.RoleServer:
+		return launch.RoleNote{Role: launch.Server}, nil
+	}
+	return launch.RoleNote{}, fmt.Errorf("k3s: role %s runs no k3s", r)
+}
+
+// Start writes config, tokens, role file and the permission for this boot,
+// then starts the launcher. Repeating it is no error and restarts nothing.
+func (m *Manager) Start(ctx context.Context, s Start) error {
+	if s.Settings.Self != m.cfg.Self {
+		return fmt.Errorf("k3s: start: the settings are those of %s", s.Settings.Self)
+	}
+	note, err := m.noteOf(s.Role, s.Plan)
+	if err != nil {
+		return err
+	}
+	if s.Init && (s.Role != clusterbootstrap.RoleServer || exists(m.cfg.Paths.WAL())) {
+		return errors.New("k3s: start: a new cluster is made by a server without datastore only")
+	}
+	if exists(m.asideFile()) {
+		return errors.New("k3s: start: old data is not aside yet")
+	}
+	// A launcher that runs something else must be gone before its files change.
+	if old, err := m.cfg.Paths.ReadRole(); err != nil || old != note && old.Role != launch.NoRole {
+		if err := m.Stop(ctx); err != nil {
+			return err
+		}
+	}
+	if err := m.prepareTokens(s); err != nil {
+		return err
+	}
+	if err := m.keepNodePassword(); err != nil {
+		return err
+	}
+	if err := m.writeConfig(s.Role, s.Settings); err != nil {
+		return err
+	}
+	if err := launch.WriteFile(m.cfg.Paths.RoleFile(), note); err != nil {
+		return err
+	}
+	if s.Init {
+		if err := launch.WriteFile(m.cfg.Paths.InitFile(), launch.Init{Boot: m.boot}); err != nil {
+			return err
+		}
+	}
+	if err := launch.WriteFile(m.cfg.Paths.GoFile(), launch.Go{Boot: m.boot}); err != nil {
+		return err
+	}
+	return m.cfg.Control.Start(ctx)
+}
+
+// Reconfigure rewrites config.yaml for the next start: with three servers each
+// names another one to join by, since one that etcd removed while it was away
+// refuses to start without.
+func (m *Manager) Reconfigure(role clusterbootstrap.Role, s Settings) error {
+	return m.writeConfig(role, s)
+}
+
+func (m *Manager) writeConfig(role clusterbootstrap.Role, s Settings) error {
+	b, err := s.config(role, m.cfg.Paths, cgroupV1())
+	if err != nil {
+		return err
+	}
+	_, refused := NodeLabels(s.Labels)
+	for _, r := range refused {
+		m.cfg.Log.Warn("leave out a label", "err", r)
+	}
+	path := m.cfg.Paths.ConfigFile()
+	if old, err := os.ReadFile(path); err == nil && string(old) == string(b) {
+		return nil
+	}
+	return launch.WriteBytes(path, b)
 }
 
 // Tend starts the launcher again if it should run and died. Call it each turn.
-func (m *Manager) Tend(ctx context.Context) error { return errUnbuilt }
+func (m *Manager) Tend(ctx context.Context) error {
+	if !m.allowed() || exists(m.asideFile()) {
+		return nil
+	}
+	return m.cfg.Control.Start(ctx)
+}
 
-// Start writes config and role file and the permission for this boot, then
-// starts the launcher. Repeating it is no error.
-func (m *Manager) Start(ctx context.Context, s Start) error { return errUnbuilt }
+func (m *Manager) allowed() bool {
+	var g launch.Go
+	return launch.ReadFile(m.cfg.Paths.GoFile(), &g) == nil && g.Boot == m.boot
+}
 
 // Stop withdraws the permission and ends k3s; it returns when k3s is gone.
-func (m *Manager) Stop(ctx context.Context) error { return errUnbuilt }
+func (m *Manager) Stop(ctx context.Context) error {
+	if err := errors.Join(launch.Remove(m.cfg.Paths.GoFile()), launch.Remove(m.cfg.Paths.InitFile())); err != nil {
+		return err
+	}
+	if err := m.cfg.Control.Stop(ctx); err != nil {
+		return err
+	}
+	m.forgetClient()
+	if p := m.cfg.Paths.K3s(); p != nil {
+		return fmt.Errorf("%w: process %d", ErrRunning, p.PID)
+	}
+	return nil
+}
 
 // SetRole changes the role file alone: a candidate that runs becomes a server
 // without a restart.
-func (m *Manager) SetRole(role clusterbootstrap.Role) error { return errUnbuilt }
-
-// Reconfigure rewrites config.yaml for the next start; see Settings.Join.
-func (m *Manager) Reconfigure(role clusterbootstrap.Role, s Settings) error { return errUnbuilt }
-
-// KeepMaterial writes what a server gave, flushed. Server material is kept
-// apart until Start with RoleCandidate takes it.
-func (m *Manager) KeepMaterial(x Material) error { return errUnbuilt }
-
-// ForgetServerMaterial deletes the server token of a plan that came to
-// nothing: workers hold no server token.
-func (m *Manager) ForgetServerMaterial() error { return errUnbuilt }
-
-// WriteLease allows a candidate to run k3s until CLOCK_BOOTTIME is until.
-func (m *Manager) WriteLease(plan string, until time.Duration) error { return errUnbuilt }
-
-// Boottime is CLOCK_BOOTTIME, in which leases are counted.
-func Boottime() time.Duration { return 0 }
-
-// ReadLedger reads the ledger linearizably; nil if there is none.
-func (m *Manager) ReadLedger(ctx context.Context) (*clusterbootstrap.Ledger, error) {
-	return nil, errUnbuilt
+func (m *Manager) SetRole(role clusterbootstrap.Role) error {
+	old, err := m.cfg.Paths.ReadRole()
+	if err != nil {
+		return err
+	}
+	note, err := m.noteOf(role, old.Plan)
+	if err != nil {
+		return err
+	}
+	return launch.WriteFile(m.cfg.Paths.RoleFile(), note)
 }
 
-// WriteLedger puts l if the stored version is still l.Version, and returns the
-// new version; ErrConflict if not.
-func (m *Manager) WriteLedger(ctx context.Context, l clusterbootstrap.Ledger) (uint64, error) {
-	return 0, errUnbuilt
+// WriteLease allows a candidate to run k3s until CLOCK_BOOTTIME is until: the
+// time at which the lease was *asked for*, plus what the leader gave.
+func (m *Manager) WriteLease(plan string, until time.Duration) error {
+	if plan == "" {
+		return errors.New("k3s: write lease: no plan")
+	}
+	return launch.WriteFile(m.cfg.Paths.LeaseFile(), launch.Lease{Plan: plan, Boot: m.boot, Until: until})
 }
 
-// WorkerMaterial makes a bootstrap token that lives for ttl. server is the
-// address nodes join by: this node's.
-func (m *Manager) WorkerMaterial(ctx context.Context, ttl time.Duration, server netip.Addr, b fleet.BirthSettings) (Material, error) {
-	return Material{}, errUnbuilt
+// Trouble is why k3s does not run although it may, for people; "" if nothing
+// is wrong.
+func (m *Manager) Trouble() string {
+	s, err := m.cfg.Paths.ReadStatus()
+	if err != nil || s.State == launch.Running || s.State == launch.Gone || !s.Launcher.Alive() {
+		return ""
+	}
+	return s.Reason
 }
 
-// ServerMaterial returns what a candidate needs.
-func (m *Manager) ServerMaterial(ctx context.Context, server netip.Addr, b fleet.BirthSettings) (Material, error) {
-	return Material{}, errUnbuilt
+// Version is the k3s version of Binary, as in "k3s version v1.36.3+k3s1 (...)".
+func (m *Manager) Version(ctx context.Context) (string, error) {
+	if m.version != "" {
+		return m.version, nil
+	}
+	cmd := exec.CommandContext(ctx, m.cfg.Binary, "--version")
+	cmd.WaitDelay = time.Second
+	out, err := cmd.Output()
+	if err != nil {
+		return "", fmt.Errorf("k3s: read version: %w", err)
+	}
+	v, err := parseVersion(string(out))
+	if err != nil {
+		return "", err
+	}
+	m.version = v
+	return v, nil
 }
 
-// Fit reports why this node cannot become a server by x (ErrUnfit), or nil:
-// version, critical arguments, speed of the disk.
-func (m *Manager) Fit(ctx context.Context, x Material, b fleet.BirthSettings) error {
-	return errUnbuilt
+func parseVersion(s string) (string, error) {
+	line, _, _ := strings.Cut(s, "\n")
+	f := strings.Fields(line)
+	if len(f) < 3 || f[0] != "k3s" || f[1] != "version" || !strings.HasPrefix(f[2], "v") || len(f[2]) > 80 {
+		return "", fmt.Errorf("k3s: read version: %.80q", line)
+	}
+	return f[2], nil
 }
 
-// RemoveServer takes node out of the etcd members and waits until it is gone.
-// With keepNode its Node object stays (it comes back as a worker under its old
-// name and certificate), else it is deleted. A stuck learner is removed the
-// same way.
-func (m *Manager) RemoveServer(ctx context.Context, node fleet.NodeID, keepNode bool) error {
-	return errUnbuilt
+// admin is a client with the rights of an administrator: on servers only.
+func (m *Manager) admin() (*kube.Client, error) {
+	return m.clientOf(filepath.Join(m.cfg.Paths.Server(), "cred", "admin.kubeconfig"), "https://"+m.cfg.API.String())
 }
 
-// Snapshot takes an etcd snapshot for plan, or returns the one there is.
-func (m *Manager) Snapshot(ctx context.Context, plan string) (Snapshot, error) {
-	return Snapshot{}, errUnbuilt
+// kubelet is a client with the rights of this node's kubelet.
+func (m *Manager) kubelet() (*kube.Client, error) {
+	return m.clientOf(filepath.Join(m.cfg.Paths.Data, "agent", "kubelet.kubeconfig"), "")
 }
 
-// EscrowToken is the server token that the snapshots of now need, and the
-// agent token beside it.
-func (m *Manager) EscrowToken() (server, agent string, err error) { return "", "", errUnbuilt }
-
-// Reset goes on from this node's own data: cluster-reset. k3s must not run. It
-// is done when ResetFlag is there.
-func (m *Manager) Reset(ctx context.Context, s Settings) error { return errUnbuilt }
-
-// Restore goes on from snapshot file with the tokens of its time.
-func (m *Manager) Restore(ctx context.Context, s Settings, file, server, agent string) error {
-	return errUnbuilt
+// clientOf makes a client of a kubeconfig, again when the files change: k3s
+// renews its certificates when it starts.
+func (m *Manager) clientOf(path, server string) (*kube.Client, error) {
+	c, err := kube.Load(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, fmt.Errorf("%w: %w", ErrNotReady, err)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if server != "" {
+		c.Server = server
+	}
+	key := fmt.Sprint(c.Server, "\x00", string(c.CA), "\x00", string(c.Cert))
+	if m.client != nil && m.clientKey == key {
+		return m.client, nil
+	}
+	m.forgetClient()
+	k, err := kube.New(c, m.cfg.Timeout)
+	if err != nil {
+		return nil, err
+	}
+	m.client, m.clientKey = k, key
+	return k, nil
 }
 
-// MoveAside moves server data away (with RoleNone the worker's certificates
-// too) and deletes the server's secrets. It goes on where it was interrupted.
-func (m *Manager) MoveAside(ctx context.Context, role clusterbootstrap.Role) error {
-	return errUnbuilt
+func (m *Manager) forgetClient() {
+	if m.client != nil {
+		m.client.Close()
+	}
+	m.client, m.clientKey = nil, ""
 }
 
-// Virgin reports whether the cluster holds nothing of anybody. Not cached.
-func (m *Manager) Virgin(ctx context.Context) (bool, error) { return false, errUnbuilt }
-
-// Version is the k3s version of Binary.
-func (m *Manager) Version(ctx context.Context) (string, error) { return "", errUnbuilt }
-
-// CriticalDigest stands for everything that k3s wants to be the same on all
-// servers of a cluster, and max-learners.
-func CriticalDigest(b fleet.BirthSettings) string { return "" }
-
-// SettingsOf works the settings of node self out of the documents. peers are
-// the servers to join by, best first; lan is the address without in-site
-// addresses.
-func SettingsOf(docs clusterbootstrap.Documents, self fleet.NodeID, servers []fleet.NodeID, lan netip.Addr) (Settings, error) {
-	return Settings{}, errUnbuilt
-}
-
-// NodeLabels splits labels into those that a kubelet may set on its own Node,
-// as "key=value", sorted, and the reasons why the others were left out.
-func NodeLabels(labels map[string]string) (ok []string, refused []error) { return nil, nil }
+// nodePath is the Node object of id.
+func nodePath(id fleet.NodeID) string { return "/api/v1/nodes/" + string(id) }

@@ -39,6 +39,7 @@ type child struct {
 	cmd     *exec.Cmd
 	done    chan struct{}
 	exit    string // valid after done
+	killed  bool
 }
 
 // environment is what k3s gets: nothing that would change what the config

@@ -26,6 +26,9 @@ const (
 	Worker Role = "worker"
 	// Candidate runs `k3s server`, but only under a lease.
 	Candidate Role = "candidate"
+	// Joiner runs `k3s server` and needs no lease: it takes the place of a
+	// dead server beside two that have the quorum without it.
+	Joiner Role = "joiner"
 	// Server runs `k3s server`.
 	Server Role = "server"
 )
@@ -136,7 +139,7 @@ func (p Paths) ReadRole() (RoleNote, error) {
 		return RoleNote{}, err
 	}
 	switch n.Role {
-	case Worker, Candidate, Server:
+	case Worker, Candidate, Joiner, Server:
 		return n, nil
 	}
 	return RoleNote{}, fmt.Errorf("launch: read %s: unknown role %.40q", p.RoleFile(), n.Role)

@@ -185,7 +185,10 @@ func (l *Launcher) loop(ctx context.Context) error {
 			l.child.signal(false)
 			l.say(Stopping, why)
 		case kill:
-			l.cfg.Log.Warn("kill k3s", "reason", why)
+			if !l.child.killed {
+				l.cfg.Log.Warn("kill k3s", "reason", why)
+			}
+			l.child.killed = true
 			l.child.signal(true)
 			l.say(Stopping, why)
 		case wait:
@@ -313,7 +316,7 @@ func (l *Launcher) setPause(now time.Duration) {
 func (l *Launcher) waiting(f facts, why string) {
 	switch {
 	case f.child != nil:
-		if f.child.role == Candidate && f.role.Role == Server && f.roleErr == nil && f.child.termed == 0 {
+		if f.child.role != Server && f.role.Role == Server && f.roleErr == nil && f.child.termed == 0 {
 			l.child.role = Server // confirmed
 			l.status.Role = string(Server)
 			l.say(Running, "")

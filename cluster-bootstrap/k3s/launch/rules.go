@@ -74,14 +74,14 @@ func decide(f facts, stopTimeout time.Duration) (act, string) {
 		if !f.joins {
 			return wait, "the config of a worker names no server"
 		}
-	case Candidate:
+	case Candidate, Joiner:
 		switch {
-		case f.lease == 0 || f.lease-f.now < minLease:
+		case f.role.Role == Candidate && (f.lease == 0 || f.lease-f.now < minLease):
 			return wait, "a candidate runs under a lease only, and there is none"
 		case f.tombstone:
 			return wait, "etcd removed this node (tombstone); its data must be moved aside first"
 		case !f.joins:
-			return wait, "the config of a candidate names no server: it would make a cluster of its own"
+			return wait, "the config names no server to join: k3s would make a cluster of its own"
 		}
 	case Server:
 		switch {
@@ -117,7 +117,7 @@ func decideRunning(f facts, stopTimeout time.Duration) (act, string) {
 		why = "told to end"
 	case !f.allowed:
 		why = "the node agent does not allow k3s to run any more"
-	case f.roleErr == nil && f.role.Role != c.role && !(c.role == Candidate && f.role.Role == Server):
+	case f.roleErr == nil && f.role.Role != c.role && !(f.role.Role == Server && (c.role == Candidate || c.role == Joiner)):
 		why = fmt.Sprintf("the role changed from %s to %q", c.role, f.role.Role)
 	}
 	switch {
