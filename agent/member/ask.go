@@ -49,14 +49,11 @@ func (m *Member) askGrant() {
 			return err
 		}
 		m.centre = cb.Centre{Reachable: true, Granted: g.Node, Unsure: g.Unsure}
-		if g.Node == m.cfg.Self && g.UID != "" && g.UID != m.fresh {
-			// The right was given to an earlier run of this agent, which was
-			// cut off before it wrote anything. It is bound to that UID.
-			if err := fleet.ValidateClusterUID(g.UID); err != nil {
-				m.centre.Granted = ""
-				return err
-			}
-			m.fresh = g.UID
+		if g.Node == m.cfg.Self && (g.UID != uid || m.fresh != uid) {
+			// The right is ours only under the UID that we asked with. Another
+			// one is a cluster that this node founded once and knows nothing
+			// of any more: founding again would make a second one.
+			m.centre.Granted, m.centre.Unsure = "", true
 		}
 		return nil
 	})
@@ -233,6 +230,8 @@ func (m *Member) keepLease(ctx context.Context) error {
 			if !m.holds(ask.plan) { // the first one is waited for
 				pause = min(pause, 2*time.Second)
 			}
+		} else {
+			m.outcome("lease", nil)
 		}
 		if !sleep(ctx, pause) {
 			return nil

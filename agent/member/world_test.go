@@ -254,7 +254,7 @@ func (x *node) AskFounding(_ context.Context, _, uid string) (Grant, error) {
 	if !w.centre {
 		return Grant{}, errors.New("the centre does not answer")
 	}
-	if w.grant.Node == "" {
+	if w.grant.Node == "" || w.grant.Node == x.id && w.etcd.ledger == nil {
 		w.grant = Grant{Node: x.id, UID: uid}
 	}
 	return w.grant, nil
