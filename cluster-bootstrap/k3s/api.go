@@ -26,6 +26,9 @@ type Config struct {
 	// Child and Ports are those of launch.Config, for cluster-reset.
 	Child []string
 	Ports []int
+	// Birth are the charter's birth settings of now; optional. Without it
+	// K3s.Args is known after the first Start only.
+	Birth func() (fleet.BirthSettings, bool)
 	// API is where this node's k3s answers; zero: 127.0.0.1:6443. Workers use
 	// the address in their kubeconfig.
 	API netip.AddrPort
@@ -94,9 +97,13 @@ type DiskSigns struct {
 // Start is what to start.
 type Start struct {
 	Role clusterbootstrap.Role
-	// Plan is the promotion whose lease a candidate needs; "" for others, and
-	// for a candidate that replaces a dead server (no lease is needed there).
-	Plan     string
+	// Plan is the promotion whose lease a candidate needs. "": any lease of
+	// this boot counts.
+	Plan string
+	// Unfenced is a candidate that takes the place of a dead server: two
+	// others hold the quorum whatever it does, nobody resets, and it needs no
+	// lease.
+	Unfenced bool
 	Settings Settings
 	// Init makes a new cluster. RoleServer only, and only without datastore.
 	Init bool

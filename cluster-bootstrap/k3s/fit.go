@@ -7,6 +7,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -25,16 +26,14 @@ const MaxFsync = 100 * time.Millisecond
 
 const (
 	fsyncWrites = 200
-	fsyncSize   = 4096 // what an etcd log record and its padding come to
+	fsyncSize   = 8 << 10 // a log record of a Kubernetes object
 	fsyncLimit  = 20 * time.Second
 )
 
 // Fit reports why this node cannot become a server by x (ErrUnfit), or nil:
-// version, critical settings, speed of the disk.
+// version, critical settings, speed of the disk. The tokens in x may be empty,
+// so that it can be asked before anybody sends them.
 func (m *Manager) Fit(ctx context.Context, x Material, b fleet.BirthSettings) error {
-	if err := x.Validate(); err != nil {
-		return err
-	}
 	if x.As != clusterbootstrap.RoleServer {
 		return fmt.Errorf("%w: the material is that of a %s", ErrUnfit, x.As)
 	}
@@ -103,6 +102,40 @@ func Fsync(ctx context.Context, dir string) (time.Duration, error) {
 		}
 	}
 	return percentile99(took), nil
+}
+
+// diskSpeed is the last measurement. It is taken beside everything else, since
+// a slow disk takes long to show it.
+type diskSpeed struct {
+	mu   sync.Mutex
+	busy bool
+	at   time.Duration // CLOCK_BOOTTIME; 0: never
+	p99  time.Duration
+}
+
+// measureEvery is how often the disk is measured: they age.
+const measureEvery = 24 * time.Hour
+
+// fsync returns what is known of the disk, and sees that something will be.
+// While the datastore is in use nothing is measured: it would be disturbed.
+func (m *Manager) fsync(serving bool) time.Duration {
+	d := &m.disk
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	now := m.cfg.Boottime()
+	if !d.busy && !serving && (d.at == 0 || now-d.at > measureEvery) {
+		d.busy = true
+		go func() {
+			p99, err := Fsync(context.Background(), m.cfg.Paths.Data)
+			if err != nil {
+				m.cfg.Log.Warn("measure the disk", "err", err)
+			}
+			d.mu.Lock()
+			defer d.mu.Unlock()
+			d.busy, d.at, d.p99 = false, m.cfg.Boottime(), p99
+		}()
+	}
+	return d.p99
 }
 
 // percentile99 is the smallest value that 99 of 100 do not exceed.

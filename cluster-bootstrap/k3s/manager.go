@@ -21,9 +21,11 @@ import (
 // Manager does what the planner wants of this node's k3s. Its methods may be
 // called from one goroutine at a time.
 type Manager struct {
-	cfg  Config
-	boot string
-	seen seen
+	cfg   Config
+	boot  string
+	seen  seen
+	birth *fleet.BirthSettings // of the last start
+	disk  diskSpeed
 	// client of the API, as long as the files behind it stay the same.
 	client    *kube.Client
 	clientKey string
@@ -80,14 +82,12 @@ func roleOf(r launch.Role) clusterbootstrap.Role {
 	return clusterbootstrap.RoleNone
 }
 
-func (m *Manager) noteOf(r clusterbootstrap.Role, plan string) (launch.RoleNote, error) {
+func noteOf(r clusterbootstrap.Role, plan string, unfenced bool) (launch.RoleNote, error) {
 	switch r {
 	case clusterbootstrap.RoleWorker:
 		return launch.RoleNote{Role: launch.Worker}, nil
 	case clusterbootstrap.RoleCandidate:
-		if plan == "" {
-			// In a replacement two confirmed servers hold the quorum whatever
-			// this one does: nobody resets, so there is no lease.
+		if unfenced {
 			return launch.RoleNote{Role: launch.Joiner}, nil
 		}
 		return launch.RoleNote{Role: launch.Candidate, Plan: plan}, nil
@@ -103,7 +103,7 @@ func (m *Manager) Start(ctx context.Context, s Start) error {
 	if s.Settings.Self != m.cfg.Self {
 		return fmt.Errorf("k3s: start: the settings are those of %s", s.Settings.Self)
 	}
-	note, err := m.noteOf(s.Role, s.Plan)
+	note, err := noteOf(s.Role, s.Plan, s.Unfenced)
 	if err != nil {
 		return err
 	}
@@ -128,6 +128,7 @@ func (m *Manager) Start(ctx context.Context, s Start) error {
 	if err := m.writeConfig(s.Role, s.Settings); err != nil {
 		return err
 	}
+	m.birth = &s.Settings.Birth
 	if err := launch.WriteFile(m.cfg.Paths.RoleFile(), note); err != nil {
 		return err
 	}
@@ -200,7 +201,7 @@ func (m *Manager) SetRole(role clusterbootstrap.Role) error {
 	if err != nil {
 		return err
 	}
-	note, err := m.noteOf(role, old.Plan)
+	note, err := noteOf(role, old.Plan, old.Role == launch.Joiner)
 	if err != nil {
 		return err
 	}
@@ -208,7 +209,8 @@ func (m *Manager) SetRole(role clusterbootstrap.Role) error {
 }
 
 // WriteLease allows a candidate to run k3s until CLOCK_BOOTTIME is until: the
-// time at which the lease was *asked for*, plus what the leader gave.
+// time at which the lease was *asked for*, plus what the leader gave. It may be
+// called beside other methods.
 func (m *Manager) WriteLease(plan string, until time.Duration) error {
 	if plan == "" {
 		return errors.New("k3s: write lease: no plan")

@@ -49,6 +49,7 @@ func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns)
 	signs := DiskSigns{Role: roleOf(note.Role), Aside: exists(m.asideFile()), Datastore: exists(p.WAL()), Tombstone: exists(p.Tombstone()),
 		ResetFlag: exists(p.ResetFlag()), AgentCert: exists(p.AgentCert())}
 	k := m.process(note)
+	m.standing(ctx, &k)
 	if k.Process == clusterbootstrap.ProcessNone {
 		m.seen.members = nil
 		return k, signs
@@ -61,6 +62,25 @@ func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns)
 	}
 	m.askServer(ctx, &k)
 	return k, signs
+}
+
+// standing adds what is known whether k3s runs or not.
+func (m *Manager) standing(ctx context.Context, k *clusterbootstrap.K3s) {
+	v, err := m.Version(ctx)
+	if err != nil {
+		m.cfg.Log.Warn("ask k3s for its version", "err", err)
+	}
+	k.Version = v
+	k.Fsync = m.fsync(k.Process == clusterbootstrap.ProcessServer)
+	if m.cfg.Birth != nil {
+		if b, ok := m.cfg.Birth(); ok {
+			k.Args = CriticalDigest(b)
+			return
+		}
+	}
+	if m.birth != nil {
+		k.Args = CriticalDigest(*m.birth)
+	}
 }
 
 // process says which k3s runs. One that ended by itself and is about to be
@@ -115,6 +135,7 @@ func (m *Manager) askServer(ctx context.Context, k *clusterbootstrap.K3s) {
 	c, err := m.admin()
 	if err != nil {
 		noInfo()
+		k.Damaged = damage(m.cfg.Paths.LogFile())
 		return
 	}
 	var (
@@ -154,6 +175,7 @@ func (m *Manager) askServer(ctx context.Context, k *clusterbootstrap.K3s) {
 		slices.SortFunc(k.Members, func(a, b clusterbootstrap.Member) int { return strings.Compare(string(a.Node), string(b.Node)) })
 	} else {
 		noInfo()
+		k.Damaged = damage(m.cfg.Paths.LogFile())
 		m.cfg.Log.Debug("ask /db/info", "err", infoErr)
 	}
 	if apiErr != nil {

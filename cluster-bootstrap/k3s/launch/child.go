@@ -58,6 +58,10 @@ func environment(notify string) []string {
 	return env
 }
 
+// StartMark begins the line of the log that separates one run of k3s from the
+// next.
+const StartMark = "--- muster starts"
+
 // startChild starts k3s. fenced: the kernel kills it when this launcher dies,
 // for then nobody watches its lease. Without it k3s outlives the launcher.
 func startChild(cfg Config, args []string, fenced bool, notify string) (*child, error) {
@@ -74,6 +78,7 @@ func startChild(cfg Config, args []string, fenced bool, notify string) (*child, 
 		}
 		defer f.Close()
 		out = f
+		fmt.Fprintf(f, "%s k3s %s, CLOCK_BOOTTIME %s\n", StartMark, args[0], Boottime())
 	}
 	argv := append(append([]string{}, cfg.Child[1:]...), cfg.Paths.ProcessFile(), cfg.Binary)
 	cmd := exec.Command(cfg.Child[0], append(argv, args...)...)

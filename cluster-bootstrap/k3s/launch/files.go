@@ -36,7 +36,7 @@ const (
 // RoleNote is the role file.
 type RoleNote struct {
 	Role Role `json:"role"`
-	// Plan is the promotion whose lease a candidate needs.
+	// Plan is the promotion whose lease a candidate needs; "": of any.
 	Plan string `json:"plan,omitempty"`
 }
 
@@ -156,7 +156,7 @@ func (p Paths) readLease(plan, boot string, now time.Duration) time.Duration {
 }
 
 func (l Lease) holds(plan, boot string, now time.Duration) time.Duration {
-	if plan == "" || l.Plan != plan || l.Boot != boot || l.Until <= now || l.Until-now > MaxLease {
+	if plan != "" && l.Plan != plan || l.Boot != boot || l.Until <= now || l.Until-now > MaxLease {
 		return 0
 	}
 	return l.Until
