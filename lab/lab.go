@@ -53,9 +53,9 @@ func (l *Lab) At(at time.Time, source, event, text string, tell bool) {
 }
 
 // Footer shows lines below the time line when people watch at a terminal. Each
-// line must be shorter than the terminal is wide and end in a newline.
+// line must be no longer than Spec.Width and end in a newline.
 func (l *Lab) Footer(text string) {
-	if l.Spec.Live {
+	if l.Spec.Width > 0 {
 		l.line.setFooter(text)
 	}
 }

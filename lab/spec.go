@@ -71,8 +71,9 @@ type Spec struct {
 	Step  string `json:"step,omitempty"`
 	Who   string `json:"who,omitempty"`
 	Never bool   `json:"never,omitempty"`
-	// Live draws a table of the nodes below the time line.
-	Live bool `json:"live,omitempty"`
+	// Width is that of the terminal that people watch at: a table of the nodes
+	// stands below the time line. 0: nobody does.
+	Width int `json:"width,omitempty"`
 	// Timeout is for the whole run; 15 minutes if 0.
 	Timeout time.Duration `json:"timeout"`
 	// Keep leaves the machines running after the scenario until interrupted.

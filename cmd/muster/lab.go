@@ -174,7 +174,7 @@ func labPrepare(s *lab.Spec) (lab.Scenario, error) {
 		if err := labK3s(s); err != nil {
 			return sc, err
 		}
-		s.Live = isTerminal(os.Stdout)
+		s.Width = terminalWidth(os.Stdout)
 	}
 	if s.NodeProgram == "" {
 		if s.NodeProgram = nodeProgram(); s.NodeProgram == "" && s.Image == "" {

@@ -52,14 +52,21 @@ func labK3s(s *lab.Spec) error {
 	case strings.TrimSpace(line) == "":
 		return exitError{3, errors.New(s.K3s + " --version says nothing")}
 	}
-	s.K3sVersion = strings.TrimSpace(line)
+	s.K3sVersion = strings.TrimPrefix(strings.TrimSpace(line), "k3s version ")
 	// By what it says of itself, so that a renamed one is still no k3s.
 	s.StandIn = strings.Contains(strings.ToLower(s.K3sVersion), "stand")
 	return nil
 }
 
-// isTerminal reports whether people watch f.
-func isTerminal(f *os.File) bool {
-	_, err := unix.IoctlGetTermios(int(f.Fd()), unix.TCGETS)
-	return err == nil
+// terminalWidth is how wide the terminal is that people watch f at; 0 if they
+// do not.
+func terminalWidth(f *os.File) int {
+	size, err := unix.IoctlGetWinsize(int(f.Fd()), unix.TIOCGWINSZ)
+	if err != nil {
+		return 0
+	}
+	if size.Col == 0 {
+		return 80 // it does not know
+	}
+	return int(size.Col)
 }

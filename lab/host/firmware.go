@@ -146,3 +146,6 @@ func EventLog(events []Event) []byte {
 	}
 	return out
 }
+
+// Measured is the measurement of a program that is none of ours.
+func Measured(pcr int, program []byte) Event { return data(pcr, evApplication, program) }

@@ -144,7 +144,7 @@ func (n *first) network() error {
 	if err := up("lo"); err != nil {
 		return err
 	}
-	return configureLink(Link, address{n.b.Address, n.b.Gateway})
+	return ConfigureLink(Link, Address{n.b.Address, n.b.Gateway})
 }
 
 // powerTPM starts the TPM and does what firmware does with it.
@@ -193,7 +193,7 @@ func (n *first) obey(r request) (answer, error) {
 	case "kill":
 		return answer{}, n.stop(r.Service.Name, syscall.SIGKILL, false)
 	case "address":
-		return answer{}, configureLink(Link, address{r.Address, r.Gateway})
+		return answer{}, ConfigureLink(Link, Address{r.Address, r.Gateway})
 	}
 	return answer{}, fmt.Errorf("host: no operation %q", r.Op)
 }

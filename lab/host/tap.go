@@ -41,8 +41,8 @@ func OpenTap(name string, mac net.HardwareAddr) (*os.File, error) {
 	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil
 }
 
-// address is what a link gets.
-type address struct {
+// Address is what a link gets.
+type Address struct {
 	// CIDR is the address with its prefix, Gateway the default route ("": none).
 	CIDR, Gateway string
 }
@@ -59,8 +59,8 @@ func up(name string) error {
 	return nil
 }
 
-// configureLink sets a link up with exactly these addresses.
-func configureLink(name string, want ...address) error {
+// ConfigureLink sets a link up with exactly these addresses.
+func ConfigureLink(name string, want ...Address) error {
 	fail := func(err error) error { return fmt.Errorf("host: set up link %s: %w", name, err) }
 	l, err := netlink.LinkByName(name)
 	if err != nil {

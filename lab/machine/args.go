@@ -75,7 +75,7 @@ func (c Config) args(fw firmware, tpm string, n int) []string {
 		// network stack boots, as on a real PC.
 		card := c.NIC + ",netdev=net0,mac=" + c.MAC + ",romfile="
 		switch {
-		case c.Boot == BootDisk:
+		case c.Boot == BootDisk, c.FirmwareOrder:
 		case c.DiskFirst:
 			card += ",bootindex=2"
 		default:
@@ -120,6 +120,7 @@ func (c Config) args(fw firmware, tpm string, n int) []string {
 			device += ",serial=" + serial
 		}
 		switch {
+		case c.FirmwareOrder:
 		case d.Boot && (c.Boot == BootDisk || c.DiskFirst):
 			device += ",bootindex=1"
 		case d.Boot:

@@ -100,6 +100,9 @@ type Config struct {
 	// DiskFirst makes the firmware of a machine that boots from the network
 	// try the disks marked Boot before.
 	DiskFirst bool
+	// FirmwareOrder leaves the order to the firmware's own variables, as on a
+	// real PC; otherwise QEMU tells the firmware the order at each power-on.
+	FirmwareOrder bool
 	// Disks in the order in which the machine sees them.
 	Disks []Disk
 
@@ -228,7 +231,7 @@ func (c Config) validate() error {
 			bootable++
 		}
 	}
-	if (c.Boot == BootDisk || c.DiskFirst) && bootable == 0 {
+	if (c.Boot == BootDisk || c.DiskFirst) && bootable == 0 && !c.FirmwareOrder {
 		bad("boot by disk without a disk marked as bootable")
 	}
 	if c.UUID != "" && !uuidForm.MatchString(c.UUID) {

@@ -323,6 +323,22 @@ func (m *Machine) Reset(ctx context.Context) error {
 	return err
 }
 
+// Press presses a key of the machine's keyboard, by QEMU's name for it ("ret",
+// "x").
+func (m *Machine) Press(ctx context.Context, key string) error {
+	m.mu.Lock()
+	run := m.run
+	m.mu.Unlock()
+	if run == nil {
+		return fmt.Errorf("machine: press a key of %s: it is off", m.name)
+	}
+	args := map[string]any{"keys": []map[string]string{{"type": "qcode", "data": key}}}
+	if _, err := run.qmp.Execute(ctx, "send-key", args); err != nil {
+		return fmt.Errorf("machine: press key %s of %s: %w", key, m.name, err)
+	}
+	return nil
+}
+
 // Cut takes the power away from machine and TPM in one moment, as pulling the
 // plug does: neither gets to write anything. It is no error if the machine is
 // off already.

@@ -21,7 +21,7 @@ import (
 
 // All returns the scenarios, in the order of `muster lab scenarios`.
 func All() []lab.Scenario {
-	return []lab.Scenario{
+	return append([]lab.Scenario{
 		{
 			Name:    "boot",
 			Summary: "machines boot the recovery image by the firmware's own network stack",
@@ -42,7 +42,7 @@ func All() []lab.Scenario {
 			Summary: "a centre, a boot host and machines that wait for approval, to play with (muster lab up)",
 			Prepare: prepareEnroll, Run: runUp,
 		},
-	}
+	}, siteScenarios()...)
 }
 
 // Find returns a scenario by name.

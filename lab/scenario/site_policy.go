@@ -1,0 +1,15 @@
+package scenario
+
+import (
+	"context"
+	"fmt"
+)
+
+// makeSite makes the site at the centre with what its charter shall say.
+func (s *shop) makeSite(ctx context.Context) error {
+	args := []string{"site", "set", site, "--create", "--founding", string(s.opts.founding), "--promote-after", "0s"}
+	if _, err := s.c.muster(ctx, append(args, s.opts.policy...)...); err != nil {
+		return fmt.Errorf("scenario: make site: %w", err)
+	}
+	return nil
+}

@@ -1,0 +1,137 @@
+package scenario
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/http"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/muster-edge/muster/lab"
+)
+
+// probeEvery is the pause between two questions to the API.
+const probeEvery = 200 * time.Millisecond
+
+// gaps measures how long the API does not answer, as seen from the founder and
+// from a node that stays a worker.
+type gaps struct {
+	s    *shop
+	stop context.CancelFunc
+	wg   sync.WaitGroup
+
+	mu    sync.Mutex
+	worst map[string]time.Duration
+	asked map[string]int
+	last  map[string]time.Time // the last good answer
+}
+
+// probe begins to measure. Who the founder is, is known; the worker is chosen
+// when there is one.
+func (s *shop) probe(ctx context.Context) *gaps {
+	ctx, cancel := context.WithCancel(ctx)
+	g := &gaps{s: s, stop: cancel, worst: map[string]time.Duration{}, asked: map[string]int{}, last: map[string]time.Time{}}
+	servers := s.watch.now().with(s, roleServer)
+	if len(servers) == 0 {
+		return g
+	}
+	founder := servers[0]
+	g.wg.Go(func() { g.ask(ctx, "founder", founder, founder) })
+	g.wg.Go(func() {
+		if w := s.lastWorker(ctx); w != nil {
+			s.l.Note("lab", "probe", "the API is probed from worker "+w.Name())
+			g.ask(ctx, "worker", w, founder)
+		}
+	})
+	return g
+}
+
+// lastWorker is a worker that may not serve or comes last: one that most
+// likely stays a worker.
+func (s *shop) lastWorker(ctx context.Context) *box {
+	for ctx.Err() == nil {
+		if v := s.watch.now(); v.best.ready() > 3 || len(s.nodes) <= 3 && v.best.ready() > 1 {
+			workers := v.with(s, roleWorker)
+			if len(workers) > 0 {
+				return workers[len(workers)-1]
+			}
+		}
+		if pause(ctx, probeEvery) != nil {
+			return nil
+		}
+	}
+	return nil
+}
+
+func (g *gaps) ask(ctx context.Context, who string, from, of *box) {
+	for ctx.Err() == nil {
+		k, err := from.kube(of)
+		if err == nil && from != of {
+			k.base, err = from.workersWay(of)
+		}
+		if err == nil {
+			k.client.Timeout = 2 * time.Second
+			err = k.ready(ctx)
+		}
+		now := time.Now()
+		g.mu.Lock()
+		g.asked[who]++
+		if err == nil {
+			if at, ok := g.last[who]; ok {
+				g.worst[who] = max(g.worst[who], now.Sub(at)-probeEvery)
+			}
+			g.last[who] = now
+		}
+		g.mu.Unlock()
+		if pause(ctx, probeEvery) != nil {
+			return
+		}
+	}
+}
+
+// workersWay is where a worker's own kubelet finds the API: k3s' load balancer
+// on its loopback.
+func (b *box) workersWay(*box) (string, error) { return "https://127.0.0.1:6444", nil }
+
+func (g *gaps) end() {
+	g.stop()
+	g.wg.Wait()
+}
+
+// report puts the gaps into the result.
+func (g *gaps) report() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for _, who := range []string{"founder", "worker"} {
+		if _, ok := g.last[who]; !ok {
+			continue
+		}
+		ms := float64(g.worst[who].Round(time.Millisecond).Milliseconds())
+		g.s.l.Site(func(r *lab.SiteResult) { r.APIGap[who] = &ms })
+		g.s.l.Say("lab", "api-gap", fmt.Sprintf("longest time without an answer of the API seen from %s: %.0f ms (%d questions)", who, ms, g.asked[who]))
+	}
+}
+
+// post sends JSON and wants it created.
+func post(ctx context.Context, c *http.Client, url, body string) error {
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, strings.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	rsp, err := c.Do(req)
+	if err != nil {
+		return err
+	}
+	defer rsp.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(rsp.Body, 4096))
+	if err != nil {
+		return err
+	}
+	if rsp.StatusCode != http.StatusCreated {
+		return fmt.Errorf("%s: %s: %.200s", url, rsp.Status, text)
+	}
+	return nil
+}

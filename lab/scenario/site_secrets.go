@@ -1,0 +1,159 @@
+package scenario
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+)
+
+// clusterSecrets are the secrets of the cluster that b is a server of: what
+// nobody but servers may have.
+func (b *box) clusterSecrets() ([]canary, error) {
+	var out []canary
+	data := b.Files() + k3sData
+	token, err := os.ReadFile(data + "/server/token")
+	if err != nil {
+		return nil, fmt.Errorf("scenario: read server token of %s: %w", b.Name(), err)
+	}
+	// K10<hash>::server:<secret>; the hash is public.
+	text := strings.TrimSpace(string(token))
+	secret := text[strings.LastIndex(text, ":")+1:]
+	if len(secret) < 16 {
+		return nil, fmt.Errorf("scenario: read server token of %s: a secret of %d characters", b.Name(), len(secret))
+	}
+	out = append(out, canary{"the server token of " + b.Name(), []byte(secret)})
+	err = filepath.WalkDir(data+"/server/tls", func(path string, d fs.DirEntry, err error) error {
+		name := filepath.Base(path)
+		if err != nil || !d.Type().IsRegular() || !strings.HasSuffix(name, "-ca.key") && name != "service.key" {
+			return err
+		}
+		key, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		lines := strings.Split(strings.TrimSpace(string(key)), "\n")
+		if len(lines) < 3 {
+			return fmt.Errorf("%s is no key", path)
+		}
+		out = append(out, canary{name + " of " + b.Name(), []byte(lines[len(lines)/2])})
+		return nil
+	})
+	if err != nil {
+		return nil, fmt.Errorf("scenario: collect secrets of %s: %w", b.Name(), err)
+	}
+	if len(out) < 4 {
+		return nil, fmt.Errorf("scenario: collect secrets of %s: only %d found", b.Name(), len(out))
+	}
+	return out, nil
+}
+
+// privatePlaces are the directories of a node that hold what it knows, on its
+// disk and in its memory.
+var privatePlaces = []string{"/var", "/etc/rancher", "/etc/muster", "/run", "/tmp", "/root"}
+
+// holds returns an error for each secret that is on the node.
+func (b *box) holds(secrets []canary) error {
+	root := b.Files()
+	if root == "" {
+		return fmt.Errorf("scenario: search %s: it is off", b.Name())
+	}
+	var hits []error
+	for _, place := range privatePlaces {
+		err := filepath.WalkDir(root+place, func(path string, d fs.DirEntry, err error) error {
+			switch {
+			case errors.Is(err, fs.ErrNotExist): // files come and go
+				return nil
+			case err != nil || !d.Type().IsRegular():
+				return err
+			}
+			info, err := d.Info()
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			if info.Size() > maxScan {
+				return fmt.Errorf("%s has %d bytes, too many to search", path, info.Size())
+			}
+			text, err := os.ReadFile(path)
+			if errors.Is(err, fs.ErrNotExist) {
+				return nil
+			}
+			if err != nil {
+				return err
+			}
+			for _, s := range secrets {
+				if bytes.Contains(text, s.bytes) {
+					hits = append(hits, fmt.Errorf("%s holds %s in %s", b.Name(), s.name, strings.TrimPrefix(path, root)))
+				}
+			}
+			return nil
+		})
+		if err != nil {
+			return fmt.Errorf("scenario: search %s: %w", b.Name(), err)
+		}
+	}
+	return errors.Join(hits...)
+}
+
+// checkSecrets searches for the cluster's secrets wherever they must not be:
+// on workers and strangers, in logs and captures, in command lines. The same
+// search must find them where they belong.
+func (s *shop) checkSecrets() error {
+	v := s.watch.now()
+	servers := v.with(s, roleServer)
+	if len(servers) == 0 {
+		return s.l.Check("secrets stay where they belong", errors.New("there is no server to learn them from"))
+	}
+	var secrets []canary
+	for _, b := range servers {
+		list, err := b.clusterSecrets()
+		if err != nil {
+			return s.l.Check("secrets stay where they belong", err)
+		}
+		secrets = append(secrets, list...)
+	}
+	if err := servers[0].holds(secrets); err == nil {
+		return s.l.Check("the search for secrets finds them on a server", errors.New("it finds nothing"))
+	}
+	var errs []error
+	searched := 0
+	for _, b := range s.nodes {
+		if _, on := b.On(); on && v.role(b) != roleServer && v.role(b) != roleCandidate {
+			errs = append(errs, b.holds(secrets))
+			searched++
+		}
+	}
+	if err := s.l.Check(fmt.Sprintf("no cluster secret is on the disk or in the memory files of the %d nodes that are no servers", searched), errors.Join(errs...)); err != nil {
+		return err
+	}
+	logs, err := s.logs()
+	if err == nil {
+		err = search(secrets, logs...)
+	}
+	if err := s.l.Check("no cluster secret is in logs, captures, commands or events", err); err != nil {
+		return err
+	}
+	return s.l.Check("no cluster secret is in a command line", searchCommandLines(secrets))
+}
+
+// logs are the files of a run that people may hand on, captures included.
+func (s *shop) logs() ([]string, error) {
+	var out []string
+	for _, pattern := range []string{"*.log", "*.jsonl", "node*/*.log", "node*/*.pcap"} {
+		found, err := filepath.Glob(s.l.Path(pattern))
+		if err != nil {
+			return nil, fmt.Errorf("scenario: list logs: %w", err)
+		}
+		out = append(out, found...)
+	}
+	if len(out) < 3 {
+		return nil, fmt.Errorf("scenario: list logs: only %d found", len(out))
+	}
+	return out, nil
+}
