@@ -143,3 +143,9 @@ func docVersionToProto(v fleet.DocVersion) *musterv1.DocVersion {
 func docVersion(v *musterv1.DocVersion) fleet.DocVersion {
 	return fleet.DocVersion{Epoch: v.GetEpoch(), N: v.GetN()}
 }
+
+// DocVersionToProto converts a version; the zero one becomes nil.
+func DocVersionToProto(v fleet.DocVersion) *musterv1.DocVersion { return docVersionToProto(v) }
+
+// DocVersion converts a version; nil becomes the zero one.
+func DocVersion(v *musterv1.DocVersion) fleet.DocVersion { return docVersion(v) }

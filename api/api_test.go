@@ -56,6 +56,9 @@ func TestRoundTrips(t *testing.T) {
 	t.Run("AuditRecord", thereAndBack(AuditRecordToProto, AuditRecordFromProto))
 	t.Run("Tenant", thereAndBack(TenantToProto, TenantFromProto))
 	t.Run("Site", thereAndBack(SiteToProto, SiteFromProto))
+	t.Run("SiteSettings", thereAndBack(SettingsToProto, SettingsFromProto))
+	t.Run("NodeReport", thereAndBack(NodeReportToProto, NodeReportFromProto))
+	t.Run("EscrowBlob", thereAndBack(EscrowBlobToProto, EscrowBlobFromProto))
 	t.Run("PreApproval", thereAndBack(PreApprovalToProto, PreApprovalFromProto))
 	t.Run("Stack", thereAndBack(StackToProto, StackFromProto))
 }
@@ -116,6 +119,7 @@ func TestEveryFieldOfADocumentIsShown(t *testing.T) {
 	t.Run("Admission", everyField(AdmissionToProto))
 	t.Run("Removal", everyField(RemovalToProto))
 	t.Run("Order", everyField(OrderToProto))
+	t.Run("IssuedOrder", everyField(IssuedOrderToProto))
 	t.Run("StackVersion", everyField(StackVersionToProto))
 	t.Run("Request", everyField(RequestToProto))
 	t.Run("Node", everyField(NodeToProto))

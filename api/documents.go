@@ -13,20 +13,8 @@ import (
 func CharterToProto(c fleet.Charter) *musterv1.Charter {
 	m := &musterv1.Charter{
 		Tenant: c.Tenant, Site: c.Site, Version: docVersionToProto(c.Version), Lab: c.Lab, AnyBoot: c.AnyBoot,
-		Founding: &musterv1.Founding{Mode: string(c.Founding.Mode), Founder: string(c.Founding.Founder)},
-		Policy: &musterv1.SitePolicy{
-			Servers: int64(c.Policy.Servers), PromoteAt: int64(c.Policy.PromoteAt),
-			PromoteAfterSeconds: c.Policy.PromoteAfter, ReplaceAfterSeconds: c.Policy.ReplaceAfter,
-		},
-		Birth: &musterv1.BirthSettings{
-			ClusterCidr: c.Birth.ClusterCIDR, ServiceCidr: c.Birth.ServiceCIDR, ClusterDns: c.Birth.ClusterDNS,
-			FlannelBackend: c.Birth.FlannelBackend, SecretsEncryption: c.Birth.SecretsEncryption,
-			Disable: c.Birth.Disable, MaxLearners: int64(c.Birth.MaxLearners), NodeCidr: c.Birth.NodeCIDR,
-		},
+		Founding: foundingToProto(c.Founding), Policy: policyToProto(c.Policy), Birth: birthToProto(c.Birth),
 		Delegates: c.Delegates, EscrowKey: c.EscrowKey, Issued: stamp(c.Issued),
-	}
-	for _, s := range c.Founding.Successors {
-		m.Founding.Successors = append(m.Founding.Successors, string(s))
 	}
 	for _, i := range c.Images {
 		m.Images = append(m.Images, &musterv1.ImageEvidence{

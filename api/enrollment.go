@@ -172,7 +172,7 @@ func NodeToProto(n fleet.Node) *musterv1.Node {
 		Identity: musterv1.IdentityTrust(n.Identity), Boot: musterv1.BootTrust(n.Boot), Image: n.Image,
 		Request: string(n.Request), Hardware: HardwareToProto(n.Hardware), Created: stamp(n.Created),
 		LastSeen: stamp(n.LastSeen), Source: n.Source, Reason: n.Reason, Generation: n.Generation, Revision: n.Revision,
-		Replaces: string(n.Replaces), ReplacedBy: string(n.ReplacedBy),
+		Replaces: string(n.Replaces), ReplacedBy: string(n.ReplacedBy), Removed: n.Removed,
 	}
 	if c := n.Certificate; c != (fleet.Certificate{}) {
 		m.Certificate = &musterv1.Certificate{Serial: c.Serial, NotBefore: stamp(c.NotBefore), NotAfter: stamp(c.NotAfter)}
@@ -199,6 +199,7 @@ func NodeFromProto(m *musterv1.Node) (fleet.Node, error) {
 		Created: r.time("created", m.GetCreated()), LastSeen: r.time("last_seen", m.GetLastSeen()),
 		Source: m.GetSource(), Reason: m.GetReason(), Generation: m.GetGeneration(), Revision: m.GetRevision(),
 		Replaces: fleet.NodeID(m.GetReplaces()), ReplacedBy: fleet.NodeID(m.GetReplacedBy()),
+		Removed: m.GetRemoved(),
 	}
 	return n, r.err("node")
 }

@@ -67,44 +67,14 @@ func AuditRecordFromProto(m *musterv1.AuditRecord) (fleet.AuditRecord, error) {
 
 // TenantToProto converts a tenant.
 func TenantToProto(t fleet.Tenant) *musterv1.Tenant {
-	return &musterv1.Tenant{Meta: metaToProto(t.Meta), Title: t.Title, Lab: t.Lab}
+	return &musterv1.Tenant{Meta: metaToProto(t.Meta), Title: t.Title, Lab: t.Lab, EscrowKey: t.EscrowKey}
 }
 
 // TenantFromProto converts a tenant.
 func TenantFromProto(m *musterv1.Tenant) (fleet.Tenant, error) {
 	var r reading
-	t := fleet.Tenant{Meta: r.meta(m.GetMeta()), Title: m.GetTitle(), Lab: m.GetLab()}
+	t := fleet.Tenant{Meta: r.meta(m.GetMeta()), Title: m.GetTitle(), Lab: m.GetLab(), EscrowKey: m.GetEscrowKey()}
 	return t, r.err("tenant")
-}
-
-// SiteToProto converts a site.
-func SiteToProto(s fleet.Site) *musterv1.Site {
-	return &musterv1.Site{
-		Meta: metaToProto(s.Meta), Title: s.Title, Location: s.Location,
-		Spec: &musterv1.SiteSpec{Stack: s.Spec.Stack, Version: s.Spec.Version, Charter: docVersionToProto(s.Spec.Charter)},
-		Status: &musterv1.SiteStatus{
-			Seen: stamp(s.Status.Seen), Generation: s.Status.Generation, Stack: s.Status.Stack, Version: s.Status.Version,
-			ClusterUid: s.Status.ClusterUID, ClusterEpoch: s.Status.ClusterEpoch, Servers: int64(s.Status.Servers),
-			Workers: int64(s.Status.Workers), Blocker: s.Status.Blocker,
-		},
-	}
-}
-
-// SiteFromProto converts a site.
-func SiteFromProto(m *musterv1.Site) (fleet.Site, error) {
-	var r reading
-	spec, status := m.GetSpec(), m.GetStatus()
-	s := fleet.Site{
-		Meta: r.meta(m.GetMeta()), Title: m.GetTitle(), Location: m.GetLocation(),
-		Spec: fleet.SiteSpec{Stack: spec.GetStack(), Version: spec.GetVersion(), Charter: docVersion(spec.GetCharter())},
-		Status: fleet.SiteStatus{
-			Seen: r.time("seen", status.GetSeen()), Generation: status.GetGeneration(), Stack: status.GetStack(),
-			Version: status.GetVersion(), ClusterUID: status.GetClusterUid(), ClusterEpoch: status.GetClusterEpoch(),
-			Servers: r.int("servers", status.GetServers()), Workers: r.int("workers", status.GetWorkers()),
-			Blocker: status.GetBlocker(),
-		},
-	}
-	return s, r.err("site")
 }
 
 // PreApprovalToProto converts a pre-approval.

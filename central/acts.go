@@ -138,7 +138,7 @@ func (s *Server) approve(ctx context.Context, c caller, a approval) (r fleet.Req
 			return err
 		}
 		if a.site != "" {
-			if created, err = ensureSite(t, by, c.Tenant, a.site, a.createSite); err != nil {
+			if created, err = s.ensureSite(t, by, c.Tenant, a.site, a.createSite); err != nil {
 				return err
 			}
 		}
@@ -172,7 +172,7 @@ func (s *Server) approvalPolicy(t fleet.Tenant) enroll.Policy {
 }
 
 // ensureSite makes the site if it is not there and create says so.
-func ensureSite(t store.Tx, by act, tenant, name string, create bool) (bool, error) {
+func (s *Server) ensureSite(t store.Tx, by act, tenant, name string, create bool) (bool, error) {
 	_, err := t.Site(tenant, name)
 	if !errors.Is(err, store.ErrNotFound) {
 		return false, err
@@ -180,14 +180,8 @@ func ensureSite(t store.Tx, by act, tenant, name string, create bool) (bool, err
 	if !create {
 		return false, &errNoSuch{fmt.Sprintf("there is no site %q in tenant %s", name, tenant), "give the name of one in `muster get sites`, or allow its creation"}
 	}
-	site := fleet.Site{Meta: fleet.Meta{Tenant: tenant, Name: name, Generation: 1, Created: by.now, Updated: by.now}}
-	if err := site.Validate(); err != nil {
-		return false, &enroll.Refused{Why: err.Error()}
-	}
-	if site, err = t.PutSite(site); err != nil {
-		return false, err
-	}
-	return true, by.record(t, tenant, audit.SiteCreated, "site/"+name, nil, site, "first use in an approval")
+	_, _, _, err = s.makeSite(t, by, fleet.Site{Meta: fleet.Meta{Tenant: tenant, Name: name}}, "first use in an approval")
+	return err == nil, err
 }
 
 // reject turns a request down.
@@ -244,6 +238,9 @@ func (s *Server) deny(ctx context.Context, c caller, id string, revision int64, 
 				return &enroll.Refused{Why: fmt.Sprintf("node %s is %s already", n.ID, before)}
 			}
 			n.Reason = reason
+			if _, err := s.scribe.expel(t, by, &n, "denied: "+reason); err != nil {
+				return err
+			}
 			if n, err = t.PutNode(n); err != nil {
 				return err
 			}

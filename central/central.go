@@ -129,11 +129,17 @@ type Server struct {
 	refusals *refusals
 	trust    *trust
 	index    *nodeIndex
-	seen     *lastSeen
-	enroll   *service.Service
-	boot     *bootRole
-	epoch    uint64
-	ready    atomic.Bool
+	sites    *siteIndex
+	scribe   scribe
+	// reports remembers what nodes said of their cluster.
+	reports *reportMemory
+	// stale asks for the sites' documents to be looked at.
+	stale  chan struct{}
+	seen   *lastSeen
+	enroll *service.Service
+	boot   *bootRole
+	epoch  uint64
+	ready  atomic.Bool
 	// stopping is closed when the server begins to stop: streams end then.
 	stopping chan struct{}
 }
@@ -145,7 +151,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, hub: newHub(), metrics: newMetrics(), index: newNodeIndex(), boot: &bootRole{}, stopping: make(chan struct{}), refusals: newRefusals(cfg.Log, cfg.Now)}
+	s := &Server{cfg: cfg, log: cfg.Log, hub: newHub(), metrics: newMetrics(), index: newNodeIndex(), sites: newSiteIndex(), reports: newReportMemory(), stale: make(chan struct{}, 1), boot: &bootRole{}, stopping: make(chan struct{}), refusals: newRefusals(cfg.Log, cfg.Now)}
 	if s.data, err = openDataDir(cfg.Data); err != nil {
 		return nil, err
 	}
@@ -158,7 +164,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err != nil {
 		return nil, err
 	}
-	s.store = st
+	s.store = &watched{Store: st, nodes: s.index, sites: s.sites}
 	if err := s.openAuthority(); err != nil {
 		return nil, err
 	}
@@ -181,6 +187,7 @@ func (s *Server) openAuthority() error {
 		s.log.Info("certificate authority made", logFile, s.data.path)
 	}
 	s.ca, s.nodeCA = ca, ca.ClientPool()
+	s.scribe = scribe{s.ca.OrdersKey}
 	return nil
 }
 
@@ -210,6 +217,9 @@ func (s *Server) prepare(ctx context.Context) error {
 	if _, err := s.trust.roots(ctx); err != nil {
 		return err
 	}
+	if err := s.sites.load(ctx, s.store, DefaultTenant); err != nil {
+		return err
+	}
 	return s.index.load(ctx, s.store, DefaultTenant)
 }
 
@@ -223,7 +233,7 @@ func (s *Server) openEnrollment() error {
 		return err
 	}
 	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: s.cfg.Now, filed: s.calledHome}
-	e.admission, e.approvals = admissions(s.ca.OrdersKey), s.approvalPolicy
+	e.scribe, e.approvals = &s.scribe, s.approvalPolicy
 	s.enroll, err = service.New(service.Config{
 		Tenant: DefaultTenant, Store: e, Issuer: issuer{s.ca}, Policy: s.trust.policy, Keys: keys.current,
 		Now: s.cfg.Now, Log: s.log, Limits: s.cfg.Limits, Observe: s.metrics.observe,
@@ -320,6 +330,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	g.Go(func() error { return cert.renew(ctx) })
 	g.Go(func() error { return s.sweep(ctx) })
+	g.Go(func() error { return s.refresh(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()
 		s.ready.Store(false)
@@ -411,7 +422,7 @@ const bodyLimit = enroll.MaxListBytes + 64<<10
 
 func (s *Server) operatorHandler() http.Handler {
 	mux := http.NewServeMux()
-	path, h := musterv1connect.NewManagementServiceHandler(management{s}, connect.WithReadMaxBytes(bodyLimit))
+	path, h := musterv1connect.NewManagementServiceHandler(management{Server: s}, connect.WithReadMaxBytes(bodyLimit))
 	mux.Handle(path, s.authenticate(h))
 	s.addHealth(mux)
 	return mux

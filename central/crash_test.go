@@ -53,7 +53,7 @@ func crashing(dir string) error {
 	if err != nil {
 		return err
 	}
-	h.admission = admissions(h.s.ca.OrdersKey)
+	h.scribe = &h.s.scribe
 	if os.Getenv(crashWork) == preApproving {
 		return errors.Join(crashingPreApproved(h), h.s.Close())
 	}

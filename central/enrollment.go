@@ -20,12 +20,13 @@ import (
 // one transaction that holds the decision of package enroll, the audit
 // records of it and the events for those who watch.
 type enrollment struct {
-	store     store.Store
-	hub       *hub
-	index     *nodeIndex
-	metrics   *metrics
-	now       func() time.Time
-	admission admissionMaker
+	store   store.Store
+	hub     *hub
+	index   *nodeIndex
+	metrics *metrics
+	now     func() time.Time
+	// scribe signs what goes with a certificate; nil: nothing does.
+	scribe *scribe
 	// approvals is what people of a tenant may approve today; nil: anything
 	// that was approved once is good for a new certificate.
 	approvals  func(fleet.Tenant) enroll.Policy
@@ -208,18 +209,16 @@ func (e *enrollment) Issue(ctx context.Context, tenant string, id fleet.RequestI
 		if err != nil {
 			return err
 		}
-		if node, err = nodeFor(t, r, out, now); err != nil {
+		var was fleet.Node
+		if was, node, err = nodeFor(t, r, out, now); err != nil {
 			return err
 		}
-		if r.Site != "" && e.admission != nil {
-			doc, err := e.admission(t, node, now)
+		if e.scribe != nil {
+			documents, err := e.scribe.settle(t, act{actor: "system", now: now}, was, &node)
 			if err != nil {
 				return err
 			}
-			if err := t.AddDocument(doc); err != nil {
-				return err
-			}
-			out.Documents = append(out.Documents[:len(out.Documents):len(out.Documents)], doc.Envelope)
+			out.Documents = append(out.Documents[:len(out.Documents):len(out.Documents)], documents...)
 		}
 		if err := t.AddIssued(store.Issued{
 			Tenant: tenant, Request: id, Node: r.Node, LDevIDKey: out.LDevIDKey, Serial: out.Serial,
@@ -262,31 +261,33 @@ func issuedFrom(i store.Issued) enroll.Issued {
 	}
 }
 
-// nodeFor is the node as it is after the certificate was made. A node that
-// was denied stays denied.
-func nodeFor(t store.Reader, r fleet.Request, i enroll.Issued, now time.Time) (fleet.Node, error) {
-	n, err := t.Node(r.Tenant, r.Node)
+// nodeFor is the node as it is before and after the certificate was made. A
+// node that was denied stays denied.
+func nodeFor(t store.Reader, r fleet.Request, i enroll.Issued, now time.Time) (was, n fleet.Node, err error) {
+	n, err = t.Node(r.Tenant, r.Node)
 	switch {
 	case errors.Is(err, store.ErrNotFound):
 		n = fleet.Node{ID: r.Node, Tenant: r.Tenant, Words: r.Words, Created: now, EK: r.Evidence.EK}
 	case err != nil:
-		return n, err
+		return n, n, err
 	}
+	was = n
 	if n.State == fleet.NodeDenied {
-		return n, enroll.ErrDenied
+		return was, n, enroll.ErrDenied
 	}
 	if n.Incarnation == 0 && r.Site != "" {
 		n.Incarnation = 1
 	}
 	if n.Site != r.Site || n.Revision == 0 {
 		n.Generation++
+		n.MayServe = r.Site != ""
 	}
 	// A renewal (same request, same key) does not make the node wait for its
 	// first call again.
 	if n.State != fleet.NodeActive || n.Request != r.ID || !slices.Equal(n.LDevIDKey, r.Evidence.LDevIDKey) {
 		n.State = fleet.NodeApproved
 	}
-	n.Site, n.Labels, n.MayServe = r.Site, r.Labels, r.Site != ""
+	n.Site, n.Labels = r.Site, r.Labels
 	n.Aliases, n.AKName, n.LDevIDName, n.LDevIDKey = r.Evidence.Aliases, r.Evidence.AKName, r.Evidence.LDevIDName, r.Evidence.LDevIDKey
 	n.Identity, n.Boot, n.Image, n.Hardware = r.Identity, r.Boot, r.Image, r.Evidence.Hardware
 	n.Request, n.Source, n.LastSeen = r.ID, r.Source, now
@@ -294,7 +295,7 @@ func nodeFor(t store.Reader, r fleet.Request, i enroll.Issued, now time.Time) (f
 		n.Replaces = r.Replaces
 	}
 	n.Certificate = fleet.Certificate{Serial: i.Serial, NotBefore: i.NotBefore, NotAfter: i.NotAfter}
-	return n, nil
+	return was, n, nil
 }
 
 // Denied implements service.Store.

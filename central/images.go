@@ -5,11 +5,9 @@ import (
 	"context"
 	"crypto"
 	"crypto/x509"
-	"encoding/json"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"time"
 
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
@@ -29,6 +27,7 @@ func (s *Server) registerImage(ctx context.Context, c caller, envelope []byte) (
 	})
 	if err == nil {
 		s.trust.forget()
+		s.documentsStale()
 		s.hub.changed(eventsTopic(c.Tenant))
 	}
 	return image, created, err
@@ -115,45 +114,4 @@ func trustReleaseKeys(t store.Tx, by act, tenant string, pemText []byte, reason 
 		}
 	}
 	return ids, added, nil
-}
-
-// admissionMaker makes the signed fact that a node belongs to its site. It
-// runs inside the transaction that issues the certificate.
-type admissionMaker func(t store.Tx, n fleet.Node, now time.Time) (store.Document, error)
-
-func admissions(orders func(tenant string) (crypto.Signer, error)) admissionMaker {
-	return func(t store.Tx, n fleet.Node, now time.Time) (store.Document, error) {
-		key, err := orders(n.Tenant)
-		if err != nil {
-			return store.Document{}, fmt.Errorf("central: make admission: %w", err)
-		}
-		version, err := t.NextVersion()
-		if err != nil {
-			return store.Document{}, fmt.Errorf("central: make admission: %w", err)
-		}
-		a := fleet.Admission{
-			Format: fleet.AdmissionFormat, Tenant: n.Tenant, Site: n.Site, Node: n.ID, Incarnation: n.Incarnation,
-			LDevIDKey: n.LDevIDKey, Labels: n.Labels, MayServe: n.MayServe, Version: version, Issued: now.UTC(),
-		}
-		if err := a.Validate(); err != nil {
-			return store.Document{}, fmt.Errorf("central: make admission: %w", err)
-		}
-		payload, err := json.Marshal(a)
-		if err != nil {
-			return store.Document{}, fmt.Errorf("central: make admission: %w", err)
-		}
-		env, err := statement.Sign(fleet.AdmissionPayload, payload, key)
-		if err != nil {
-			return store.Document{}, fmt.Errorf("central: sign admission: %w", err)
-		}
-		envelope, err := json.Marshal(env)
-		if err != nil {
-			return store.Document{}, fmt.Errorf("central: sign admission: %w", err)
-		}
-		by := act{actor: "system", now: now}
-		if err := by.record(t, n.Tenant, audit.AdmissionIssued, "node/"+string(n.ID), nil, a, ""); err != nil {
-			return store.Document{}, err
-		}
-		return store.Document{Tenant: n.Tenant, Kind: "admission", Name: string(n.ID), Version: version, At: now, Envelope: envelope}, nil
-	}
 }

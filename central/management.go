@@ -11,6 +11,7 @@ import (
 
 	"github.com/muster-edge/muster/api"
 	musterv1 "github.com/muster-edge/muster/api/muster/v1"
+	"github.com/muster-edge/muster/api/muster/v1/musterv1connect"
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
@@ -20,7 +21,10 @@ import (
 
 // management implements musterv1connect.ManagementServiceHandler: it turns
 // messages into acts and errors into codes, and decides nothing.
-type management struct{ *Server }
+type management struct {
+	*Server
+	musterv1connect.UnimplementedManagementServiceHandler
+}
 
 const (
 	maxList   = 1000

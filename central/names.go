@@ -31,6 +31,10 @@ var knownMethods = func() map[string]bool {
 		musterv1connect.EnrollmentServiceCollectProcedure:  true,
 		musterv1connect.NodeServiceReportProcedure:         true,
 		musterv1connect.NodeServiceRenewProcedure:          true,
+		musterv1connect.NodeServiceDocumentsProcedure:      true,
+		musterv1connect.NodeServiceAskFoundingProcedure:    true,
+		musterv1connect.NodeServicePutEscrowProcedure:      true,
+		musterv1connect.NodeServiceGetHandoverProcedure:    true,
 	}
 	for p := range methodRoles {
 		m[p] = true

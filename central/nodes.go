@@ -15,6 +15,7 @@ import (
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/types/known/timestamppb"
 
+	"github.com/muster-edge/muster/api"
 	musterv1 "github.com/muster-edge/muster/api/muster/v1"
 	"github.com/muster-edge/muster/api/muster/v1/musterv1connect"
 	"github.com/muster-edge/muster/central/store"
@@ -26,6 +27,7 @@ import (
 // that a report without news reads no database.
 type nodeEntry struct {
 	tenant     string
+	site       string
 	state      fleet.NodeState
 	ldevidKey  string
 	certified  bool
@@ -90,6 +92,9 @@ func (x *nodeIndex) put(n fleet.Node) {
 	e := nodeEntry{
 		tenant: n.Tenant, state: n.State, ldevidKey: string(n.LDevIDKey), generation: n.Generation,
 		certified: n.Certificate.Serial != "", revision: n.Revision,
+	}
+	if n.Admitted() {
+		e.site = n.Site
 	}
 	for _, nic := range n.Hardware.NICs {
 		if nic.MAC != "" && len(e.macs) < 32 {
@@ -301,27 +306,33 @@ type nodeService struct {
 
 // Report implements the node service. Without news it touches memory only.
 func (s nodeService) Report(ctx context.Context, q *musterv1.ReportRequest) (*musterv1.ReportResponse, error) {
-	c, ok := ctx.Value(nodeCallerKey{}).(nodeCaller)
-	if !ok {
-		return nil, connect.NewError(connect.CodeUnauthenticated, errors.New("no node"))
+	c, e, err := s.caller(ctx)
+	if err != nil {
+		return nil, err
 	}
-	e, ok := s.index.get(c.id)
-	if !ok || len(q.StatusDigest) > 64 || len(q.BootId) > 64 || len(q.Image) > 256 {
+	if len(q.StatusDigest) > 64 || len(q.BootId) > 64 || len(q.Image) > 256 {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("the report is malformed"))
 	}
 	now := s.cfg.Now()
 	if e.state == fleet.NodeApproved {
-		var err error
 		if e, err = s.activate(ctx, e.tenant, c, now); err != nil {
 			s.log.Error("node not activated", logNode, c.id, logError, err)
 			return nil, connect.NewError(connect.CodeUnavailable, errors.New("try again"))
 		}
 	}
+	acknowledged, err := s.clusterReport(ctx, c, e, q)
+	if err != nil {
+		return nil, s.unavailable("cluster report not kept", c.id, err)
+	}
+	if err := s.newer(ctx, e, c.id, fleet.DocVersion{Epoch: q.Epoch, N: q.Version}); err != nil {
+		return nil, s.unavailable("doubt not kept", c.id, err)
+	}
 	s.seen.saw(e.tenant, c.id, now)
 	s.metrics.reports.WithLabelValues("ok").Inc()
 	return &musterv1.ReportResponse{
 		Now: timestamppb.New(now), NextReportSeconds: uint32(s.cfg.ReportEvery / time.Second),
-		Epoch: s.epoch, Generation: e.generation,
+		Epoch: s.epoch, Generation: e.generation, Site: e.site, Acknowledged: acknowledged,
+		Documents: api.DocVersionToProto(s.sites.get(e.tenant, e.site).documents), WantCluster: s.reports.wants(c.id, e.site),
 	}, nil
 }
 

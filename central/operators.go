@@ -73,6 +73,18 @@ var methodRoles = map[string]string{
 	musterv1connect.ManagementServiceRegisterImageProcedure:     "operator",
 	musterv1connect.ManagementServiceTrustReleaseKeyProcedure:   "admin",
 	musterv1connect.ManagementServiceImportRootsProcedure:       "admin",
+	musterv1connect.ManagementServiceGetSiteProcedure:           "viewer",
+	musterv1connect.ManagementServiceListOrdersProcedure:        "viewer",
+	musterv1connect.ManagementServiceListEscrowProcedure:        "viewer",
+	musterv1connect.ManagementServiceAssignNodeProcedure:        "operator",
+	musterv1connect.ManagementServiceRemoveNodeProcedure:        "operator",
+	musterv1connect.ManagementServiceSetSiteProcedure:           "operator",
+	musterv1connect.ManagementServiceConfirmSiteProcedure:       "operator",
+	musterv1connect.ManagementServiceCreateOrderProcedure:       "operator",
+	musterv1connect.ManagementServiceWithdrawOrderProcedure:     "operator",
+	musterv1connect.ManagementServiceFetchEscrowProcedure:       "operator",
+	musterv1connect.ManagementServicePutHandoverProcedure:       "operator",
+	musterv1connect.ManagementServiceTrustEscrowKeyProcedure:    "admin",
 }
 
 // caller is who makes a management call.

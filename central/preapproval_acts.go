@@ -67,7 +67,7 @@ func (s *Server) createPreApproval(ctx context.Context, c caller, p fleet.PreApp
 	var out fleet.PreApproval
 	err := s.store.Update(ctx, func(t store.Tx) (err error) {
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		if _, err := ensureSite(t, by, c.Tenant, p.Site, true); err != nil {
+		if _, err := s.ensureSite(t, by, c.Tenant, p.Site, true); err != nil {
 			return err
 		}
 		out, err = addPreApproval(t, by, p, reason)
@@ -109,7 +109,7 @@ func (s *Server) importList(ctx context.Context, c caller, q listImport) (out li
 		if len(out.list.Problems) > 0 {
 			return errUndo
 		}
-		if out.sites, err = sitesOf(t, by, c.Tenant, q, out.list); err != nil {
+		if out.sites, err = s.sitesOf(t, by, c.Tenant, q, out.list); err != nil {
 			return err
 		}
 		p := q.PreApproval
@@ -187,7 +187,7 @@ func checkListed(t store.Reader, now time.Time, tenant string, q listImport, l *
 }
 
 // sitesOf makes the sites of a list that are not there yet.
-func sitesOf(t store.Tx, by act, tenant string, q listImport, l enroll.List) (made []string, err error) {
+func (s *Server) sitesOf(t store.Tx, by act, tenant string, q listImport, l enroll.List) (made []string, err error) {
 	names := make(map[string]bool)
 	if q.Site != "" {
 		names[q.Site] = true
@@ -198,7 +198,7 @@ func sitesOf(t store.Tx, by act, tenant string, q listImport, l enroll.List) (ma
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		created, err := ensureSite(t, by, tenant, name, true)
+		created, err := s.ensureSite(t, by, tenant, name, true)
 		if err != nil {
 			return nil, err
 		}

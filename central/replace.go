@@ -104,7 +104,7 @@ func (s *Server) replace(ctx context.Context, c caller, p replacement) (old flee
 			changes = append(changes, fmt.Sprintf("request %s is approved for %s, with %d labels of %s", r.ID, place, len(old.Labels), old.ID))
 		}
 		failpoint.Hit("replace.after-approval")
-		if ended, err = retire(t, by, &old, r, p.reason, &changes); err != nil {
+		if ended, err = s.retire(t, by, &old, r, p.reason, &changes); err != nil {
 			return err
 		}
 		if p.dry {
@@ -133,7 +133,7 @@ func (s *Server) replace(ctx context.Context, c caller, p replacement) (old flee
 
 // retire denies the old machine if that is not done, and links it to the new
 // one.
-func retire(t store.Tx, by act, old *fleet.Node, r fleet.Request, reason string, changes *[]string) (ended []fleet.Request, err error) {
+func (s *Server) retire(t store.Tx, by act, old *fleet.Node, r fleet.Request, reason string, changes *[]string) (ended []fleet.Request, err error) {
 	deny, link := old.State != fleet.NodeDenied, old.ReplacedBy != r.Node
 	if !deny && !link {
 		return nil, nil
@@ -148,6 +148,11 @@ func retire(t store.Tx, by act, old *fleet.Node, r fleet.Request, reason string,
 	}
 	if link {
 		*changes = append(*changes, fmt.Sprintf("node %s is replaced by %s", old.ID, r.Node))
+	}
+	if deny {
+		if _, err := s.scribe.expel(t, by, old, "replaced by "+string(r.Node)+": "+reason); err != nil {
+			return nil, err
+		}
 	}
 	old.ReplacedBy = r.Node
 	if *old, err = t.PutNode(*old); err != nil {

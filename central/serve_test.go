@@ -84,7 +84,7 @@ func serve(t *testing.T, dir string, change func(*Config)) *running {
 	})
 	who := accessOf(t, dir)
 	r.admin, r.roots = who.admin, who.roots
-	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: s.cfg.Now, admission: admissions(s.ca.OrdersKey)}
+	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: s.cfg.Now, scribe: &s.scribe}
 	r.harness = &harness{e, s, newClock()}
 	r.clock.set(time.Now())
 	return r

@@ -24,6 +24,9 @@ func (s *Server) sweep(ctx context.Context) error {
 		if err := s.expire(ctx); err != nil && ctx.Err() == nil {
 			s.log.Error("requests not expired", logError, err)
 		}
+		if err := s.expireOrders(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("orders not expired", logError, err)
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

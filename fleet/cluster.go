@@ -103,3 +103,88 @@ func (o EscrowOffer) Validate() error {
 	p.check(len(o.Key) == escrowKeySize, "key has %d bytes; an X25519 public key has %d", len(o.Key), escrowKeySize)
 	return p.err("escrow offer")
 }
+
+// NodeReport is how one node stands in its site's cluster, as it last said.
+// All texts are claims of the node, cleaned.
+type NodeReport struct {
+	Tenant string `json:"tenant"`
+	Site   string `json:"site"`
+	Node   NodeID `json:"node"`
+	// At is when the centre got it.
+	At time.Time `json:"at"`
+	// UID, Epoch and Version are of the cluster record the node holds; ""
+	// if it holds none that is good.
+	UID     string `json:"uid,omitempty"`
+	Epoch   uint64 `json:"epoch,omitempty"`
+	Version uint64 `json:"version,omitempty"`
+	// Role is "none", "worker", "candidate" or "server"; State the planner's
+	// word; Blocker a word for what the node waits for, Reason a sentence.
+	Role    string `json:"role"`
+	State   string `json:"state"`
+	Blocker string `json:"blocker,omitempty"`
+	Reason  string `json:"reason,omitempty"`
+	// Voters and Learners are what a server sees of etcd; Nodes and
+	// NodesReady what it sees of Kubernetes.
+	Voters     int        `json:"voters,omitempty"`
+	Learners   int        `json:"learners,omitempty"`
+	Nodes      int        `json:"nodes,omitempty"`
+	NodesReady int        `json:"nodes_ready,omitempty"`
+	K3s        string     `json:"k3s,omitempty"`
+	Since      time.Time  `json:"since,omitzero"`
+	Charter    DocVersion `json:"charter,omitzero"`
+	// Offer is the key to which a snapshot for this node may be sealed, and
+	// Offered the node's signed envelope that says so.
+	Offer   HexBytes `json:"offer,omitempty"`
+	Offered []byte   `json:"offered,omitempty"`
+	// Snapshots are on the node's own disk, newest first.
+	Snapshots []string `json:"snapshots,omitempty"`
+	// Labels are what the node gave its k3s node.
+	Labels map[string]string `json:"labels,omitempty"`
+}
+
+// IssuedOrder is an order with what became of it.
+type IssuedOrder struct {
+	Order
+	State OrderState `json:"state"`
+	// Text is what the node said last about it.
+	Text string `json:"text,omitempty"`
+	// By gave the order.
+	By string `json:"by"`
+	// Changed is when State last changed.
+	Changed  time.Time `json:"changed"`
+	Revision int64     `json:"revision"`
+}
+
+// EscrowBlob describes one sealed snapshot at the centre.
+type EscrowBlob struct {
+	Tenant string `json:"tenant"`
+	Site   string `json:"site"`
+	// ID is EscrowID of SHA256.
+	ID     string   `json:"id"`
+	SHA256 HexBytes `json:"sha256"`
+	Size   int64    `json:"size"`
+	// Node is who sent it; For is set if an operator sealed it for that node.
+	Node    NodeID `json:"node,omitempty"`
+	For     NodeID `json:"for,omitempty"`
+	Cluster string `json:"cluster,omitempty"`
+	Epoch   uint64 `json:"epoch,omitempty"`
+	// Taken is the node's claim, Stored the centre's clock.
+	Taken  time.Time `json:"taken,omitzero"`
+	Stored time.Time `json:"stored"`
+	// KeyID names the public key it is sealed to.
+	KeyID string `json:"key_id,omitempty"`
+}
+
+var escrowIDForm = regexp.MustCompile(`^e-[a-z2-7]{24}$`)
+
+// EscrowID names a sealed blob by SHA-256 over its bytes: "e-" and the base32
+// of the first 15 bytes.
+func EscrowID(sha256 [32]byte) string { return "e-" + lowerBase32.EncodeToString(sha256[:15]) }
+
+// ValidateEscrowID checks the form of an EscrowID.
+func ValidateEscrowID(id string) error {
+	if !escrowIDForm.MatchString(id) {
+		return fmt.Errorf("fleet: escrow ID %q: want e- and 24 characters a-z2-7", clip(id, 80))
+	}
+	return nil
+}

@@ -160,11 +160,15 @@ func (c Charter) Validate() error {
 		p.sha256("signer_cert of image "+clip(i.Name, 80), i.SignerCert, false)
 	}
 	p.check(len(c.EscrowKey) == 0 || len(c.EscrowKey) == escrowKeySize, "escrow_key has %d bytes; an X25519 public key has %d", len(c.EscrowKey), escrowKeySize)
-	p.check(len(c.Delegates) <= maxDelegates, "%d delegates, at most %d are allowed", len(c.Delegates), maxDelegates)
-	for i, d := range head(c.Delegates, maxDelegates) {
+	validateDelegates(&p, c.Delegates)
+	return p.err("charter")
+}
+
+func validateDelegates(p *problems, keys [][]byte) {
+	p.check(len(keys) <= maxDelegates, "%d delegates, at most %d are allowed", len(keys), maxDelegates)
+	for i, d := range head(keys, maxDelegates) {
 		p.check(len(d) > 0 && len(d) <= maxDelegateKey, "delegate %d has %d bytes; want 1 to %d", i, len(d), maxDelegateKey)
 	}
-	return p.err("charter")
 }
 
 func (f Founding) validate(p *problems) {

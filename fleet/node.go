@@ -68,6 +68,9 @@ type Node struct {
 	// Incarnation counts the admissions of the node: a removed node that is
 	// admitted again gets the next number.
 	Incarnation uint64 `json:"incarnation,omitempty"`
+	// Removed is the last incarnation that a Removal ended; the node is
+	// admitted to its site while Incarnation is greater.
+	Removed uint64 `json:"removed,omitempty"`
 	// MayServe allows the node to be a server of its site.
 	MayServe bool     `json:"may_serve"`
 	EK       EKHash   `json:"ek"`
@@ -98,6 +101,9 @@ type Node struct {
 	Generation int64 `json:"generation,omitempty"`
 	Revision   int64 `json:"revision"`
 }
+
+// Admitted reports whether the node has a site and its admission stands.
+func (n Node) Admitted() bool { return n.Site != "" && n.Incarnation > n.Removed }
 
 // Certificate describes the certificate a node holds.
 type Certificate struct {

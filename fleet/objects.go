@@ -14,6 +14,9 @@ type Tenant struct {
 	// never unset: the console shows a banner, and relaxed boot policies are
 	// allowed only here.
 	Lab bool `json:"lab,omitempty"`
+	// EscrowKey is the X25519 public key that sites seal their snapshots to,
+	// 32 bytes; the private half is with the operator. Empty: none yet.
+	EscrowKey HexBytes `json:"escrow_key,omitempty"`
 }
 
 // Validate reports all problems of the tenant.
@@ -22,63 +25,8 @@ func (t Tenant) Validate() error {
 	t.Meta.validate(&p, "tenant")
 	p.check(t.Tenant == t.Name, "tenant %q has the name %q; the two must be equal", clip(t.Tenant, 80), clip(t.Name, 80))
 	p.text("title", t.Title)
+	p.check(len(t.EscrowKey) == 0 || len(t.EscrowKey) == escrowKeySize, "escrow_key has %d bytes; an X25519 public key has %d", len(t.EscrowKey), escrowKeySize)
 	return p.err("tenant")
-}
-
-// Site is a physical place with one LAN and one cluster.
-type Site struct {
-	Meta
-	Title    string `json:"title,omitempty"`
-	Location string `json:"location,omitempty"`
-	// Spec is what people want, Status what the site's nodes last said.
-	Spec   SiteSpec   `json:"spec"`
-	Status SiteStatus `json:"status,omitzero"`
-}
-
-// PoolSite is the name that stands for "approved, but no site yet" in
-// certificates and lists. No site may have it.
-const PoolSite = "pool"
-
-// SiteSpec is the desired side of a site.
-type SiteSpec struct {
-	// Stack and Version name the StackVersion the site shall run.
-	Stack   string `json:"stack,omitempty"`
-	Version string `json:"version,omitempty"`
-	// Charter is the version of the newest charter given to the site.
-	Charter DocVersion `json:"charter,omitzero"`
-}
-
-// SiteStatus is the reported side of a site. It is as old as Seen says.
-type SiteStatus struct {
-	Seen time.Time `json:"seen,omitzero"`
-	// Generation echoes Meta.Generation of the spec that the site has seen.
-	Generation int64  `json:"generation,omitempty"`
-	Stack      string `json:"stack,omitempty"`
-	Version    string `json:"version,omitempty"`
-	// ClusterUID and ClusterEpoch are from the cluster record.
-	ClusterUID   string `json:"cluster_uid,omitempty"`
-	ClusterEpoch uint64 `json:"cluster_epoch,omitempty"`
-	// Servers and Workers count joined nodes.
-	Servers int `json:"servers,omitempty"`
-	Workers int `json:"workers,omitempty"`
-	// Blocker is one sentence on what the site waits for, "" if nothing.
-	Blocker string `json:"blocker,omitempty"`
-}
-
-// Validate reports all problems of the site.
-func (s Site) Validate() error {
-	var p problems
-	s.Meta.validate(&p, "site")
-	p.check(s.Name != PoolSite, "the name %q stands for nodes without a site", PoolSite)
-	p.text("title", s.Title)
-	p.text("location", s.Location)
-	p.check((s.Spec.Stack == "") == (s.Spec.Version == ""), "stack and version are given together or not at all")
-	if s.Spec.Stack != "" {
-		p.add(ValidateName("stack", s.Spec.Stack))
-		p.add(ValidateVersion(s.Spec.Version))
-	}
-	p.check(s.Status.Servers >= 0 && s.Status.Workers >= 0, "counts of servers and workers are negative")
-	return p.err("site")
 }
 
 // Image is one bootable image that the tenant allows: the recovery image or

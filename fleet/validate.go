@@ -3,6 +3,7 @@ package fleet
 import (
 	"fmt"
 	"regexp"
+	"strings"
 	"unicode"
 	"unicode/utf8"
 )
@@ -17,6 +18,15 @@ var (
 func ValidateVersion(s string) error {
 	if !versionForm.MatchString(s) {
 		return fmt.Errorf("fleet: version %q: want 1-128 characters A-Z a-z 0-9 . _ + ~ -, first a letter or digit", clip(s, 80))
+	}
+	return nil
+}
+
+// validateImageID checks "name@version".
+func validateImageID(id string) error {
+	name, version, ok := strings.Cut(id, "@")
+	if !ok || ValidateName("image", name) != nil || ValidateVersion(version) != nil {
+		return fmt.Errorf("fleet: image %q: want NAME@VERSION", clip(id, 200))
 	}
 	return nil
 }

@@ -12,6 +12,7 @@ package store
 import (
 	"context"
 	"errors"
+	"net/netip"
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
@@ -105,6 +106,39 @@ type Reader interface {
 	// Document returns the newest envelope of a kind and name.
 	Document(tenant, kind, name string) (Document, error)
 
+	// NodesOfSite returns at most count nodes of the site after the given ID.
+	NodesOfSite(tenant, site string, after fleet.NodeID, count int) ([]fleet.Node, error)
+	// NodeByKey finds the node whose LDevID key has this SHA-256.
+	NodeByKey(tenant string, ldevidKey fleet.HexBytes) (fleet.Node, error)
+	// DocumentOfSite returns the newest envelope of a kind and name at a site.
+	DocumentOfSite(tenant, site, kind, name string) (Document, error)
+	// DocumentsOfSite returns at most count documents of the site above a
+	// version, oldest first, without those that a newer one made void.
+	DocumentsOfSite(tenant, site string, after fleet.DocVersion, count int) ([]Document, error)
+	// Address returns the node's in-site address.
+	Address(tenant, site string, node fleet.NodeID) (netip.Addr, error)
+	// Addresses are all in-site addresses ever given at the site.
+	Addresses(tenant, site string) (map[fleet.NodeID]netip.Addr, error)
+	// Report returns what the node said last about its cluster.
+	Report(tenant string, node fleet.NodeID) (fleet.NodeReport, error)
+	Reports(tenant, site string) ([]fleet.NodeReport, error)
+	Order(tenant, id string) (Order, error)
+	// FindOrders returns at most count orders whose ID starts with prefix.
+	FindOrders(tenant, prefix string, count int) ([]string, error)
+	// Orders returns at most count orders, newest first; of all sites for "".
+	Orders(tenant, site string, count int) ([]Order, error)
+	// OpenOrders are those of the node, or of the whole site for node "",
+	// that are open, delivered or running, oldest first.
+	OpenOrders(tenant, site string, node fleet.NodeID, count int) ([]Order, error)
+	// EndedOrders returns at most count orders that are open or delivered and
+	// ended at or before a time.
+	EndedOrders(tenant string, at time.Time, count int) ([]Order, error)
+	Escrow(tenant, id string) (fleet.EscrowBlob, error)
+	// EscrowOfSite returns at most count blobs of the site, newest first.
+	EscrowOfSite(tenant, site string, count int) ([]fleet.EscrowBlob, error)
+	// EscrowAfter returns at most count blobs of the tenant by ID.
+	EscrowAfter(tenant, after string, count int) ([]fleet.EscrowBlob, error)
+
 	// Events returns at most count events with a number above after.
 	Events(tenant string, after uint64, count int) ([]fleet.Event, error)
 	LastEvent(tenant string) (uint64, error)
@@ -128,6 +162,8 @@ type Tx interface {
 	Reader
 
 	PutSetting(name, value string) error
+	// RaiseEpoch begins a new life of the database.
+	RaiseEpoch() (uint64, error)
 	// NextVersion gives out the next number for a signed document.
 	NextVersion() (fleet.DocVersion, error)
 
@@ -160,7 +196,22 @@ type Tx interface {
 	// line is used, this machine used the pre-approval before, or the
 	// request was approved by another.
 	UsePreApproval(Use) error
+	// AddDocument adds the document; with a site, those of the same kind, name
+	// and site before it are void from now on.
 	AddDocument(Document) error
+	// AddAddress gives a node its in-site address; ErrExists if either has
+	// one, or the address is taken.
+	AddAddress(tenant, site string, node fleet.NodeID, address netip.Addr) error
+	// DropAddresses forgets all in-site addresses of a site.
+	DropAddresses(tenant, site string) error
+	PutReport(fleet.NodeReport) error
+	DropReport(tenant string, node fleet.NodeID) error
+	// AddOrder adds a new order; PutOrder changes what became of it, as Put
+	// methods do. What was signed never changes.
+	AddOrder(Order) error
+	PutOrder(fleet.IssuedOrder) (fleet.IssuedOrder, error)
+	AddEscrow(fleet.EscrowBlob) error
+	DropEscrow(tenant, id string) error
 
 	// AddEvent gives the event its number and drops the oldest beyond the
 	// ring's size.
@@ -225,11 +276,19 @@ type Denial struct {
 // Document is a signed document: kind and name are its key ("admission",
 // "n-..."), of which every version is kept.
 type Document struct {
-	Tenant   string
-	Kind     string
-	Name     string
+	Tenant string
+	Kind   string
+	Name   string
+	// Site is whose nodes get it.
+	Site     string
 	Version  fleet.DocVersion
 	At       time.Time
+	Envelope []byte
+}
+
+// Order is an order with its envelope.
+type Order struct {
+	fleet.IssuedOrder
 	Envelope []byte
 }
 

@@ -54,6 +54,7 @@ const (
 	NodeDenied         Kind = "node.denied"
 	NodeAllowed        Kind = "node.allowed"
 	NodeReplaced       Kind = "node.replaced"
+	NodeRemoved        Kind = "node.removed"
 	NodeReported       Kind = "node.reported" // an act done offline at the node
 	TenantCreated      Kind = "tenant.created"
 	TenantChanged      Kind = "tenant.changed"
@@ -62,6 +63,7 @@ const (
 	SiteChanged        Kind = "site.changed"
 	SiteDeleted        Kind = "site.deleted"
 	FoundingGranted    Kind = "site.founding-granted"
+	SiteConfirmed      Kind = "site.confirmed"
 	PreApprovalCreated Kind = "pre-approval.created"
 	PreApprovalEnded   Kind = "pre-approval.withdrawn"
 	ImageRegistered    Kind = "image.registered"
@@ -74,6 +76,8 @@ const (
 	OrderIssued        Kind = "order.issued"
 	OrderWithdrawn     Kind = "order.withdrawn"
 	OrderFinished      Kind = "order.finished"
+	EscrowHandedOver   Kind = "escrow.handed-over"
+	EscrowFetched      Kind = "escrow.fetched"
 	StackCreated       Kind = "stack.created"
 	StackChanged       Kind = "stack.changed"
 	StackVersionAdded  Kind = "stack-version.published"
@@ -91,10 +95,10 @@ const (
 var kinds = []Kind{
 	RequestFiled, RequestApproved, RequestPreApproved, RequestRejected, RequestExpired, RequestSuperseded,
 	RequestQuarantined, RequestReopened, CertificateIssued, CertificateRenewed, NodeActivated, NodeAssigned,
-	NodeChanged, NodeDenied, NodeAllowed, NodeReplaced, NodeReported, TenantCreated, TenantChanged, TenantMarkedLab,
-	SiteCreated, SiteChanged, SiteDeleted, FoundingGranted, PreApprovalCreated, PreApprovalEnded,
+	NodeChanged, NodeDenied, NodeAllowed, NodeReplaced, NodeRemoved, NodeReported, TenantCreated, TenantChanged, TenantMarkedLab,
+	SiteCreated, SiteChanged, SiteDeleted, FoundingGranted, SiteConfirmed, PreApprovalCreated, PreApprovalEnded,
 	ImageRegistered, ImageWithdrawn, RootsImported, RootsRemoved, CharterIssued, AdmissionIssued,
-	RemovalIssued, OrderIssued, OrderWithdrawn, OrderFinished, StackCreated, StackChanged, StackVersionAdded,
+	RemovalIssued, OrderIssued, OrderWithdrawn, OrderFinished, EscrowHandedOver, EscrowFetched, StackCreated, StackChanged, StackVersionAdded,
 	BootWindowOpened, AuthorityCreated, AuthorityRotated, AuthorityExported, TokenCreated, TokenRevoked, UserChanged,
 	BackupRestored, AuditExported,
 }

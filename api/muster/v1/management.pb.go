@@ -2382,6 +2382,1665 @@ func (x *ListSitesResponse) GetMore() bool {
 	return false
 }
 
+type GetSiteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetSiteRequest) Reset() {
+	*x = GetSiteRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSiteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSiteRequest) ProtoMessage() {}
+
+func (x *GetSiteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSiteRequest.ProtoReflect.Descriptor instead.
+func (*GetSiteRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *GetSiteRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type GetSiteResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Site  *Site                  `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// The newest charter, absent if there is none yet; why says what it lacks.
+	Charter      *Charter `protobuf:"bytes,2,opt,name=charter,proto3" json:"charter,omitempty"`
+	WhyNoCharter string   `protobuf:"bytes,3,opt,name=why_no_charter,json=whyNoCharter,proto3" json:"why_no_charter,omitempty"`
+	// All nodes of the site with what each said last, same order; a node that
+	// never reported has an empty report.
+	Nodes   []*Node       `protobuf:"bytes,4,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Reports []*NodeReport `protobuf:"bytes,5,rep,name=reports,proto3" json:"reports,omitempty"`
+	// Orders of the site that stand.
+	Orders []*IssuedOrder `protobuf:"bytes,6,rep,name=orders,proto3" json:"orders,omitempty"`
+	// The in-site address of each node, same order; "" without.
+	Addresses []string `protobuf:"bytes,7,rep,name=addresses,proto3" json:"addresses,omitempty"`
+	Lab       bool     `protobuf:"varint,8,opt,name=lab,proto3" json:"lab,omitempty"`
+	// The centre was restored from a backup and does not know yet whether the
+	// site has a cluster.
+	Unsure bool                   `protobuf:"varint,9,opt,name=unsure,proto3" json:"unsure,omitempty"`
+	Now    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=now,proto3" json:"now,omitempty"`
+	// A node that was not heard of for so long is shown as stale.
+	StaleAfterSeconds uint32 `protobuf:"varint,11,opt,name=stale_after_seconds,json=staleAfterSeconds,proto3" json:"stale_after_seconds,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *GetSiteResponse) Reset() {
+	*x = GetSiteResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetSiteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetSiteResponse) ProtoMessage() {}
+
+func (x *GetSiteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetSiteResponse.ProtoReflect.Descriptor instead.
+func (*GetSiteResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *GetSiteResponse) GetSite() *Site {
+	if x != nil {
+		return x.Site
+	}
+	return nil
+}
+
+func (x *GetSiteResponse) GetCharter() *Charter {
+	if x != nil {
+		return x.Charter
+	}
+	return nil
+}
+
+func (x *GetSiteResponse) GetWhyNoCharter() string {
+	if x != nil {
+		return x.WhyNoCharter
+	}
+	return ""
+}
+
+func (x *GetSiteResponse) GetNodes() []*Node {
+	if x != nil {
+		return x.Nodes
+	}
+	return nil
+}
+
+func (x *GetSiteResponse) GetReports() []*NodeReport {
+	if x != nil {
+		return x.Reports
+	}
+	return nil
+}
+
+func (x *GetSiteResponse) GetOrders() []*IssuedOrder {
+	if x != nil {
+		return x.Orders
+	}
+	return nil
+}
+
+func (x *GetSiteResponse) GetAddresses() []string {
+	if x != nil {
+		return x.Addresses
+	}
+	return nil
+}
+
+func (x *GetSiteResponse) GetLab() bool {
+	if x != nil {
+		return x.Lab
+	}
+	return false
+}
+
+func (x *GetSiteResponse) GetUnsure() bool {
+	if x != nil {
+		return x.Unsure
+	}
+	return false
+}
+
+func (x *GetSiteResponse) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *GetSiteResponse) GetStaleAfterSeconds() uint32 {
+	if x != nil {
+		return x.StaleAfterSeconds
+	}
+	return 0
+}
+
+type SetSiteRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// The site's generation that was read; 0: whatever is there.
+	Generation    int64         `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Settings      *SiteSettings `protobuf:"bytes,3,opt,name=settings,proto3" json:"settings,omitempty"`
+	Title         string        `protobuf:"bytes,4,opt,name=title,proto3" json:"title,omitempty"`
+	Location      string        `protobuf:"bytes,5,opt,name=location,proto3" json:"location,omitempty"`
+	Create        bool          `protobuf:"varint,6,opt,name=create,proto3" json:"create,omitempty"`
+	Reason        string        `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSiteRequest) Reset() {
+	*x = SetSiteRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSiteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSiteRequest) ProtoMessage() {}
+
+func (x *SetSiteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSiteRequest.ProtoReflect.Descriptor instead.
+func (*SetSiteRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *SetSiteRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *SetSiteRequest) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *SetSiteRequest) GetSettings() *SiteSettings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+func (x *SetSiteRequest) GetTitle() string {
+	if x != nil {
+		return x.Title
+	}
+	return ""
+}
+
+func (x *SetSiteRequest) GetLocation() string {
+	if x != nil {
+		return x.Location
+	}
+	return ""
+}
+
+func (x *SetSiteRequest) GetCreate() bool {
+	if x != nil {
+		return x.Create
+	}
+	return false
+}
+
+func (x *SetSiteRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type SetSiteResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Site  *Site                  `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// False if nothing was different.
+	Changed       bool     `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	Created       bool     `protobuf:"varint,3,opt,name=created,proto3" json:"created,omitempty"`
+	Charter       *Charter `protobuf:"bytes,4,opt,name=charter,proto3" json:"charter,omitempty"`
+	WhyNoCharter  string   `protobuf:"bytes,5,opt,name=why_no_charter,json=whyNoCharter,proto3" json:"why_no_charter,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SetSiteResponse) Reset() {
+	*x = SetSiteResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SetSiteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SetSiteResponse) ProtoMessage() {}
+
+func (x *SetSiteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SetSiteResponse.ProtoReflect.Descriptor instead.
+func (*SetSiteResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *SetSiteResponse) GetSite() *Site {
+	if x != nil {
+		return x.Site
+	}
+	return nil
+}
+
+func (x *SetSiteResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *SetSiteResponse) GetCreated() bool {
+	if x != nil {
+		return x.Created
+	}
+	return false
+}
+
+func (x *SetSiteResponse) GetCharter() *Charter {
+	if x != nil {
+		return x.Charter
+	}
+	return nil
+}
+
+func (x *SetSiteResponse) GetWhyNoCharter() string {
+	if x != nil {
+		return x.WhyNoCharter
+	}
+	return ""
+}
+
+type ConfirmSiteRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmSiteRequest) Reset() {
+	*x = ConfirmSiteRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmSiteRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmSiteRequest) ProtoMessage() {}
+
+func (x *ConfirmSiteRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmSiteRequest.ProtoReflect.Descriptor instead.
+func (*ConfirmSiteRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *ConfirmSiteRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ConfirmSiteRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ConfirmSiteResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Site          *Site                  `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ConfirmSiteResponse) Reset() {
+	*x = ConfirmSiteResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ConfirmSiteResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ConfirmSiteResponse) ProtoMessage() {}
+
+func (x *ConfirmSiteResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ConfirmSiteResponse.ProtoReflect.Descriptor instead.
+func (*ConfirmSiteResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *ConfirmSiteResponse) GetSite() *Site {
+	if x != nil {
+		return x.Site
+	}
+	return nil
+}
+
+type AssignNodeRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Id    string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Site  string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	// "server" (may become one, the default) or "worker" (never does).
+	RoleHint      string            `protobuf:"bytes,3,opt,name=role_hint,json=roleHint,proto3" json:"role_hint,omitempty"`
+	Labels        map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	CreateSite    bool              `protobuf:"varint,5,opt,name=create_site,json=createSite,proto3" json:"create_site,omitempty"`
+	Reason        string            `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	Revision      int64             `protobuf:"varint,7,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignNodeRequest) Reset() {
+	*x = AssignNodeRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignNodeRequest) ProtoMessage() {}
+
+func (x *AssignNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignNodeRequest.ProtoReflect.Descriptor instead.
+func (*AssignNodeRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *AssignNodeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *AssignNodeRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *AssignNodeRequest) GetRoleHint() string {
+	if x != nil {
+		return x.RoleHint
+	}
+	return ""
+}
+
+func (x *AssignNodeRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *AssignNodeRequest) GetCreateSite() bool {
+	if x != nil {
+		return x.CreateSite
+	}
+	return false
+}
+
+func (x *AssignNodeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AssignNodeRequest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type AssignNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Admission     *Admission             `protobuf:"bytes,2,opt,name=admission,proto3" json:"admission,omitempty"`
+	SiteCreated   bool                   `protobuf:"varint,3,opt,name=site_created,json=siteCreated,proto3" json:"site_created,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignNodeResponse) Reset() {
+	*x = AssignNodeResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignNodeResponse) ProtoMessage() {}
+
+func (x *AssignNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignNodeResponse.ProtoReflect.Descriptor instead.
+func (*AssignNodeResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *AssignNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *AssignNodeResponse) GetAdmission() *Admission {
+	if x != nil {
+		return x.Admission
+	}
+	return nil
+}
+
+func (x *AssignNodeResponse) GetSiteCreated() bool {
+	if x != nil {
+		return x.SiteCreated
+	}
+	return false
+}
+
+type RemoveNodeRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	Revision      int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeRequest) Reset() {
+	*x = RemoveNodeRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeRequest) ProtoMessage() {}
+
+func (x *RemoveNodeRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeRequest.ProtoReflect.Descriptor instead.
+func (*RemoveNodeRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *RemoveNodeRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *RemoveNodeRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RemoveNodeRequest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type RemoveNodeResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Removal       *Removal               `protobuf:"bytes,2,opt,name=removal,proto3" json:"removal,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RemoveNodeResponse) Reset() {
+	*x = RemoveNodeResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RemoveNodeResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RemoveNodeResponse) ProtoMessage() {}
+
+func (x *RemoveNodeResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RemoveNodeResponse.ProtoReflect.Descriptor instead.
+func (*RemoveNodeResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *RemoveNodeResponse) GetNode() *Node {
+	if x != nil {
+		return x.Node
+	}
+	return nil
+}
+
+func (x *RemoveNodeResponse) GetRemoval() *Removal {
+	if x != nil {
+		return x.Removal
+	}
+	return nil
+}
+
+type CreateOrderRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "found", "reset", "restore" or "dissolve".
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
+	Site string `protobuf:"bytes,3,opt,name=site,proto3" json:"site,omitempty"`
+	// restore: ID of a handed-over blob, or name of a snapshot on the node.
+	Snapshot string `protobuf:"bytes,4,opt,name=snapshot,proto3" json:"snapshot,omitempty"`
+	// UID of the cluster it is about; "" means the one the centre knows. For
+	// dissolve: the one that goes; into: the one that stays.
+	Cluster string `protobuf:"bytes,5,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Into    string `protobuf:"bytes,6,opt,name=into,proto3" json:"into,omitempty"`
+	Reason  string `protobuf:"bytes,7,opt,name=reason,proto3" json:"reason,omitempty"`
+	// How long the order is good; 0: 24 h; at most 30 days.
+	ValidSeconds uint32 `protobuf:"varint,8,opt,name=valid_seconds,json=validSeconds,proto3" json:"valid_seconds,omitempty"`
+	// Say what it would do, and do nothing.
+	DryRun bool `protobuf:"varint,9,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Epoch of the site's cluster that was looked at; the order is refused if
+	// it is another one now. 0: any.
+	SeenEpoch     uint64 `protobuf:"varint,10,opt,name=seen_epoch,json=seenEpoch,proto3" json:"seen_epoch,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateOrderRequest) Reset() {
+	*x = CreateOrderRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateOrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateOrderRequest) ProtoMessage() {}
+
+func (x *CreateOrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateOrderRequest.ProtoReflect.Descriptor instead.
+func (*CreateOrderRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *CreateOrderRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *CreateOrderRequest) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *CreateOrderRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *CreateOrderRequest) GetSnapshot() string {
+	if x != nil {
+		return x.Snapshot
+	}
+	return ""
+}
+
+func (x *CreateOrderRequest) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *CreateOrderRequest) GetInto() string {
+	if x != nil {
+		return x.Into
+	}
+	return ""
+}
+
+func (x *CreateOrderRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *CreateOrderRequest) GetValidSeconds() uint32 {
+	if x != nil {
+		return x.ValidSeconds
+	}
+	return 0
+}
+
+func (x *CreateOrderRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *CreateOrderRequest) GetSeenEpoch() uint64 {
+	if x != nil {
+		return x.SeenEpoch
+	}
+	return 0
+}
+
+type CreateOrderResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Order *IssuedOrder           `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	// One sentence on what the order does.
+	Sentence string `protobuf:"bytes,2,opt,name=sentence,proto3" json:"sentence,omitempty"`
+	// What a person should know before.
+	Warnings      []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *CreateOrderResponse) Reset() {
+	*x = CreateOrderResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *CreateOrderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*CreateOrderResponse) ProtoMessage() {}
+
+func (x *CreateOrderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use CreateOrderResponse.ProtoReflect.Descriptor instead.
+func (*CreateOrderResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *CreateOrderResponse) GetOrder() *IssuedOrder {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *CreateOrderResponse) GetSentence() string {
+	if x != nil {
+		return x.Sentence
+	}
+	return ""
+}
+
+func (x *CreateOrderResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type ListOrdersRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "" for all sites.
+	Site string `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// Only those that stand.
+	Open          bool   `protobuf:"varint,2,opt,name=open,proto3" json:"open,omitempty"`
+	Limit         uint32 `protobuf:"varint,3,opt,name=limit,proto3" json:"limit,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOrdersRequest) Reset() {
+	*x = ListOrdersRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOrdersRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOrdersRequest) ProtoMessage() {}
+
+func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
+func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *ListOrdersRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *ListOrdersRequest) GetOpen() bool {
+	if x != nil {
+		return x.Open
+	}
+	return false
+}
+
+func (x *ListOrdersRequest) GetLimit() uint32 {
+	if x != nil {
+		return x.Limit
+	}
+	return 0
+}
+
+type ListOrdersResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first.
+	Orders        []*IssuedOrder `protobuf:"bytes,1,rep,name=orders,proto3" json:"orders,omitempty"`
+	Lab           bool           `protobuf:"varint,2,opt,name=lab,proto3" json:"lab,omitempty"`
+	More          bool           `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListOrdersResponse) Reset() {
+	*x = ListOrdersResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListOrdersResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListOrdersResponse) ProtoMessage() {}
+
+func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
+func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *ListOrdersResponse) GetOrders() []*IssuedOrder {
+	if x != nil {
+		return x.Orders
+	}
+	return nil
+}
+
+func (x *ListOrdersResponse) GetLab() bool {
+	if x != nil {
+		return x.Lab
+	}
+	return false
+}
+
+func (x *ListOrdersResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+type WithdrawOrderRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	Reason        string                 `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WithdrawOrderRequest) Reset() {
+	*x = WithdrawOrderRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WithdrawOrderRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WithdrawOrderRequest) ProtoMessage() {}
+
+func (x *WithdrawOrderRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WithdrawOrderRequest.ProtoReflect.Descriptor instead.
+func (*WithdrawOrderRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *WithdrawOrderRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *WithdrawOrderRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type WithdrawOrderResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         *IssuedOrder           `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WithdrawOrderResponse) Reset() {
+	*x = WithdrawOrderResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WithdrawOrderResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WithdrawOrderResponse) ProtoMessage() {}
+
+func (x *WithdrawOrderResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WithdrawOrderResponse.ProtoReflect.Descriptor instead.
+func (*WithdrawOrderResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *WithdrawOrderResponse) GetOrder() *IssuedOrder {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+type TrustEscrowKeyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// X25519, 32 bytes; empty ends escrow.
+	Key           []byte `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustEscrowKeyRequest) Reset() {
+	*x = TrustEscrowKeyRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustEscrowKeyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustEscrowKeyRequest) ProtoMessage() {}
+
+func (x *TrustEscrowKeyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustEscrowKeyRequest.ProtoReflect.Descriptor instead.
+func (*TrustEscrowKeyRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *TrustEscrowKeyRequest) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+func (x *TrustEscrowKeyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type TrustEscrowKeyResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	KeyId         string                 `protobuf:"bytes,1,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TrustEscrowKeyResponse) Reset() {
+	*x = TrustEscrowKeyResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TrustEscrowKeyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TrustEscrowKeyResponse) ProtoMessage() {}
+
+func (x *TrustEscrowKeyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TrustEscrowKeyResponse.ProtoReflect.Descriptor instead.
+func (*TrustEscrowKeyResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{55}
+}
+
+func (x *TrustEscrowKeyResponse) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
+func (x *TrustEscrowKeyResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+type ListEscrowRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Site          string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEscrowRequest) Reset() {
+	*x = ListEscrowRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEscrowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEscrowRequest) ProtoMessage() {}
+
+func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEscrowRequest.ProtoReflect.Descriptor instead.
+func (*ListEscrowRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *ListEscrowRequest) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+type ListEscrowResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Newest first.
+	Blobs         []*EscrowBlob `protobuf:"bytes,1,rep,name=blobs,proto3" json:"blobs,omitempty"`
+	Lab           bool          `protobuf:"varint,2,opt,name=lab,proto3" json:"lab,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListEscrowResponse) Reset() {
+	*x = ListEscrowResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListEscrowResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListEscrowResponse) ProtoMessage() {}
+
+func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListEscrowResponse.ProtoReflect.Descriptor instead.
+func (*ListEscrowResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ListEscrowResponse) GetBlobs() []*EscrowBlob {
+	if x != nil {
+		return x.Blobs
+	}
+	return nil
+}
+
+func (x *ListEscrowResponse) GetLab() bool {
+	if x != nil {
+		return x.Lab
+	}
+	return false
+}
+
+type FetchEscrowRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchEscrowRequest) Reset() {
+	*x = FetchEscrowRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchEscrowRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchEscrowRequest) ProtoMessage() {}
+
+func (x *FetchEscrowRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchEscrowRequest.ProtoReflect.Descriptor instead.
+func (*FetchEscrowRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *FetchEscrowRequest) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+type FetchEscrowResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*FetchEscrowResponse_Blob
+	//	*FetchEscrowResponse_Data
+	Part          isFetchEscrowResponse_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FetchEscrowResponse) Reset() {
+	*x = FetchEscrowResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FetchEscrowResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FetchEscrowResponse) ProtoMessage() {}
+
+func (x *FetchEscrowResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FetchEscrowResponse.ProtoReflect.Descriptor instead.
+func (*FetchEscrowResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *FetchEscrowResponse) GetPart() isFetchEscrowResponse_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *FetchEscrowResponse) GetBlob() *EscrowBlob {
+	if x != nil {
+		if x, ok := x.Part.(*FetchEscrowResponse_Blob); ok {
+			return x.Blob
+		}
+	}
+	return nil
+}
+
+func (x *FetchEscrowResponse) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*FetchEscrowResponse_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isFetchEscrowResponse_Part interface {
+	isFetchEscrowResponse_Part()
+}
+
+type FetchEscrowResponse_Blob struct {
+	Blob *EscrowBlob `protobuf:"bytes,1,opt,name=blob,proto3,oneof"`
+}
+
+type FetchEscrowResponse_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*FetchEscrowResponse_Blob) isFetchEscrowResponse_Part() {}
+
+func (*FetchEscrowResponse_Data) isFetchEscrowResponse_Part() {}
+
+type PutHandoverRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Types that are valid to be assigned to Part:
+	//
+	//	*PutHandoverRequest_Header
+	//	*PutHandoverRequest_Data
+	Part          isPutHandoverRequest_Part `protobuf_oneof:"part"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutHandoverRequest) Reset() {
+	*x = PutHandoverRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutHandoverRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutHandoverRequest) ProtoMessage() {}
+
+func (x *PutHandoverRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutHandoverRequest.ProtoReflect.Descriptor instead.
+func (*PutHandoverRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *PutHandoverRequest) GetPart() isPutHandoverRequest_Part {
+	if x != nil {
+		return x.Part
+	}
+	return nil
+}
+
+func (x *PutHandoverRequest) GetHeader() *HandoverHeader {
+	if x != nil {
+		if x, ok := x.Part.(*PutHandoverRequest_Header); ok {
+			return x.Header
+		}
+	}
+	return nil
+}
+
+func (x *PutHandoverRequest) GetData() []byte {
+	if x != nil {
+		if x, ok := x.Part.(*PutHandoverRequest_Data); ok {
+			return x.Data
+		}
+	}
+	return nil
+}
+
+type isPutHandoverRequest_Part interface {
+	isPutHandoverRequest_Part()
+}
+
+type PutHandoverRequest_Header struct {
+	Header *HandoverHeader `protobuf:"bytes,1,opt,name=header,proto3,oneof"`
+}
+
+type PutHandoverRequest_Data struct {
+	Data []byte `protobuf:"bytes,2,opt,name=data,proto3,oneof"`
+}
+
+func (*PutHandoverRequest_Header) isPutHandoverRequest_Part() {}
+
+func (*PutHandoverRequest_Data) isPutHandoverRequest_Part() {}
+
+type HandoverHeader struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Sha256  []byte                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Size    int64                  `protobuf:"varint,3,opt,name=size,proto3" json:"size,omitempty"`
+	Cluster string                 `protobuf:"bytes,4,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Epoch   uint64                 `protobuf:"varint,5,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Reason  string                 `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The X25519 key of the node that it is sealed to.
+	Key           []byte `protobuf:"bytes,7,opt,name=key,proto3" json:"key,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *HandoverHeader) Reset() {
+	*x = HandoverHeader{}
+	mi := &file_muster_v1_management_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *HandoverHeader) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*HandoverHeader) ProtoMessage() {}
+
+func (x *HandoverHeader) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use HandoverHeader.ProtoReflect.Descriptor instead.
+func (*HandoverHeader) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *HandoverHeader) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *HandoverHeader) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *HandoverHeader) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *HandoverHeader) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *HandoverHeader) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *HandoverHeader) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *HandoverHeader) GetKey() []byte {
+	if x != nil {
+		return x.Key
+	}
+	return nil
+}
+
+type PutHandoverResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Blob          *EscrowBlob            `protobuf:"bytes,1,opt,name=blob,proto3" json:"blob,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PutHandoverResponse) Reset() {
+	*x = PutHandoverResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PutHandoverResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PutHandoverResponse) ProtoMessage() {}
+
+func (x *PutHandoverResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PutHandoverResponse.ProtoReflect.Descriptor instead.
+func (*PutHandoverResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *PutHandoverResponse) GetBlob() *EscrowBlob {
+	if x != nil {
+		return x.Blob
+	}
+	return nil
+}
+
 type ListImagesRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -2390,7 +4049,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[38]
+	mi := &file_muster_v1_management_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2402,7 +4061,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[38]
+	mi := &file_muster_v1_management_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2415,7 +4074,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{38}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{63}
 }
 
 type ListImagesResponse struct {
@@ -2428,7 +4087,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[39]
+	mi := &file_muster_v1_management_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2440,7 +4099,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[39]
+	mi := &file_muster_v1_management_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2453,7 +4112,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{39}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -2480,7 +4139,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[40]
+	mi := &file_muster_v1_management_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2492,7 +4151,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[40]
+	mi := &file_muster_v1_management_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2505,7 +4164,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{40}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *RegisterImageRequest) GetManifest() []byte {
@@ -2526,7 +4185,7 @@ type RegisterImageResponse struct {
 
 func (x *RegisterImageResponse) Reset() {
 	*x = RegisterImageResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[41]
+	mi := &file_muster_v1_management_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2538,7 +4197,7 @@ func (x *RegisterImageResponse) String() string {
 func (*RegisterImageResponse) ProtoMessage() {}
 
 func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[41]
+	mi := &file_muster_v1_management_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2551,7 +4210,7 @@ func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
 func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{41}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *RegisterImageResponse) GetImage() *Image {
@@ -2579,7 +4238,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[42]
+	mi := &file_muster_v1_management_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2591,7 +4250,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[42]
+	mi := &file_muster_v1_management_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2604,7 +4263,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{42}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *TrustReleaseKeyRequest) GetPublicKey() string {
@@ -2632,7 +4291,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[43]
+	mi := &file_muster_v1_management_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2644,7 +4303,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[43]
+	mi := &file_muster_v1_management_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2657,7 +4316,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{43}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *TrustReleaseKeyResponse) GetKeyIds() []string {
@@ -2688,7 +4347,7 @@ type Root struct {
 
 func (x *Root) Reset() {
 	*x = Root{}
-	mi := &file_muster_v1_management_proto_msgTypes[44]
+	mi := &file_muster_v1_management_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2700,7 +4359,7 @@ func (x *Root) String() string {
 func (*Root) ProtoMessage() {}
 
 func (x *Root) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[44]
+	mi := &file_muster_v1_management_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2713,7 +4372,7 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Root.ProtoReflect.Descriptor instead.
 func (*Root) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{44}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *Root) GetFile() string {
@@ -2759,7 +4418,7 @@ type ListRootsRequest struct {
 
 func (x *ListRootsRequest) Reset() {
 	*x = ListRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[45]
+	mi := &file_muster_v1_management_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2771,7 +4430,7 @@ func (x *ListRootsRequest) String() string {
 func (*ListRootsRequest) ProtoMessage() {}
 
 func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[45]
+	mi := &file_muster_v1_management_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2784,7 +4443,7 @@ func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsRequest.ProtoReflect.Descriptor instead.
 func (*ListRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{45}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{70}
 }
 
 type ListRootsResponse struct {
@@ -2799,7 +4458,7 @@ type ListRootsResponse struct {
 
 func (x *ListRootsResponse) Reset() {
 	*x = ListRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[46]
+	mi := &file_muster_v1_management_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2811,7 +4470,7 @@ func (x *ListRootsResponse) String() string {
 func (*ListRootsResponse) ProtoMessage() {}
 
 func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[46]
+	mi := &file_muster_v1_management_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2824,7 +4483,7 @@ func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsResponse.ProtoReflect.Descriptor instead.
 func (*ListRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{46}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *ListRootsResponse) GetRoots() []*Root {
@@ -2860,7 +4519,7 @@ type ImportRootsRequest struct {
 
 func (x *ImportRootsRequest) Reset() {
 	*x = ImportRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[47]
+	mi := &file_muster_v1_management_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2872,7 +4531,7 @@ func (x *ImportRootsRequest) String() string {
 func (*ImportRootsRequest) ProtoMessage() {}
 
 func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[47]
+	mi := &file_muster_v1_management_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2885,7 +4544,7 @@ func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsRequest.ProtoReflect.Descriptor instead.
 func (*ImportRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{47}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ImportRootsRequest) GetCertificates() [][]byte {
@@ -2918,7 +4577,7 @@ type ImportRootsResponse struct {
 
 func (x *ImportRootsResponse) Reset() {
 	*x = ImportRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[48]
+	mi := &file_muster_v1_management_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2930,7 +4589,7 @@ func (x *ImportRootsResponse) String() string {
 func (*ImportRootsResponse) ProtoMessage() {}
 
 func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[48]
+	mi := &file_muster_v1_management_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2943,7 +4602,7 @@ func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsResponse.ProtoReflect.Descriptor instead.
 func (*ImportRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{48}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ImportRootsResponse) GetRoots() []*Root {
@@ -2964,7 +4623,7 @@ type OpenBootWindowRequest struct {
 
 func (x *OpenBootWindowRequest) Reset() {
 	*x = OpenBootWindowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[49]
+	mi := &file_muster_v1_management_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2976,7 +4635,7 @@ func (x *OpenBootWindowRequest) String() string {
 func (*OpenBootWindowRequest) ProtoMessage() {}
 
 func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[49]
+	mi := &file_muster_v1_management_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2989,7 +4648,7 @@ func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowRequest.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{49}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *OpenBootWindowRequest) GetSeconds() uint32 {
@@ -3023,7 +4682,7 @@ type OpenBootWindowResponse struct {
 
 func (x *OpenBootWindowResponse) Reset() {
 	*x = OpenBootWindowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[50]
+	mi := &file_muster_v1_management_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3035,7 +4694,7 @@ func (x *OpenBootWindowResponse) String() string {
 func (*OpenBootWindowResponse) ProtoMessage() {}
 
 func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[50]
+	mi := &file_muster_v1_management_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3048,7 +4707,7 @@ func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowResponse.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{50}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *OpenBootWindowResponse) GetUntil() *timestamppb.Timestamp {
@@ -3078,7 +4737,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[51]
+	mi := &file_muster_v1_management_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3090,7 +4749,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[51]
+	mi := &file_muster_v1_management_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3103,7 +4762,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{51}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *WatchEventsRequest) GetAfter() uint64 {
@@ -3138,7 +4797,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[52]
+	mi := &file_muster_v1_management_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3150,7 +4809,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[52]
+	mi := &file_muster_v1_management_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3163,7 +4822,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{52}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -3183,7 +4842,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[53]
+	mi := &file_muster_v1_management_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3195,7 +4854,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[53]
+	mi := &file_muster_v1_management_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3208,7 +4867,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{53}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListAuditRequest) GetAfter() uint64 {
@@ -3235,7 +4894,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[54]
+	mi := &file_muster_v1_management_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3247,7 +4906,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[54]
+	mi := &file_muster_v1_management_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3260,7 +4919,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{54}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListAuditResponse) GetRecords() []*AuditRecord {
@@ -3285,7 +4944,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[55]
+	mi := &file_muster_v1_management_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +4956,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[55]
+	mi := &file_muster_v1_management_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +4969,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{55}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{80}
 }
 
 type VerifyAuditResponse struct {
@@ -3328,7 +4987,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[56]
+	mi := &file_muster_v1_management_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3340,7 +4999,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[56]
+	mi := &file_muster_v1_management_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3353,7 +5012,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{56}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *VerifyAuditResponse) GetOk() bool {
@@ -3577,7 +5236,127 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x11ListSitesResponse\x12%\n" +
 	"\x05sites\x18\x01 \x03(\v2\x0f.muster.v1.SiteR\x05sites\x12\x10\n" +
 	"\x03lab\x18\x02 \x01(\bR\x03lab\x12\x12\n" +
-	"\x04more\x18\x03 \x01(\bR\x04more\"\x13\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\"$\n" +
+	"\x0eGetSiteRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\xb8\x03\n" +
+	"\x0fGetSiteResponse\x12#\n" +
+	"\x04site\x18\x01 \x01(\v2\x0f.muster.v1.SiteR\x04site\x12,\n" +
+	"\acharter\x18\x02 \x01(\v2\x12.muster.v1.CharterR\acharter\x12$\n" +
+	"\x0ewhy_no_charter\x18\x03 \x01(\tR\fwhyNoCharter\x12%\n" +
+	"\x05nodes\x18\x04 \x03(\v2\x0f.muster.v1.NodeR\x05nodes\x12/\n" +
+	"\areports\x18\x05 \x03(\v2\x15.muster.v1.NodeReportR\areports\x12.\n" +
+	"\x06orders\x18\x06 \x03(\v2\x16.muster.v1.IssuedOrderR\x06orders\x12\x1c\n" +
+	"\taddresses\x18\a \x03(\tR\taddresses\x12\x10\n" +
+	"\x03lab\x18\b \x01(\bR\x03lab\x12\x16\n" +
+	"\x06unsure\x18\t \x01(\bR\x06unsure\x12,\n" +
+	"\x03now\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12.\n" +
+	"\x13stale_after_seconds\x18\v \x01(\rR\x11staleAfterSeconds\"\xdb\x01\n" +
+	"\x0eSetSiteRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x02 \x01(\x03R\n" +
+	"generation\x123\n" +
+	"\bsettings\x18\x03 \x01(\v2\x17.muster.v1.SiteSettingsR\bsettings\x12\x14\n" +
+	"\x05title\x18\x04 \x01(\tR\x05title\x12\x1a\n" +
+	"\blocation\x18\x05 \x01(\tR\blocation\x12\x16\n" +
+	"\x06create\x18\x06 \x01(\bR\x06create\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\"\xbe\x01\n" +
+	"\x0fSetSiteResponse\x12#\n" +
+	"\x04site\x18\x01 \x01(\v2\x0f.muster.v1.SiteR\x04site\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12\x18\n" +
+	"\acreated\x18\x03 \x01(\bR\acreated\x12,\n" +
+	"\acharter\x18\x04 \x01(\v2\x12.muster.v1.CharterR\acharter\x12$\n" +
+	"\x0ewhy_no_charter\x18\x05 \x01(\tR\fwhyNoCharter\"@\n" +
+	"\x12ConfirmSiteRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\":\n" +
+	"\x13ConfirmSiteResponse\x12#\n" +
+	"\x04site\x18\x01 \x01(\v2\x0f.muster.v1.SiteR\x04site\"\xa6\x02\n" +
+	"\x11AssignNodeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12\x1b\n" +
+	"\trole_hint\x18\x03 \x01(\tR\broleHint\x12@\n" +
+	"\x06labels\x18\x04 \x03(\v2(.muster.v1.AssignNodeRequest.LabelsEntryR\x06labels\x12\x1f\n" +
+	"\vcreate_site\x18\x05 \x01(\bR\n" +
+	"createSite\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x1a\n" +
+	"\brevision\x18\a \x01(\x03R\brevision\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x90\x01\n" +
+	"\x12AssignNodeResponse\x12#\n" +
+	"\x04node\x18\x01 \x01(\v2\x0f.muster.v1.NodeR\x04node\x122\n" +
+	"\tadmission\x18\x02 \x01(\v2\x14.muster.v1.AdmissionR\tadmission\x12!\n" +
+	"\fsite_created\x18\x03 \x01(\bR\vsiteCreated\"W\n" +
+	"\x11RemoveNodeRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\"g\n" +
+	"\x12RemoveNodeResponse\x12#\n" +
+	"\x04node\x18\x01 \x01(\v2\x0f.muster.v1.NodeR\x04node\x12,\n" +
+	"\aremoval\x18\x02 \x01(\v2\x12.muster.v1.RemovalR\aremoval\"\x8f\x02\n" +
+	"\x12CreateOrderRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
+	"\x04site\x18\x03 \x01(\tR\x04site\x12\x1a\n" +
+	"\bsnapshot\x18\x04 \x01(\tR\bsnapshot\x12\x18\n" +
+	"\acluster\x18\x05 \x01(\tR\acluster\x12\x12\n" +
+	"\x04into\x18\x06 \x01(\tR\x04into\x12\x16\n" +
+	"\x06reason\x18\a \x01(\tR\x06reason\x12#\n" +
+	"\rvalid_seconds\x18\b \x01(\rR\fvalidSeconds\x12\x17\n" +
+	"\adry_run\x18\t \x01(\bR\x06dryRun\x12\x1d\n" +
+	"\n" +
+	"seen_epoch\x18\n" +
+	" \x01(\x04R\tseenEpoch\"{\n" +
+	"\x13CreateOrderResponse\x12,\n" +
+	"\x05order\x18\x01 \x01(\v2\x16.muster.v1.IssuedOrderR\x05order\x12\x1a\n" +
+	"\bsentence\x18\x02 \x01(\tR\bsentence\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"Q\n" +
+	"\x11ListOrdersRequest\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x12\n" +
+	"\x04open\x18\x02 \x01(\bR\x04open\x12\x14\n" +
+	"\x05limit\x18\x03 \x01(\rR\x05limit\"j\n" +
+	"\x12ListOrdersResponse\x12.\n" +
+	"\x06orders\x18\x01 \x03(\v2\x16.muster.v1.IssuedOrderR\x06orders\x12\x10\n" +
+	"\x03lab\x18\x02 \x01(\bR\x03lab\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\">\n" +
+	"\x14WithdrawOrderRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"E\n" +
+	"\x15WithdrawOrderResponse\x12,\n" +
+	"\x05order\x18\x01 \x01(\v2\x16.muster.v1.IssuedOrderR\x05order\"A\n" +
+	"\x15TrustEscrowKeyRequest\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\fR\x03key\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"I\n" +
+	"\x16TrustEscrowKeyResponse\x12\x15\n" +
+	"\x06key_id\x18\x01 \x01(\tR\x05keyId\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\"'\n" +
+	"\x11ListEscrowRequest\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\"S\n" +
+	"\x12ListEscrowResponse\x12+\n" +
+	"\x05blobs\x18\x01 \x03(\v2\x15.muster.v1.EscrowBlobR\x05blobs\x12\x10\n" +
+	"\x03lab\x18\x02 \x01(\bR\x03lab\"$\n" +
+	"\x12FetchEscrowRequest\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"`\n" +
+	"\x13FetchEscrowResponse\x12+\n" +
+	"\x04blob\x18\x01 \x01(\v2\x15.muster.v1.EscrowBlobH\x00R\x04blob\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
+	"\x04part\"g\n" +
+	"\x12PutHandoverRequest\x123\n" +
+	"\x06header\x18\x01 \x01(\v2\x19.muster.v1.HandoverHeaderH\x00R\x06header\x12\x14\n" +
+	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +
+	"\x04part\"\xaa\x01\n" +
+	"\x0eHandoverHeader\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12\x12\n" +
+	"\x04size\x18\x03 \x01(\x03R\x04size\x12\x18\n" +
+	"\acluster\x18\x04 \x01(\tR\acluster\x12\x14\n" +
+	"\x05epoch\x18\x05 \x01(\x04R\x05epoch\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x12\x10\n" +
+	"\x03key\x18\a \x01(\fR\x03key\"@\n" +
+	"\x13PutHandoverResponse\x12)\n" +
+	"\x04blob\x18\x01 \x01(\v2\x15.muster.v1.EscrowBlobR\x04blob\"\x13\n" +
 	"\x11ListImagesRequest\"P\n" +
 	"\x12ListImagesResponse\x12(\n" +
 	"\x06images\x18\x01 \x03(\v2\x10.muster.v1.ImageR\x06images\x12\x10\n" +
@@ -3636,7 +5415,7 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x17\n" +
 	"\abad_seq\x18\x03 \x01(\x04R\x06badSeq\x12\x18\n" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x12\n" +
-	"\x04head\x18\x05 \x01(\tR\x04head2\xba\x10\n" +
+	"\x04head\x18\x05 \x01(\tR\x04head2\xd1\x17\n" +
 	"\x11ManagementService\x12F\n" +
 	"\tGetCentre\x12\x1b.muster.v1.GetCentreRequest\x1a\x1c.muster.v1.GetCentreResponse\x12O\n" +
 	"\fListRequests\x12\x1e.muster.v1.ListRequestsRequest\x1a\x1f.muster.v1.ListRequestsResponse\x12I\n" +
@@ -3656,8 +5435,24 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\tListNodes\x12\x1b.muster.v1.ListNodesRequest\x1a\x1c.muster.v1.ListNodesResponse\x12@\n" +
 	"\aGetNode\x12\x19.muster.v1.GetNodeRequest\x1a\x1a.muster.v1.GetNodeResponse\x12C\n" +
 	"\bDenyNode\x12\x1a.muster.v1.DenyNodeRequest\x1a\x1b.muster.v1.DenyNodeResponse\x12F\n" +
-	"\tAllowNode\x12\x1b.muster.v1.AllowNodeRequest\x1a\x1c.muster.v1.AllowNodeResponse\x12F\n" +
-	"\tListSites\x12\x1b.muster.v1.ListSitesRequest\x1a\x1c.muster.v1.ListSitesResponse\x12I\n" +
+	"\tAllowNode\x12\x1b.muster.v1.AllowNodeRequest\x1a\x1c.muster.v1.AllowNodeResponse\x12I\n" +
+	"\n" +
+	"AssignNode\x12\x1c.muster.v1.AssignNodeRequest\x1a\x1d.muster.v1.AssignNodeResponse\x12I\n" +
+	"\n" +
+	"RemoveNode\x12\x1c.muster.v1.RemoveNodeRequest\x1a\x1d.muster.v1.RemoveNodeResponse\x12F\n" +
+	"\tListSites\x12\x1b.muster.v1.ListSitesRequest\x1a\x1c.muster.v1.ListSitesResponse\x12@\n" +
+	"\aGetSite\x12\x19.muster.v1.GetSiteRequest\x1a\x1a.muster.v1.GetSiteResponse\x12@\n" +
+	"\aSetSite\x12\x19.muster.v1.SetSiteRequest\x1a\x1a.muster.v1.SetSiteResponse\x12L\n" +
+	"\vConfirmSite\x12\x1d.muster.v1.ConfirmSiteRequest\x1a\x1e.muster.v1.ConfirmSiteResponse\x12L\n" +
+	"\vCreateOrder\x12\x1d.muster.v1.CreateOrderRequest\x1a\x1e.muster.v1.CreateOrderResponse\x12I\n" +
+	"\n" +
+	"ListOrders\x12\x1c.muster.v1.ListOrdersRequest\x1a\x1d.muster.v1.ListOrdersResponse\x12R\n" +
+	"\rWithdrawOrder\x12\x1f.muster.v1.WithdrawOrderRequest\x1a .muster.v1.WithdrawOrderResponse\x12U\n" +
+	"\x0eTrustEscrowKey\x12 .muster.v1.TrustEscrowKeyRequest\x1a!.muster.v1.TrustEscrowKeyResponse\x12I\n" +
+	"\n" +
+	"ListEscrow\x12\x1c.muster.v1.ListEscrowRequest\x1a\x1d.muster.v1.ListEscrowResponse\x12N\n" +
+	"\vFetchEscrow\x12\x1d.muster.v1.FetchEscrowRequest\x1a\x1e.muster.v1.FetchEscrowResponse0\x01\x12N\n" +
+	"\vPutHandover\x12\x1d.muster.v1.PutHandoverRequest\x1a\x1e.muster.v1.PutHandoverResponse(\x01\x12I\n" +
 	"\n" +
 	"ListImages\x12\x1c.muster.v1.ListImagesRequest\x1a\x1d.muster.v1.ListImagesResponse\x12R\n" +
 	"\rRegisterImage\x12\x1f.muster.v1.RegisterImageRequest\x1a .muster.v1.RegisterImageResponse\x12X\n" +
@@ -3681,7 +5476,7 @@ func file_muster_v1_management_proto_rawDescGZIP() []byte {
 	return file_muster_v1_management_proto_rawDescData
 }
 
-var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 64)
+var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
 var file_muster_v1_management_proto_goTypes = []any{
 	(*GetCentreRequest)(nil),          // 0: muster.v1.GetCentreRequest
 	(*GetCentreResponse)(nil),         // 1: muster.v1.GetCentreResponse
@@ -3721,144 +5516,223 @@ var file_muster_v1_management_proto_goTypes = []any{
 	(*AllowNodeResponse)(nil),         // 35: muster.v1.AllowNodeResponse
 	(*ListSitesRequest)(nil),          // 36: muster.v1.ListSitesRequest
 	(*ListSitesResponse)(nil),         // 37: muster.v1.ListSitesResponse
-	(*ListImagesRequest)(nil),         // 38: muster.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),        // 39: muster.v1.ListImagesResponse
-	(*RegisterImageRequest)(nil),      // 40: muster.v1.RegisterImageRequest
-	(*RegisterImageResponse)(nil),     // 41: muster.v1.RegisterImageResponse
-	(*TrustReleaseKeyRequest)(nil),    // 42: muster.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil),   // 43: muster.v1.TrustReleaseKeyResponse
-	(*Root)(nil),                      // 44: muster.v1.Root
-	(*ListRootsRequest)(nil),          // 45: muster.v1.ListRootsRequest
-	(*ListRootsResponse)(nil),         // 46: muster.v1.ListRootsResponse
-	(*ImportRootsRequest)(nil),        // 47: muster.v1.ImportRootsRequest
-	(*ImportRootsResponse)(nil),       // 48: muster.v1.ImportRootsResponse
-	(*OpenBootWindowRequest)(nil),     // 49: muster.v1.OpenBootWindowRequest
-	(*OpenBootWindowResponse)(nil),    // 50: muster.v1.OpenBootWindowResponse
-	(*WatchEventsRequest)(nil),        // 51: muster.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),       // 52: muster.v1.WatchEventsResponse
-	(*ListAuditRequest)(nil),          // 53: muster.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),         // 54: muster.v1.ListAuditResponse
-	(*VerifyAuditRequest)(nil),        // 55: muster.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),       // 56: muster.v1.VerifyAuditResponse
-	nil,                               // 57: muster.v1.GetCentreResponse.RequestsEntry
-	nil,                               // 58: muster.v1.GetCentreResponse.NodesEntry
-	nil,                               // 59: muster.v1.ApproveRequest.LabelsEntry
-	nil,                               // 60: muster.v1.ImportPreApprovalRequest.LabelsEntry
-	nil,                               // 61: muster.v1.CreateClaimRequest.LabelsEntry
-	nil,                               // 62: muster.v1.CreateRuleRequest.LabelsEntry
-	nil,                               // 63: muster.v1.TestPreApprovalsResponse.LabelsEntry
-	(*Tenant)(nil),                    // 64: muster.v1.Tenant
-	(*timestamppb.Timestamp)(nil),     // 65: google.protobuf.Timestamp
-	(*Request)(nil),                   // 66: muster.v1.Request
-	(*Event)(nil),                     // 67: muster.v1.Event
-	(*Node)(nil),                      // 68: muster.v1.Node
-	(*PreApproval)(nil),               // 69: muster.v1.PreApproval
-	(IdentityTrust)(0),                // 70: muster.v1.IdentityTrust
-	(BootTrust)(0),                    // 71: muster.v1.BootTrust
-	(*Site)(nil),                      // 72: muster.v1.Site
-	(*Image)(nil),                     // 73: muster.v1.Image
-	(*AuditRecord)(nil),               // 74: muster.v1.AuditRecord
+	(*GetSiteRequest)(nil),            // 38: muster.v1.GetSiteRequest
+	(*GetSiteResponse)(nil),           // 39: muster.v1.GetSiteResponse
+	(*SetSiteRequest)(nil),            // 40: muster.v1.SetSiteRequest
+	(*SetSiteResponse)(nil),           // 41: muster.v1.SetSiteResponse
+	(*ConfirmSiteRequest)(nil),        // 42: muster.v1.ConfirmSiteRequest
+	(*ConfirmSiteResponse)(nil),       // 43: muster.v1.ConfirmSiteResponse
+	(*AssignNodeRequest)(nil),         // 44: muster.v1.AssignNodeRequest
+	(*AssignNodeResponse)(nil),        // 45: muster.v1.AssignNodeResponse
+	(*RemoveNodeRequest)(nil),         // 46: muster.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),        // 47: muster.v1.RemoveNodeResponse
+	(*CreateOrderRequest)(nil),        // 48: muster.v1.CreateOrderRequest
+	(*CreateOrderResponse)(nil),       // 49: muster.v1.CreateOrderResponse
+	(*ListOrdersRequest)(nil),         // 50: muster.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),        // 51: muster.v1.ListOrdersResponse
+	(*WithdrawOrderRequest)(nil),      // 52: muster.v1.WithdrawOrderRequest
+	(*WithdrawOrderResponse)(nil),     // 53: muster.v1.WithdrawOrderResponse
+	(*TrustEscrowKeyRequest)(nil),     // 54: muster.v1.TrustEscrowKeyRequest
+	(*TrustEscrowKeyResponse)(nil),    // 55: muster.v1.TrustEscrowKeyResponse
+	(*ListEscrowRequest)(nil),         // 56: muster.v1.ListEscrowRequest
+	(*ListEscrowResponse)(nil),        // 57: muster.v1.ListEscrowResponse
+	(*FetchEscrowRequest)(nil),        // 58: muster.v1.FetchEscrowRequest
+	(*FetchEscrowResponse)(nil),       // 59: muster.v1.FetchEscrowResponse
+	(*PutHandoverRequest)(nil),        // 60: muster.v1.PutHandoverRequest
+	(*HandoverHeader)(nil),            // 61: muster.v1.HandoverHeader
+	(*PutHandoverResponse)(nil),       // 62: muster.v1.PutHandoverResponse
+	(*ListImagesRequest)(nil),         // 63: muster.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),        // 64: muster.v1.ListImagesResponse
+	(*RegisterImageRequest)(nil),      // 65: muster.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),     // 66: muster.v1.RegisterImageResponse
+	(*TrustReleaseKeyRequest)(nil),    // 67: muster.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil),   // 68: muster.v1.TrustReleaseKeyResponse
+	(*Root)(nil),                      // 69: muster.v1.Root
+	(*ListRootsRequest)(nil),          // 70: muster.v1.ListRootsRequest
+	(*ListRootsResponse)(nil),         // 71: muster.v1.ListRootsResponse
+	(*ImportRootsRequest)(nil),        // 72: muster.v1.ImportRootsRequest
+	(*ImportRootsResponse)(nil),       // 73: muster.v1.ImportRootsResponse
+	(*OpenBootWindowRequest)(nil),     // 74: muster.v1.OpenBootWindowRequest
+	(*OpenBootWindowResponse)(nil),    // 75: muster.v1.OpenBootWindowResponse
+	(*WatchEventsRequest)(nil),        // 76: muster.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),       // 77: muster.v1.WatchEventsResponse
+	(*ListAuditRequest)(nil),          // 78: muster.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),         // 79: muster.v1.ListAuditResponse
+	(*VerifyAuditRequest)(nil),        // 80: muster.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),       // 81: muster.v1.VerifyAuditResponse
+	nil,                               // 82: muster.v1.GetCentreResponse.RequestsEntry
+	nil,                               // 83: muster.v1.GetCentreResponse.NodesEntry
+	nil,                               // 84: muster.v1.ApproveRequest.LabelsEntry
+	nil,                               // 85: muster.v1.ImportPreApprovalRequest.LabelsEntry
+	nil,                               // 86: muster.v1.CreateClaimRequest.LabelsEntry
+	nil,                               // 87: muster.v1.CreateRuleRequest.LabelsEntry
+	nil,                               // 88: muster.v1.TestPreApprovalsResponse.LabelsEntry
+	nil,                               // 89: muster.v1.AssignNodeRequest.LabelsEntry
+	(*Tenant)(nil),                    // 90: muster.v1.Tenant
+	(*timestamppb.Timestamp)(nil),     // 91: google.protobuf.Timestamp
+	(*Request)(nil),                   // 92: muster.v1.Request
+	(*Event)(nil),                     // 93: muster.v1.Event
+	(*Node)(nil),                      // 94: muster.v1.Node
+	(*PreApproval)(nil),               // 95: muster.v1.PreApproval
+	(IdentityTrust)(0),                // 96: muster.v1.IdentityTrust
+	(BootTrust)(0),                    // 97: muster.v1.BootTrust
+	(*Site)(nil),                      // 98: muster.v1.Site
+	(*Charter)(nil),                   // 99: muster.v1.Charter
+	(*NodeReport)(nil),                // 100: muster.v1.NodeReport
+	(*IssuedOrder)(nil),               // 101: muster.v1.IssuedOrder
+	(*SiteSettings)(nil),              // 102: muster.v1.SiteSettings
+	(*Admission)(nil),                 // 103: muster.v1.Admission
+	(*Removal)(nil),                   // 104: muster.v1.Removal
+	(*EscrowBlob)(nil),                // 105: muster.v1.EscrowBlob
+	(*Image)(nil),                     // 106: muster.v1.Image
+	(*AuditRecord)(nil),               // 107: muster.v1.AuditRecord
 }
 var file_muster_v1_management_proto_depIdxs = []int32{
-	64, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
-	65, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
-	57, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
-	58, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
-	66, // 4: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
-	66, // 5: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
-	67, // 6: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
-	59, // 7: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
-	66, // 8: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
-	66, // 9: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
-	66, // 10: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
-	68, // 11: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
-	66, // 12: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
-	60, // 13: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
-	69, // 14: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
-	15, // 15: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
-	61, // 16: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
-	69, // 17: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
-	62, // 18: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
-	70, // 19: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
-	71, // 20: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
-	69, // 21: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
-	69, // 22: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
-	69, // 23: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
-	63, // 24: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
-	26, // 25: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
-	68, // 26: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
-	68, // 27: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
-	66, // 28: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
-	68, // 29: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
-	68, // 30: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
-	72, // 31: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
-	73, // 32: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
-	73, // 33: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
-	65, // 34: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
-	44, // 35: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
-	44, // 36: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
-	65, // 37: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
-	67, // 38: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
-	74, // 39: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
-	0,  // 40: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
-	2,  // 41: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
-	4,  // 42: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
-	6,  // 43: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
-	8,  // 44: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
-	10, // 45: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
-	12, // 46: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
-	14, // 47: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
-	17, // 48: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
-	19, // 49: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
-	21, // 50: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
-	23, // 51: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
-	25, // 52: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
-	28, // 53: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
-	30, // 54: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
-	32, // 55: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
-	34, // 56: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
-	36, // 57: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
-	38, // 58: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
-	40, // 59: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
-	42, // 60: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
-	45, // 61: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
-	47, // 62: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
-	49, // 63: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
-	51, // 64: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
-	53, // 65: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
-	55, // 66: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
-	1,  // 67: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
-	3,  // 68: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
-	5,  // 69: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
-	7,  // 70: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
-	9,  // 71: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
-	11, // 72: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
-	13, // 73: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
-	16, // 74: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
-	18, // 75: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
-	20, // 76: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
-	22, // 77: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
-	24, // 78: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
-	27, // 79: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
-	29, // 80: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
-	31, // 81: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
-	33, // 82: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
-	35, // 83: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
-	37, // 84: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
-	39, // 85: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
-	41, // 86: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
-	43, // 87: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
-	46, // 88: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
-	48, // 89: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
-	50, // 90: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
-	52, // 91: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
-	54, // 92: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
-	56, // 93: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
-	67, // [67:94] is the sub-list for method output_type
-	40, // [40:67] is the sub-list for method input_type
-	40, // [40:40] is the sub-list for extension type_name
-	40, // [40:40] is the sub-list for extension extendee
-	0,  // [0:40] is the sub-list for field type_name
+	90,  // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
+	91,  // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
+	82,  // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
+	83,  // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
+	92,  // 4: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
+	92,  // 5: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
+	93,  // 6: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
+	84,  // 7: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
+	92,  // 8: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
+	92,  // 9: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
+	92,  // 10: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
+	94,  // 11: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
+	92,  // 12: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
+	85,  // 13: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
+	95,  // 14: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	15,  // 15: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
+	86,  // 16: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
+	95,  // 17: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
+	87,  // 18: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
+	96,  // 19: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
+	97,  // 20: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
+	95,  // 21: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
+	95,  // 22: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
+	95,  // 23: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	88,  // 24: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
+	26,  // 25: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
+	94,  // 26: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
+	94,  // 27: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
+	92,  // 28: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
+	94,  // 29: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
+	94,  // 30: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
+	98,  // 31: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
+	98,  // 32: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
+	99,  // 33: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
+	94,  // 34: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
+	100, // 35: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
+	101, // 36: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
+	91,  // 37: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
+	102, // 38: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
+	98,  // 39: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
+	99,  // 40: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
+	98,  // 41: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
+	89,  // 42: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
+	94,  // 43: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
+	103, // 44: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
+	94,  // 45: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
+	104, // 46: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
+	101, // 47: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	101, // 48: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
+	101, // 49: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	105, // 50: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
+	105, // 51: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
+	61,  // 52: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
+	105, // 53: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
+	106, // 54: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
+	106, // 55: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
+	91,  // 56: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
+	69,  // 57: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
+	69,  // 58: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
+	91,  // 59: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
+	93,  // 60: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
+	107, // 61: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
+	0,   // 62: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
+	2,   // 63: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
+	4,   // 64: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
+	6,   // 65: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
+	8,   // 66: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
+	10,  // 67: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
+	12,  // 68: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
+	14,  // 69: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
+	17,  // 70: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
+	19,  // 71: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
+	21,  // 72: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
+	23,  // 73: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
+	25,  // 74: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
+	28,  // 75: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
+	30,  // 76: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
+	32,  // 77: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
+	34,  // 78: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
+	44,  // 79: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
+	46,  // 80: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
+	36,  // 81: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
+	38,  // 82: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
+	40,  // 83: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
+	42,  // 84: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
+	48,  // 85: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
+	50,  // 86: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
+	52,  // 87: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
+	54,  // 88: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
+	56,  // 89: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
+	58,  // 90: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
+	60,  // 91: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
+	63,  // 92: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
+	65,  // 93: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
+	67,  // 94: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
+	70,  // 95: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
+	72,  // 96: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
+	74,  // 97: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
+	76,  // 98: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
+	78,  // 99: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
+	80,  // 100: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
+	1,   // 101: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
+	3,   // 102: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
+	5,   // 103: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
+	7,   // 104: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
+	9,   // 105: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
+	11,  // 106: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
+	13,  // 107: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
+	16,  // 108: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
+	18,  // 109: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
+	20,  // 110: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
+	22,  // 111: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
+	24,  // 112: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
+	27,  // 113: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
+	29,  // 114: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
+	31,  // 115: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
+	33,  // 116: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
+	35,  // 117: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
+	45,  // 118: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
+	47,  // 119: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
+	37,  // 120: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
+	39,  // 121: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
+	41,  // 122: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
+	43,  // 123: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
+	49,  // 124: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
+	51,  // 125: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
+	53,  // 126: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
+	55,  // 127: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
+	57,  // 128: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
+	59,  // 129: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
+	62,  // 130: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
+	64,  // 131: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
+	66,  // 132: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
+	68,  // 133: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
+	71,  // 134: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
+	73,  // 135: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
+	75,  // 136: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
+	77,  // 137: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
+	79,  // 138: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
+	81,  // 139: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
+	101, // [101:140] is the sub-list for method output_type
+	62,  // [62:101] is the sub-list for method input_type
+	62,  // [62:62] is the sub-list for extension type_name
+	62,  // [62:62] is the sub-list for extension extendee
+	0,   // [0:62] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_management_proto_init() }
@@ -3867,13 +5741,21 @@ func file_muster_v1_management_proto_init() {
 		return
 	}
 	file_muster_v1_objects_proto_init()
+	file_muster_v1_management_proto_msgTypes[59].OneofWrappers = []any{
+		(*FetchEscrowResponse_Blob)(nil),
+		(*FetchEscrowResponse_Data)(nil),
+	}
+	file_muster_v1_management_proto_msgTypes[60].OneofWrappers = []any{
+		(*PutHandoverRequest_Header)(nil),
+		(*PutHandoverRequest_Data)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_management_proto_rawDesc), len(file_muster_v1_management_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   64,
+			NumMessages:   90,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

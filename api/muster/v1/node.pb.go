@@ -567,8 +567,11 @@ type DocumentsResponse struct {
 	Revision *DocVersion `protobuf:"bytes,5,opt,name=revision,proto3" json:"revision,omitempty"`
 	// IDs of all orders for this node that stand. What the node holds beside
 	// these and has not begun was withdrawn. Only when there is no more.
-	Orders        []string               `protobuf:"bytes,6,rep,name=orders,proto3" json:"orders,omitempty"`
-	Now           *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=now,proto3" json:"now,omitempty"`
+	Orders []string               `protobuf:"bytes,6,rep,name=orders,proto3" json:"orders,omitempty"`
+	Now    *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=now,proto3" json:"now,omitempty"`
+	// Nothing is new since `have`: all other fields but site and revision are
+	// empty and mean nothing.
+	Unchanged     bool `protobuf:"varint,8,opt,name=unchanged,proto3" json:"unchanged,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -652,11 +655,18 @@ func (x *DocumentsResponse) GetNow() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *DocumentsResponse) GetUnchanged() bool {
+	if x != nil {
+		return x.Unchanged
+	}
+	return false
+}
+
 type AskFoundingRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Site  string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
-	// The cluster UID the node would found with, drawn by the node. The right
-	// is bound to node and UID.
+	// The cluster UID the node would found with, drawn by the node. While no
+	// cluster is known, the node that holds the right may name another one.
 	Uid           string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -708,8 +718,9 @@ func (x *AskFoundingRequest) GetUid() string {
 
 type AskFoundingResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Who holds the right: "" if nobody does. It is the caller's if node and
-	// uid are its own.
+	// Who holds the right: "" if nobody does. It is the caller's if node is its
+	// own and uid is what it asked with. Once a cluster is known, its founder
+	// and UID.
 	Node string `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	Uid  string `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
 	// The centre was restored from a backup and may have forgotten a grant: it
@@ -1306,7 +1317,7 @@ const file_muster_v1_node_proto_rawDesc = "" +
 	"\x10DocumentsRequest\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12)\n" +
 	"\x04have\x18\x02 \x01(\v2\x15.muster.v1.DocVersionR\x04have\x12+\n" +
-	"\x05after\x18\x03 \x01(\v2\x15.muster.v1.DocVersionR\x05after\"\xfd\x01\n" +
+	"\x05after\x18\x03 \x01(\v2\x15.muster.v1.DocVersionR\x05after\"\x9b\x02\n" +
 	"\x11DocumentsResponse\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x1c\n" +
 	"\tenvelopes\x18\x02 \x03(\fR\tenvelopes\x12\x12\n" +
@@ -1314,7 +1325,8 @@ const file_muster_v1_node_proto_rawDesc = "" +
 	"\x04next\x18\x04 \x01(\v2\x15.muster.v1.DocVersionR\x04next\x121\n" +
 	"\brevision\x18\x05 \x01(\v2\x15.muster.v1.DocVersionR\brevision\x12\x16\n" +
 	"\x06orders\x18\x06 \x03(\tR\x06orders\x12,\n" +
-	"\x03now\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x03now\":\n" +
+	"\x03now\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12\x1c\n" +
+	"\tunchanged\x18\b \x01(\bR\tunchanged\":\n" +
 	"\x12AskFoundingRequest\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\"k\n" +

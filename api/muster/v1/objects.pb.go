@@ -1477,8 +1477,10 @@ type Node struct {
 	Generation  int64                  `protobuf:"varint,24,opt,name=generation,proto3" json:"generation,omitempty"`
 	Revision    int64                  `protobuf:"varint,25,opt,name=revision,proto3" json:"revision,omitempty"`
 	// The node whose place this one took, and the one that took its place.
-	Replaces      string `protobuf:"bytes,26,opt,name=replaces,proto3" json:"replaces,omitempty"`
-	ReplacedBy    string `protobuf:"bytes,27,opt,name=replaced_by,json=replacedBy,proto3" json:"replaced_by,omitempty"`
+	Replaces   string `protobuf:"bytes,26,opt,name=replaces,proto3" json:"replaces,omitempty"`
+	ReplacedBy string `protobuf:"bytes,27,opt,name=replaced_by,json=replacedBy,proto3" json:"replaced_by,omitempty"`
+	// Last incarnation that a Removal ended.
+	Removed       uint64 `protobuf:"varint,28,opt,name=removed,proto3" json:"removed,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1700,6 +1702,13 @@ func (x *Node) GetReplacedBy() string {
 		return x.ReplacedBy
 	}
 	return ""
+}
+
+func (x *Node) GetRemoved() uint64 {
+	if x != nil {
+		return x.Removed
+	}
+	return 0
 }
 
 type Certificate struct {
@@ -2168,10 +2177,12 @@ func (x *AuditRecord) GetHash() []byte {
 }
 
 type Tenant struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Meta          *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
-	Title         string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
-	Lab           bool                   `protobuf:"varint,3,opt,name=lab,proto3" json:"lab,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Meta  *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
+	Title string                 `protobuf:"bytes,2,opt,name=title,proto3" json:"title,omitempty"`
+	Lab   bool                   `protobuf:"varint,3,opt,name=lab,proto3" json:"lab,omitempty"`
+	// X25519 public key, 32 bytes, or none.
+	EscrowKey     []byte `protobuf:"bytes,4,opt,name=escrow_key,json=escrowKey,proto3" json:"escrow_key,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2227,6 +2238,13 @@ func (x *Tenant) GetLab() bool {
 	return false
 }
 
+func (x *Tenant) GetEscrowKey() []byte {
+	if x != nil {
+		return x.EscrowKey
+	}
+	return nil
+}
+
 type Site struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Meta          *Meta                  `protobuf:"bytes,1,opt,name=meta,proto3" json:"meta,omitempty"`
@@ -2234,6 +2252,7 @@ type Site struct {
 	Location      string                 `protobuf:"bytes,3,opt,name=location,proto3" json:"location,omitempty"`
 	Spec          *SiteSpec              `protobuf:"bytes,4,opt,name=spec,proto3" json:"spec,omitempty"`
 	Status        *SiteStatus            `protobuf:"bytes,5,opt,name=status,proto3" json:"status,omitempty"`
+	Ledger        *SiteLedger            `protobuf:"bytes,6,opt,name=ledger,proto3" json:"ledger,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2303,11 +2322,20 @@ func (x *Site) GetStatus() *SiteStatus {
 	return nil
 }
 
+func (x *Site) GetLedger() *SiteLedger {
+	if x != nil {
+		return x.Ledger
+	}
+	return nil
+}
+
 type SiteSpec struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Stack         string                 `protobuf:"bytes,1,opt,name=stack,proto3" json:"stack,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Charter       *DocVersion            `protobuf:"bytes,3,opt,name=charter,proto3" json:"charter,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Stack   string                 `protobuf:"bytes,1,opt,name=stack,proto3" json:"stack,omitempty"`
+	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Charter *DocVersion            `protobuf:"bytes,3,opt,name=charter,proto3" json:"charter,omitempty"`
+	// Absent if nobody chose.
+	Settings      *SiteSettings `protobuf:"bytes,4,opt,name=settings,proto3" json:"settings,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2363,24 +2391,257 @@ func (x *SiteSpec) GetCharter() *DocVersion {
 	return nil
 }
 
-type SiteStatus struct {
+func (x *SiteSpec) GetSettings() *SiteSettings {
+	if x != nil {
+		return x.Settings
+	}
+	return nil
+}
+
+type SiteSettings struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
-	Seen          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=seen,proto3" json:"seen,omitempty"`
-	Generation    int64                  `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
-	Stack         string                 `protobuf:"bytes,3,opt,name=stack,proto3" json:"stack,omitempty"`
-	Version       string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
-	ClusterUid    string                 `protobuf:"bytes,5,opt,name=cluster_uid,json=clusterUid,proto3" json:"cluster_uid,omitempty"`
-	ClusterEpoch  uint64                 `protobuf:"varint,6,opt,name=cluster_epoch,json=clusterEpoch,proto3" json:"cluster_epoch,omitempty"`
-	Servers       int64                  `protobuf:"varint,7,opt,name=servers,proto3" json:"servers,omitempty"`
-	Workers       int64                  `protobuf:"varint,8,opt,name=workers,proto3" json:"workers,omitempty"`
-	Blocker       string                 `protobuf:"bytes,9,opt,name=blocker,proto3" json:"blocker,omitempty"`
+	Founding      *Founding              `protobuf:"bytes,1,opt,name=founding,proto3" json:"founding,omitempty"`
+	Policy        *SitePolicy            `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	Birth         *BirthSettings         `protobuf:"bytes,3,opt,name=birth,proto3" json:"birth,omitempty"`
+	Images        []string               `protobuf:"bytes,4,rep,name=images,proto3" json:"images,omitempty"`
+	AnyBoot       bool                   `protobuf:"varint,5,opt,name=any_boot,json=anyBoot,proto3" json:"any_boot,omitempty"`
+	Delegates     [][]byte               `protobuf:"bytes,6,rep,name=delegates,proto3" json:"delegates,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteSettings) Reset() {
+	*x = SiteSettings{}
+	mi := &file_muster_v1_objects_proto_msgTypes[17]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteSettings) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteSettings) ProtoMessage() {}
+
+func (x *SiteSettings) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[17]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteSettings.ProtoReflect.Descriptor instead.
+func (*SiteSettings) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{17}
+}
+
+func (x *SiteSettings) GetFounding() *Founding {
+	if x != nil {
+		return x.Founding
+	}
+	return nil
+}
+
+func (x *SiteSettings) GetPolicy() *SitePolicy {
+	if x != nil {
+		return x.Policy
+	}
+	return nil
+}
+
+func (x *SiteSettings) GetBirth() *BirthSettings {
+	if x != nil {
+		return x.Birth
+	}
+	return nil
+}
+
+func (x *SiteSettings) GetImages() []string {
+	if x != nil {
+		return x.Images
+	}
+	return nil
+}
+
+func (x *SiteSettings) GetAnyBoot() bool {
+	if x != nil {
+		return x.AnyBoot
+	}
+	return false
+}
+
+func (x *SiteSettings) GetDelegates() [][]byte {
+	if x != nil {
+		return x.Delegates
+	}
+	return nil
+}
+
+type SiteLedger struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Documents     *DocVersion            `protobuf:"bytes,1,opt,name=documents,proto3" json:"documents,omitempty"`
+	Grant         *FoundingGrant         `protobuf:"bytes,2,opt,name=grant,proto3" json:"grant,omitempty"`
+	Sure          uint64                 `protobuf:"varint,3,opt,name=sure,proto3" json:"sure,omitempty"`
+	Ended         []string               `protobuf:"bytes,4,rep,name=ended,proto3" json:"ended,omitempty"`
+	Doubt         string                 `protobuf:"bytes,5,opt,name=doubt,proto3" json:"doubt,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteLedger) Reset() {
+	*x = SiteLedger{}
+	mi := &file_muster_v1_objects_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteLedger) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteLedger) ProtoMessage() {}
+
+func (x *SiteLedger) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteLedger.ProtoReflect.Descriptor instead.
+func (*SiteLedger) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *SiteLedger) GetDocuments() *DocVersion {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+func (x *SiteLedger) GetGrant() *FoundingGrant {
+	if x != nil {
+		return x.Grant
+	}
+	return nil
+}
+
+func (x *SiteLedger) GetSure() uint64 {
+	if x != nil {
+		return x.Sure
+	}
+	return 0
+}
+
+func (x *SiteLedger) GetEnded() []string {
+	if x != nil {
+		return x.Ended
+	}
+	return nil
+}
+
+func (x *SiteLedger) GetDoubt() string {
+	if x != nil {
+		return x.Doubt
+	}
+	return ""
+}
+
+type FoundingGrant struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Node          string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Uid           string                 `protobuf:"bytes,2,opt,name=uid,proto3" json:"uid,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FoundingGrant) Reset() {
+	*x = FoundingGrant{}
+	mi := &file_muster_v1_objects_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FoundingGrant) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FoundingGrant) ProtoMessage() {}
+
+func (x *FoundingGrant) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FoundingGrant.ProtoReflect.Descriptor instead.
+func (*FoundingGrant) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *FoundingGrant) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *FoundingGrant) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *FoundingGrant) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+type SiteStatus struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Seen           *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=seen,proto3" json:"seen,omitempty"`
+	Generation     int64                  `protobuf:"varint,2,opt,name=generation,proto3" json:"generation,omitempty"`
+	Stack          string                 `protobuf:"bytes,3,opt,name=stack,proto3" json:"stack,omitempty"`
+	Version        string                 `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	ClusterUid     string                 `protobuf:"bytes,5,opt,name=cluster_uid,json=clusterUid,proto3" json:"cluster_uid,omitempty"`
+	ClusterEpoch   uint64                 `protobuf:"varint,6,opt,name=cluster_epoch,json=clusterEpoch,proto3" json:"cluster_epoch,omitempty"`
+	Servers        int64                  `protobuf:"varint,7,opt,name=servers,proto3" json:"servers,omitempty"`
+	Workers        int64                  `protobuf:"varint,8,opt,name=workers,proto3" json:"workers,omitempty"`
+	Blocker        string                 `protobuf:"bytes,9,opt,name=blocker,proto3" json:"blocker,omitempty"`
+	ClusterVersion uint64                 `protobuf:"varint,10,opt,name=cluster_version,json=clusterVersion,proto3" json:"cluster_version,omitempty"`
+	Founder        string                 `protobuf:"bytes,11,opt,name=founder,proto3" json:"founder,omitempty"`
+	Members        []string               `protobuf:"bytes,12,rep,name=members,proto3" json:"members,omitempty"`
+	// UID of a second cluster that nodes of the site showed, and who did.
+	Second        string `protobuf:"bytes,13,opt,name=second,proto3" json:"second,omitempty"`
+	SecondBy      string `protobuf:"bytes,14,opt,name=second_by,json=secondBy,proto3" json:"second_by,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *SiteStatus) Reset() {
 	*x = SiteStatus{}
-	mi := &file_muster_v1_objects_proto_msgTypes[17]
+	mi := &file_muster_v1_objects_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2392,7 +2653,7 @@ func (x *SiteStatus) String() string {
 func (*SiteStatus) ProtoMessage() {}
 
 func (x *SiteStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[17]
+	mi := &file_muster_v1_objects_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2405,7 +2666,7 @@ func (x *SiteStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteStatus.ProtoReflect.Descriptor instead.
 func (*SiteStatus) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{17}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *SiteStatus) GetSeen() *timestamppb.Timestamp {
@@ -2471,6 +2732,473 @@ func (x *SiteStatus) GetBlocker() string {
 	return ""
 }
 
+func (x *SiteStatus) GetClusterVersion() uint64 {
+	if x != nil {
+		return x.ClusterVersion
+	}
+	return 0
+}
+
+func (x *SiteStatus) GetFounder() string {
+	if x != nil {
+		return x.Founder
+	}
+	return ""
+}
+
+func (x *SiteStatus) GetMembers() []string {
+	if x != nil {
+		return x.Members
+	}
+	return nil
+}
+
+func (x *SiteStatus) GetSecond() string {
+	if x != nil {
+		return x.Second
+	}
+	return ""
+}
+
+func (x *SiteStatus) GetSecondBy() string {
+	if x != nil {
+		return x.SecondBy
+	}
+	return ""
+}
+
+// NodeReport is how a node stands in its site's cluster, as it last said.
+type NodeReport struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Tenant        string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Site          string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Node          string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	Uid           string                 `protobuf:"bytes,5,opt,name=uid,proto3" json:"uid,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Version       uint64                 `protobuf:"varint,7,opt,name=version,proto3" json:"version,omitempty"`
+	Role          string                 `protobuf:"bytes,8,opt,name=role,proto3" json:"role,omitempty"`
+	State         string                 `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
+	Blocker       string                 `protobuf:"bytes,10,opt,name=blocker,proto3" json:"blocker,omitempty"`
+	Reason        string                 `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	Voters        int64                  `protobuf:"varint,12,opt,name=voters,proto3" json:"voters,omitempty"`
+	Learners      int64                  `protobuf:"varint,13,opt,name=learners,proto3" json:"learners,omitempty"`
+	Nodes         int64                  `protobuf:"varint,14,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	NodesReady    int64                  `protobuf:"varint,15,opt,name=nodes_ready,json=nodesReady,proto3" json:"nodes_ready,omitempty"`
+	K3S           string                 `protobuf:"bytes,16,opt,name=k3s,proto3" json:"k3s,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,17,opt,name=since,proto3" json:"since,omitempty"`
+	Charter       *DocVersion            `protobuf:"bytes,18,opt,name=charter,proto3" json:"charter,omitempty"`
+	Offer         []byte                 `protobuf:"bytes,19,opt,name=offer,proto3" json:"offer,omitempty"`
+	Offered       []byte                 `protobuf:"bytes,20,opt,name=offered,proto3" json:"offered,omitempty"`
+	Snapshots     []string               `protobuf:"bytes,21,rep,name=snapshots,proto3" json:"snapshots,omitempty"`
+	Labels        map[string]string      `protobuf:"bytes,22,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeReport) Reset() {
+	*x = NodeReport{}
+	mi := &file_muster_v1_objects_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeReport) ProtoMessage() {}
+
+func (x *NodeReport) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
+func (*NodeReport) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *NodeReport) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *NodeReport) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *NodeReport) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeReport) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *NodeReport) GetUid() string {
+	if x != nil {
+		return x.Uid
+	}
+	return ""
+}
+
+func (x *NodeReport) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *NodeReport) GetVersion() uint64 {
+	if x != nil {
+		return x.Version
+	}
+	return 0
+}
+
+func (x *NodeReport) GetRole() string {
+	if x != nil {
+		return x.Role
+	}
+	return ""
+}
+
+func (x *NodeReport) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *NodeReport) GetBlocker() string {
+	if x != nil {
+		return x.Blocker
+	}
+	return ""
+}
+
+func (x *NodeReport) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *NodeReport) GetVoters() int64 {
+	if x != nil {
+		return x.Voters
+	}
+	return 0
+}
+
+func (x *NodeReport) GetLearners() int64 {
+	if x != nil {
+		return x.Learners
+	}
+	return 0
+}
+
+func (x *NodeReport) GetNodes() int64 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *NodeReport) GetNodesReady() int64 {
+	if x != nil {
+		return x.NodesReady
+	}
+	return 0
+}
+
+func (x *NodeReport) GetK3S() string {
+	if x != nil {
+		return x.K3S
+	}
+	return ""
+}
+
+func (x *NodeReport) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *NodeReport) GetCharter() *DocVersion {
+	if x != nil {
+		return x.Charter
+	}
+	return nil
+}
+
+func (x *NodeReport) GetOffer() []byte {
+	if x != nil {
+		return x.Offer
+	}
+	return nil
+}
+
+func (x *NodeReport) GetOffered() []byte {
+	if x != nil {
+		return x.Offered
+	}
+	return nil
+}
+
+func (x *NodeReport) GetSnapshots() []string {
+	if x != nil {
+		return x.Snapshots
+	}
+	return nil
+}
+
+func (x *NodeReport) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+// IssuedOrder is an order with what became of it.
+type IssuedOrder struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Order         *Order                 `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
+	State         OrderState             `protobuf:"varint,2,opt,name=state,proto3,enum=muster.v1.OrderState" json:"state,omitempty"`
+	Text          string                 `protobuf:"bytes,3,opt,name=text,proto3" json:"text,omitempty"`
+	By            string                 `protobuf:"bytes,4,opt,name=by,proto3" json:"by,omitempty"`
+	Changed       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=changed,proto3" json:"changed,omitempty"`
+	Revision      int64                  `protobuf:"varint,6,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *IssuedOrder) Reset() {
+	*x = IssuedOrder{}
+	mi := &file_muster_v1_objects_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *IssuedOrder) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*IssuedOrder) ProtoMessage() {}
+
+func (x *IssuedOrder) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use IssuedOrder.ProtoReflect.Descriptor instead.
+func (*IssuedOrder) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *IssuedOrder) GetOrder() *Order {
+	if x != nil {
+		return x.Order
+	}
+	return nil
+}
+
+func (x *IssuedOrder) GetState() OrderState {
+	if x != nil {
+		return x.State
+	}
+	return OrderState_ORDER_STATE_OPEN
+}
+
+func (x *IssuedOrder) GetText() string {
+	if x != nil {
+		return x.Text
+	}
+	return ""
+}
+
+func (x *IssuedOrder) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *IssuedOrder) GetChanged() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Changed
+	}
+	return nil
+}
+
+func (x *IssuedOrder) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+// EscrowBlob describes one sealed snapshot at the centre.
+type EscrowBlob struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Site   string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Id     string                 `protobuf:"bytes,3,opt,name=id,proto3" json:"id,omitempty"`
+	Sha256 []byte                 `protobuf:"bytes,4,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Size   int64                  `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
+	Node   string                 `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
+	// Set if an operator sealed it for that node.
+	For           string                 `protobuf:"bytes,7,opt,name=for,proto3" json:"for,omitempty"`
+	Cluster       string                 `protobuf:"bytes,8,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Epoch         uint64                 `protobuf:"varint,9,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Taken         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=taken,proto3" json:"taken,omitempty"`
+	Stored        *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=stored,proto3" json:"stored,omitempty"`
+	KeyId         string                 `protobuf:"bytes,12,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *EscrowBlob) Reset() {
+	*x = EscrowBlob{}
+	mi := &file_muster_v1_objects_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *EscrowBlob) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*EscrowBlob) ProtoMessage() {}
+
+func (x *EscrowBlob) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use EscrowBlob.ProtoReflect.Descriptor instead.
+func (*EscrowBlob) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *EscrowBlob) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *EscrowBlob) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *EscrowBlob) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *EscrowBlob) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *EscrowBlob) GetSize() int64 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+func (x *EscrowBlob) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *EscrowBlob) GetFor() string {
+	if x != nil {
+		return x.For
+	}
+	return ""
+}
+
+func (x *EscrowBlob) GetCluster() string {
+	if x != nil {
+		return x.Cluster
+	}
+	return ""
+}
+
+func (x *EscrowBlob) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
+}
+
+func (x *EscrowBlob) GetTaken() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Taken
+	}
+	return nil
+}
+
+func (x *EscrowBlob) GetStored() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Stored
+	}
+	return nil
+}
+
+func (x *EscrowBlob) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
+}
+
 // DocVersion orders the signed documents of the centre.
 type DocVersion struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -2482,7 +3210,7 @@ type DocVersion struct {
 
 func (x *DocVersion) Reset() {
 	*x = DocVersion{}
-	mi := &file_muster_v1_objects_proto_msgTypes[18]
+	mi := &file_muster_v1_objects_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2494,7 +3222,7 @@ func (x *DocVersion) String() string {
 func (*DocVersion) ProtoMessage() {}
 
 func (x *DocVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[18]
+	mi := &file_muster_v1_objects_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2507,7 +3235,7 @@ func (x *DocVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DocVersion.ProtoReflect.Descriptor instead.
 func (*DocVersion) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{18}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *DocVersion) GetEpoch() uint64 {
@@ -2548,7 +3276,7 @@ type PreApproval struct {
 
 func (x *PreApproval) Reset() {
 	*x = PreApproval{}
-	mi := &file_muster_v1_objects_proto_msgTypes[19]
+	mi := &file_muster_v1_objects_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2560,7 +3288,7 @@ func (x *PreApproval) String() string {
 func (*PreApproval) ProtoMessage() {}
 
 func (x *PreApproval) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[19]
+	mi := &file_muster_v1_objects_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2573,7 +3301,7 @@ func (x *PreApproval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreApproval.ProtoReflect.Descriptor instead.
 func (*PreApproval) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{19}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *PreApproval) GetMeta() *Meta {
@@ -2694,7 +3422,7 @@ type ListedEk struct {
 
 func (x *ListedEk) Reset() {
 	*x = ListedEk{}
-	mi := &file_muster_v1_objects_proto_msgTypes[20]
+	mi := &file_muster_v1_objects_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2706,7 +3434,7 @@ func (x *ListedEk) String() string {
 func (*ListedEk) ProtoMessage() {}
 
 func (x *ListedEk) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[20]
+	mi := &file_muster_v1_objects_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2719,7 +3447,7 @@ func (x *ListedEk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListedEk.ProtoReflect.Descriptor instead.
 func (*ListedEk) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{20}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *ListedEk) GetEk() []byte {
@@ -2767,7 +3495,7 @@ type Stack struct {
 
 func (x *Stack) Reset() {
 	*x = Stack{}
-	mi := &file_muster_v1_objects_proto_msgTypes[21]
+	mi := &file_muster_v1_objects_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2779,7 +3507,7 @@ func (x *Stack) String() string {
 func (*Stack) ProtoMessage() {}
 
 func (x *Stack) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[21]
+	mi := &file_muster_v1_objects_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2792,7 +3520,7 @@ func (x *Stack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stack.ProtoReflect.Descriptor instead.
 func (*Stack) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{21}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *Stack) GetMeta() *Meta {
@@ -2830,7 +3558,7 @@ type Charter struct {
 
 func (x *Charter) Reset() {
 	*x = Charter{}
-	mi := &file_muster_v1_objects_proto_msgTypes[22]
+	mi := &file_muster_v1_objects_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2842,7 +3570,7 @@ func (x *Charter) String() string {
 func (*Charter) ProtoMessage() {}
 
 func (x *Charter) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[22]
+	mi := &file_muster_v1_objects_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2855,7 +3583,7 @@ func (x *Charter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Charter.ProtoReflect.Descriptor instead.
 func (*Charter) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{22}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *Charter) GetTenant() string {
@@ -2954,7 +3682,7 @@ type Founding struct {
 
 func (x *Founding) Reset() {
 	*x = Founding{}
-	mi := &file_muster_v1_objects_proto_msgTypes[23]
+	mi := &file_muster_v1_objects_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2966,7 +3694,7 @@ func (x *Founding) String() string {
 func (*Founding) ProtoMessage() {}
 
 func (x *Founding) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[23]
+	mi := &file_muster_v1_objects_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2979,7 +3707,7 @@ func (x *Founding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Founding.ProtoReflect.Descriptor instead.
 func (*Founding) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{23}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *Founding) GetMode() string {
@@ -3015,7 +3743,7 @@ type SitePolicy struct {
 
 func (x *SitePolicy) Reset() {
 	*x = SitePolicy{}
-	mi := &file_muster_v1_objects_proto_msgTypes[24]
+	mi := &file_muster_v1_objects_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3027,7 +3755,7 @@ func (x *SitePolicy) String() string {
 func (*SitePolicy) ProtoMessage() {}
 
 func (x *SitePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[24]
+	mi := &file_muster_v1_objects_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3040,7 +3768,7 @@ func (x *SitePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SitePolicy.ProtoReflect.Descriptor instead.
 func (*SitePolicy) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{24}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *SitePolicy) GetServers() int64 {
@@ -3085,7 +3813,7 @@ type ImageEvidence struct {
 
 func (x *ImageEvidence) Reset() {
 	*x = ImageEvidence{}
-	mi := &file_muster_v1_objects_proto_msgTypes[25]
+	mi := &file_muster_v1_objects_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3097,7 +3825,7 @@ func (x *ImageEvidence) String() string {
 func (*ImageEvidence) ProtoMessage() {}
 
 func (x *ImageEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[25]
+	mi := &file_muster_v1_objects_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3110,7 +3838,7 @@ func (x *ImageEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageEvidence.ProtoReflect.Descriptor instead.
 func (*ImageEvidence) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{25}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ImageEvidence) GetName() string {
@@ -3172,7 +3900,7 @@ type BirthSettings struct {
 
 func (x *BirthSettings) Reset() {
 	*x = BirthSettings{}
-	mi := &file_muster_v1_objects_proto_msgTypes[26]
+	mi := &file_muster_v1_objects_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3184,7 +3912,7 @@ func (x *BirthSettings) String() string {
 func (*BirthSettings) ProtoMessage() {}
 
 func (x *BirthSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[26]
+	mi := &file_muster_v1_objects_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3197,7 +3925,7 @@ func (x *BirthSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BirthSettings.ProtoReflect.Descriptor instead.
 func (*BirthSettings) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{26}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *BirthSettings) GetClusterCidr() string {
@@ -3275,7 +4003,7 @@ type Admission struct {
 
 func (x *Admission) Reset() {
 	*x = Admission{}
-	mi := &file_muster_v1_objects_proto_msgTypes[27]
+	mi := &file_muster_v1_objects_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3287,7 +4015,7 @@ func (x *Admission) String() string {
 func (*Admission) ProtoMessage() {}
 
 func (x *Admission) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[27]
+	mi := &file_muster_v1_objects_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3300,7 +4028,7 @@ func (x *Admission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admission.ProtoReflect.Descriptor instead.
 func (*Admission) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{27}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Admission) GetTenant() string {
@@ -3389,7 +4117,7 @@ type Removal struct {
 
 func (x *Removal) Reset() {
 	*x = Removal{}
-	mi := &file_muster_v1_objects_proto_msgTypes[28]
+	mi := &file_muster_v1_objects_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3401,7 +4129,7 @@ func (x *Removal) String() string {
 func (*Removal) ProtoMessage() {}
 
 func (x *Removal) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[28]
+	mi := &file_muster_v1_objects_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3414,7 +4142,7 @@ func (x *Removal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removal.ProtoReflect.Descriptor instead.
 func (*Removal) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{28}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Removal) GetTenant() string {
@@ -3502,7 +4230,7 @@ type Order struct {
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_muster_v1_objects_proto_msgTypes[29]
+	mi := &file_muster_v1_objects_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3514,7 +4242,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[29]
+	mi := &file_muster_v1_objects_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3527,7 +4255,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{29}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Order) GetId() string {
@@ -3654,7 +4382,7 @@ type DiskTarget struct {
 
 func (x *DiskTarget) Reset() {
 	*x = DiskTarget{}
-	mi := &file_muster_v1_objects_proto_msgTypes[30]
+	mi := &file_muster_v1_objects_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3666,7 +4394,7 @@ func (x *DiskTarget) String() string {
 func (*DiskTarget) ProtoMessage() {}
 
 func (x *DiskTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[30]
+	mi := &file_muster_v1_objects_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3679,7 +4407,7 @@ func (x *DiskTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskTarget.ProtoReflect.Descriptor instead.
 func (*DiskTarget) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{30}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *DiskTarget) GetSerial() string {
@@ -3722,7 +4450,7 @@ type ImageRef struct {
 
 func (x *ImageRef) Reset() {
 	*x = ImageRef{}
-	mi := &file_muster_v1_objects_proto_msgTypes[31]
+	mi := &file_muster_v1_objects_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3734,7 +4462,7 @@ func (x *ImageRef) String() string {
 func (*ImageRef) ProtoMessage() {}
 
 func (x *ImageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[31]
+	mi := &file_muster_v1_objects_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3747,7 +4475,7 @@ func (x *ImageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
 func (*ImageRef) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{31}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ImageRef) GetName() string {
@@ -3794,7 +4522,7 @@ type StackVersion struct {
 
 func (x *StackVersion) Reset() {
 	*x = StackVersion{}
-	mi := &file_muster_v1_objects_proto_msgTypes[32]
+	mi := &file_muster_v1_objects_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3806,7 +4534,7 @@ func (x *StackVersion) String() string {
 func (*StackVersion) ProtoMessage() {}
 
 func (x *StackVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[32]
+	mi := &file_muster_v1_objects_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3819,7 +4547,7 @@ func (x *StackVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StackVersion.ProtoReflect.Descriptor instead.
 func (*StackVersion) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{32}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StackVersion) GetTenant() string {
@@ -3889,7 +4617,7 @@ type AddOn struct {
 
 func (x *AddOn) Reset() {
 	*x = AddOn{}
-	mi := &file_muster_v1_objects_proto_msgTypes[33]
+	mi := &file_muster_v1_objects_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3901,7 +4629,7 @@ func (x *AddOn) String() string {
 func (*AddOn) ProtoMessage() {}
 
 func (x *AddOn) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[33]
+	mi := &file_muster_v1_objects_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3914,7 +4642,7 @@ func (x *AddOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOn.ProtoReflect.Descriptor instead.
 func (*AddOn) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{33}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *AddOn) GetName() string {
@@ -4077,7 +4805,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x06vendor\x18\x02 \x01(\tR\x06vendor\x12\x16\n" +
 	"\x06device\x18\x03 \x01(\tR\x06device\x12\x14\n" +
 	"\x05class\x18\x04 \x01(\tR\x05class\x12\x16\n" +
-	"\x06driver\x18\x05 \x01(\tR\x06driver\"\xce\a\n" +
+	"\x06driver\x18\x05 \x01(\tR\x06driver\"\xe8\a\n" +
 	"\x04Node\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x14\n" +
@@ -4112,7 +4840,8 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\brevision\x18\x19 \x01(\x03R\brevision\x12\x1a\n" +
 	"\breplaces\x18\x1a \x01(\tR\breplaces\x12\x1f\n" +
 	"\vreplaced_by\x18\x1b \x01(\tR\n" +
-	"replacedBy\x1a9\n" +
+	"replacedBy\x12\x18\n" +
+	"\aremoved\x18\x1c \x01(\x04R\aremoved\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x99\x01\n" +
@@ -4168,21 +4897,43 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x06reason\x18\n" +
 	" \x01(\tR\x06reason\x12\x12\n" +
 	"\x04prev\x18\v \x01(\fR\x04prev\x12\x12\n" +
-	"\x04hash\x18\f \x01(\fR\x04hash\"U\n" +
+	"\x04hash\x18\f \x01(\fR\x04hash\"t\n" +
 	"\x06Tenant\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.muster.v1.MetaR\x04meta\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12\x10\n" +
-	"\x03lab\x18\x03 \x01(\bR\x03lab\"\xb5\x01\n" +
+	"\x03lab\x18\x03 \x01(\bR\x03lab\x12\x1d\n" +
+	"\n" +
+	"escrow_key\x18\x04 \x01(\fR\tescrowKey\"\xe4\x01\n" +
 	"\x04Site\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.muster.v1.MetaR\x04meta\x12\x14\n" +
 	"\x05title\x18\x02 \x01(\tR\x05title\x12\x1a\n" +
 	"\blocation\x18\x03 \x01(\tR\blocation\x12'\n" +
 	"\x04spec\x18\x04 \x01(\v2\x13.muster.v1.SiteSpecR\x04spec\x12-\n" +
-	"\x06status\x18\x05 \x01(\v2\x15.muster.v1.SiteStatusR\x06status\"k\n" +
+	"\x06status\x18\x05 \x01(\v2\x15.muster.v1.SiteStatusR\x06status\x12-\n" +
+	"\x06ledger\x18\x06 \x01(\v2\x15.muster.v1.SiteLedgerR\x06ledger\"\xa0\x01\n" +
 	"\bSiteSpec\x12\x14\n" +
 	"\x05stack\x18\x01 \x01(\tR\x05stack\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12/\n" +
-	"\acharter\x18\x03 \x01(\v2\x15.muster.v1.DocVersionR\acharter\"\xa0\x02\n" +
+	"\acharter\x18\x03 \x01(\v2\x15.muster.v1.DocVersionR\acharter\x123\n" +
+	"\bsettings\x18\x04 \x01(\v2\x17.muster.v1.SiteSettingsR\bsettings\"\xef\x01\n" +
+	"\fSiteSettings\x12/\n" +
+	"\bfounding\x18\x01 \x01(\v2\x13.muster.v1.FoundingR\bfounding\x12-\n" +
+	"\x06policy\x18\x02 \x01(\v2\x15.muster.v1.SitePolicyR\x06policy\x12.\n" +
+	"\x05birth\x18\x03 \x01(\v2\x18.muster.v1.BirthSettingsR\x05birth\x12\x16\n" +
+	"\x06images\x18\x04 \x03(\tR\x06images\x12\x19\n" +
+	"\bany_boot\x18\x05 \x01(\bR\aanyBoot\x12\x1c\n" +
+	"\tdelegates\x18\x06 \x03(\fR\tdelegates\"\xb1\x01\n" +
+	"\n" +
+	"SiteLedger\x123\n" +
+	"\tdocuments\x18\x01 \x01(\v2\x15.muster.v1.DocVersionR\tdocuments\x12.\n" +
+	"\x05grant\x18\x02 \x01(\v2\x18.muster.v1.FoundingGrantR\x05grant\x12\x12\n" +
+	"\x04sure\x18\x03 \x01(\x04R\x04sure\x12\x14\n" +
+	"\x05ended\x18\x04 \x03(\tR\x05ended\x12\x14\n" +
+	"\x05doubt\x18\x05 \x01(\tR\x05doubt\"a\n" +
+	"\rFoundingGrant\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x10\n" +
+	"\x03uid\x18\x02 \x01(\tR\x03uid\x12*\n" +
+	"\x02at\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xb2\x03\n" +
 	"\n" +
 	"SiteStatus\x12.\n" +
 	"\x04seen\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x04seen\x12\x1e\n" +
@@ -4196,7 +4947,64 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\rcluster_epoch\x18\x06 \x01(\x04R\fclusterEpoch\x12\x18\n" +
 	"\aservers\x18\a \x01(\x03R\aservers\x12\x18\n" +
 	"\aworkers\x18\b \x01(\x03R\aworkers\x12\x18\n" +
-	"\ablocker\x18\t \x01(\tR\ablocker\"0\n" +
+	"\ablocker\x18\t \x01(\tR\ablocker\x12'\n" +
+	"\x0fcluster_version\x18\n" +
+	" \x01(\x04R\x0eclusterVersion\x12\x18\n" +
+	"\afounder\x18\v \x01(\tR\afounder\x12\x18\n" +
+	"\amembers\x18\f \x03(\tR\amembers\x12\x16\n" +
+	"\x06second\x18\r \x01(\tR\x06second\x12\x1b\n" +
+	"\tsecond_by\x18\x0e \x01(\tR\bsecondBy\"\xba\x05\n" +
+	"\n" +
+	"NodeReport\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x10\n" +
+	"\x03uid\x18\x05 \x01(\tR\x03uid\x12\x14\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x18\n" +
+	"\aversion\x18\a \x01(\x04R\aversion\x12\x12\n" +
+	"\x04role\x18\b \x01(\tR\x04role\x12\x14\n" +
+	"\x05state\x18\t \x01(\tR\x05state\x12\x18\n" +
+	"\ablocker\x18\n" +
+	" \x01(\tR\ablocker\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\x16\n" +
+	"\x06voters\x18\f \x01(\x03R\x06voters\x12\x1a\n" +
+	"\blearners\x18\r \x01(\x03R\blearners\x12\x14\n" +
+	"\x05nodes\x18\x0e \x01(\x03R\x05nodes\x12\x1f\n" +
+	"\vnodes_ready\x18\x0f \x01(\x03R\n" +
+	"nodesReady\x12\x10\n" +
+	"\x03k3s\x18\x10 \x01(\tR\x03k3s\x120\n" +
+	"\x05since\x18\x11 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12/\n" +
+	"\acharter\x18\x12 \x01(\v2\x15.muster.v1.DocVersionR\acharter\x12\x14\n" +
+	"\x05offer\x18\x13 \x01(\fR\x05offer\x12\x18\n" +
+	"\aoffered\x18\x14 \x01(\fR\aoffered\x12\x1c\n" +
+	"\tsnapshots\x18\x15 \x03(\tR\tsnapshots\x129\n" +
+	"\x06labels\x18\x16 \x03(\v2!.muster.v1.NodeReport.LabelsEntryR\x06labels\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd8\x01\n" +
+	"\vIssuedOrder\x12&\n" +
+	"\x05order\x18\x01 \x01(\v2\x10.muster.v1.OrderR\x05order\x12+\n" +
+	"\x05state\x18\x02 \x01(\x0e2\x15.muster.v1.OrderStateR\x05state\x12\x12\n" +
+	"\x04text\x18\x03 \x01(\tR\x04text\x12\x0e\n" +
+	"\x02by\x18\x04 \x01(\tR\x02by\x124\n" +
+	"\achanged\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\achanged\x12\x1a\n" +
+	"\brevision\x18\x06 \x01(\x03R\brevision\"\xc7\x02\n" +
+	"\n" +
+	"EscrowBlob\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12\x0e\n" +
+	"\x02id\x18\x03 \x01(\tR\x02id\x12\x16\n" +
+	"\x06sha256\x18\x04 \x01(\fR\x06sha256\x12\x12\n" +
+	"\x04size\x18\x05 \x01(\x03R\x04size\x12\x12\n" +
+	"\x04node\x18\x06 \x01(\tR\x04node\x12\x10\n" +
+	"\x03for\x18\a \x01(\tR\x03for\x12\x18\n" +
+	"\acluster\x18\b \x01(\tR\acluster\x12\x14\n" +
+	"\x05epoch\x18\t \x01(\x04R\x05epoch\x120\n" +
+	"\x05taken\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x05taken\x122\n" +
+	"\x06stored\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06stored\x12\x15\n" +
+	"\x06key_id\x18\f \x01(\tR\x05keyId\"0\n" +
 	"\n" +
 	"DocVersion\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\f\n" +
@@ -4400,7 +5208,7 @@ func file_muster_v1_objects_proto_rawDescGZIP() []byte {
 }
 
 var file_muster_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_muster_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 42)
+var file_muster_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
 var file_muster_v1_objects_proto_goTypes = []any{
 	(IdentityTrust)(0),            // 0: muster.v1.IdentityTrust
 	(BootTrust)(0),                // 1: muster.v1.BootTrust
@@ -4425,107 +5233,131 @@ var file_muster_v1_objects_proto_goTypes = []any{
 	(*Tenant)(nil),                // 20: muster.v1.Tenant
 	(*Site)(nil),                  // 21: muster.v1.Site
 	(*SiteSpec)(nil),              // 22: muster.v1.SiteSpec
-	(*SiteStatus)(nil),            // 23: muster.v1.SiteStatus
-	(*DocVersion)(nil),            // 24: muster.v1.DocVersion
-	(*PreApproval)(nil),           // 25: muster.v1.PreApproval
-	(*ListedEk)(nil),              // 26: muster.v1.ListedEk
-	(*Stack)(nil),                 // 27: muster.v1.Stack
-	(*Charter)(nil),               // 28: muster.v1.Charter
-	(*Founding)(nil),              // 29: muster.v1.Founding
-	(*SitePolicy)(nil),            // 30: muster.v1.SitePolicy
-	(*ImageEvidence)(nil),         // 31: muster.v1.ImageEvidence
-	(*BirthSettings)(nil),         // 32: muster.v1.BirthSettings
-	(*Admission)(nil),             // 33: muster.v1.Admission
-	(*Removal)(nil),               // 34: muster.v1.Removal
-	(*Order)(nil),                 // 35: muster.v1.Order
-	(*DiskTarget)(nil),            // 36: muster.v1.DiskTarget
-	(*ImageRef)(nil),              // 37: muster.v1.ImageRef
-	(*StackVersion)(nil),          // 38: muster.v1.StackVersion
-	(*AddOn)(nil),                 // 39: muster.v1.AddOn
-	nil,                           // 40: muster.v1.Meta.LabelsEntry
-	nil,                           // 41: muster.v1.Request.LabelsEntry
-	nil,                           // 42: muster.v1.Evidence.PcrsEntry
-	nil,                           // 43: muster.v1.Node.LabelsEntry
-	nil,                           // 44: muster.v1.Event.FieldsEntry
-	nil,                           // 45: muster.v1.PreApproval.NodeLabelsEntry
-	nil,                           // 46: muster.v1.ListedEk.LabelsEntry
-	nil,                           // 47: muster.v1.Admission.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 48: google.protobuf.Timestamp
+	(*SiteSettings)(nil),          // 23: muster.v1.SiteSettings
+	(*SiteLedger)(nil),            // 24: muster.v1.SiteLedger
+	(*FoundingGrant)(nil),         // 25: muster.v1.FoundingGrant
+	(*SiteStatus)(nil),            // 26: muster.v1.SiteStatus
+	(*NodeReport)(nil),            // 27: muster.v1.NodeReport
+	(*IssuedOrder)(nil),           // 28: muster.v1.IssuedOrder
+	(*EscrowBlob)(nil),            // 29: muster.v1.EscrowBlob
+	(*DocVersion)(nil),            // 30: muster.v1.DocVersion
+	(*PreApproval)(nil),           // 31: muster.v1.PreApproval
+	(*ListedEk)(nil),              // 32: muster.v1.ListedEk
+	(*Stack)(nil),                 // 33: muster.v1.Stack
+	(*Charter)(nil),               // 34: muster.v1.Charter
+	(*Founding)(nil),              // 35: muster.v1.Founding
+	(*SitePolicy)(nil),            // 36: muster.v1.SitePolicy
+	(*ImageEvidence)(nil),         // 37: muster.v1.ImageEvidence
+	(*BirthSettings)(nil),         // 38: muster.v1.BirthSettings
+	(*Admission)(nil),             // 39: muster.v1.Admission
+	(*Removal)(nil),               // 40: muster.v1.Removal
+	(*Order)(nil),                 // 41: muster.v1.Order
+	(*DiskTarget)(nil),            // 42: muster.v1.DiskTarget
+	(*ImageRef)(nil),              // 43: muster.v1.ImageRef
+	(*StackVersion)(nil),          // 44: muster.v1.StackVersion
+	(*AddOn)(nil),                 // 45: muster.v1.AddOn
+	nil,                           // 46: muster.v1.Meta.LabelsEntry
+	nil,                           // 47: muster.v1.Request.LabelsEntry
+	nil,                           // 48: muster.v1.Evidence.PcrsEntry
+	nil,                           // 49: muster.v1.Node.LabelsEntry
+	nil,                           // 50: muster.v1.Event.FieldsEntry
+	nil,                           // 51: muster.v1.NodeReport.LabelsEntry
+	nil,                           // 52: muster.v1.PreApproval.NodeLabelsEntry
+	nil,                           // 53: muster.v1.ListedEk.LabelsEntry
+	nil,                           // 54: muster.v1.Admission.LabelsEntry
+	(*timestamppb.Timestamp)(nil), // 55: google.protobuf.Timestamp
 }
 var file_muster_v1_objects_proto_depIdxs = []int32{
-	40, // 0: muster.v1.Meta.labels:type_name -> muster.v1.Meta.LabelsEntry
-	48, // 1: muster.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	48, // 2: muster.v1.Meta.updated:type_name -> google.protobuf.Timestamp
+	46, // 0: muster.v1.Meta.labels:type_name -> muster.v1.Meta.LabelsEntry
+	55, // 1: muster.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	55, // 2: muster.v1.Meta.updated:type_name -> google.protobuf.Timestamp
 	2,  // 3: muster.v1.Request.state:type_name -> muster.v1.RequestState
 	0,  // 4: muster.v1.Request.identity:type_name -> muster.v1.IdentityTrust
 	1,  // 5: muster.v1.Request.boot:type_name -> muster.v1.BootTrust
-	41, // 6: muster.v1.Request.labels:type_name -> muster.v1.Request.LabelsEntry
+	47, // 6: muster.v1.Request.labels:type_name -> muster.v1.Request.LabelsEntry
 	9,  // 7: muster.v1.Request.evidence:type_name -> muster.v1.Evidence
-	48, // 8: muster.v1.Request.first_seen:type_name -> google.protobuf.Timestamp
-	48, // 9: muster.v1.Request.last_seen:type_name -> google.protobuf.Timestamp
+	55, // 8: muster.v1.Request.first_seen:type_name -> google.protobuf.Timestamp
+	55, // 9: muster.v1.Request.last_seen:type_name -> google.protobuf.Timestamp
 	10, // 10: muster.v1.Request.findings:type_name -> muster.v1.Finding
-	48, // 11: muster.v1.Request.decided_at:type_name -> google.protobuf.Timestamp
+	55, // 11: muster.v1.Request.decided_at:type_name -> google.protobuf.Timestamp
 	8,  // 12: muster.v1.Request.tpm_clock:type_name -> muster.v1.TpmClock
 	0,  // 13: muster.v1.Evidence.identity:type_name -> muster.v1.IdentityTrust
 	1,  // 14: muster.v1.Evidence.boot:type_name -> muster.v1.BootTrust
-	42, // 15: muster.v1.Evidence.pcrs:type_name -> muster.v1.Evidence.PcrsEntry
+	48, // 15: muster.v1.Evidence.pcrs:type_name -> muster.v1.Evidence.PcrsEntry
 	11, // 16: muster.v1.Evidence.hardware:type_name -> muster.v1.Hardware
 	12, // 17: muster.v1.Hardware.nics:type_name -> muster.v1.Nic
 	13, // 18: muster.v1.Hardware.disks:type_name -> muster.v1.Disk
 	14, // 19: muster.v1.Hardware.devices:type_name -> muster.v1.Device
 	3,  // 20: muster.v1.Node.state:type_name -> muster.v1.NodeState
-	43, // 21: muster.v1.Node.labels:type_name -> muster.v1.Node.LabelsEntry
+	49, // 21: muster.v1.Node.labels:type_name -> muster.v1.Node.LabelsEntry
 	0,  // 22: muster.v1.Node.identity:type_name -> muster.v1.IdentityTrust
 	1,  // 23: muster.v1.Node.boot:type_name -> muster.v1.BootTrust
 	16, // 24: muster.v1.Node.certificate:type_name -> muster.v1.Certificate
 	11, // 25: muster.v1.Node.hardware:type_name -> muster.v1.Hardware
-	48, // 26: muster.v1.Node.created:type_name -> google.protobuf.Timestamp
-	48, // 27: muster.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	48, // 28: muster.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	48, // 29: muster.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	48, // 30: muster.v1.Image.registered:type_name -> google.protobuf.Timestamp
-	48, // 31: muster.v1.Event.time:type_name -> google.protobuf.Timestamp
+	55, // 26: muster.v1.Node.created:type_name -> google.protobuf.Timestamp
+	55, // 27: muster.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	55, // 28: muster.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	55, // 29: muster.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	55, // 30: muster.v1.Image.registered:type_name -> google.protobuf.Timestamp
+	55, // 31: muster.v1.Event.time:type_name -> google.protobuf.Timestamp
 	4,  // 32: muster.v1.Event.level:type_name -> muster.v1.EventLevel
-	44, // 33: muster.v1.Event.fields:type_name -> muster.v1.Event.FieldsEntry
-	48, // 34: muster.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	50, // 33: muster.v1.Event.fields:type_name -> muster.v1.Event.FieldsEntry
+	55, // 34: muster.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
 	6,  // 35: muster.v1.Tenant.meta:type_name -> muster.v1.Meta
 	6,  // 36: muster.v1.Site.meta:type_name -> muster.v1.Meta
 	22, // 37: muster.v1.Site.spec:type_name -> muster.v1.SiteSpec
-	23, // 38: muster.v1.Site.status:type_name -> muster.v1.SiteStatus
-	24, // 39: muster.v1.SiteSpec.charter:type_name -> muster.v1.DocVersion
-	48, // 40: muster.v1.SiteStatus.seen:type_name -> google.protobuf.Timestamp
-	6,  // 41: muster.v1.PreApproval.meta:type_name -> muster.v1.Meta
-	45, // 42: muster.v1.PreApproval.node_labels:type_name -> muster.v1.PreApproval.NodeLabelsEntry
-	26, // 43: muster.v1.PreApproval.eks:type_name -> muster.v1.ListedEk
-	0,  // 44: muster.v1.PreApproval.min_identity:type_name -> muster.v1.IdentityTrust
-	1,  // 45: muster.v1.PreApproval.min_boot:type_name -> muster.v1.BootTrust
-	48, // 46: muster.v1.PreApproval.not_after:type_name -> google.protobuf.Timestamp
-	46, // 47: muster.v1.ListedEk.labels:type_name -> muster.v1.ListedEk.LabelsEntry
-	6,  // 48: muster.v1.Stack.meta:type_name -> muster.v1.Meta
-	24, // 49: muster.v1.Charter.version:type_name -> muster.v1.DocVersion
-	29, // 50: muster.v1.Charter.founding:type_name -> muster.v1.Founding
-	30, // 51: muster.v1.Charter.policy:type_name -> muster.v1.SitePolicy
-	31, // 52: muster.v1.Charter.images:type_name -> muster.v1.ImageEvidence
-	32, // 53: muster.v1.Charter.birth:type_name -> muster.v1.BirthSettings
-	48, // 54: muster.v1.Charter.issued:type_name -> google.protobuf.Timestamp
-	47, // 55: muster.v1.Admission.labels:type_name -> muster.v1.Admission.LabelsEntry
-	24, // 56: muster.v1.Admission.version:type_name -> muster.v1.DocVersion
-	48, // 57: muster.v1.Admission.issued:type_name -> google.protobuf.Timestamp
-	24, // 58: muster.v1.Removal.version:type_name -> muster.v1.DocVersion
-	48, // 59: muster.v1.Removal.issued:type_name -> google.protobuf.Timestamp
-	36, // 60: muster.v1.Order.disk:type_name -> muster.v1.DiskTarget
-	37, // 61: muster.v1.Order.image:type_name -> muster.v1.ImageRef
-	24, // 62: muster.v1.Order.version:type_name -> muster.v1.DocVersion
-	48, // 63: muster.v1.Order.issued:type_name -> google.protobuf.Timestamp
-	48, // 64: muster.v1.Order.not_after:type_name -> google.protobuf.Timestamp
-	37, // 65: muster.v1.StackVersion.images:type_name -> muster.v1.ImageRef
-	39, // 66: muster.v1.StackVersion.add_ons:type_name -> muster.v1.AddOn
-	48, // 67: muster.v1.StackVersion.created:type_name -> google.protobuf.Timestamp
-	68, // [68:68] is the sub-list for method output_type
-	68, // [68:68] is the sub-list for method input_type
-	68, // [68:68] is the sub-list for extension type_name
-	68, // [68:68] is the sub-list for extension extendee
-	0,  // [0:68] is the sub-list for field type_name
+	26, // 38: muster.v1.Site.status:type_name -> muster.v1.SiteStatus
+	24, // 39: muster.v1.Site.ledger:type_name -> muster.v1.SiteLedger
+	30, // 40: muster.v1.SiteSpec.charter:type_name -> muster.v1.DocVersion
+	23, // 41: muster.v1.SiteSpec.settings:type_name -> muster.v1.SiteSettings
+	35, // 42: muster.v1.SiteSettings.founding:type_name -> muster.v1.Founding
+	36, // 43: muster.v1.SiteSettings.policy:type_name -> muster.v1.SitePolicy
+	38, // 44: muster.v1.SiteSettings.birth:type_name -> muster.v1.BirthSettings
+	30, // 45: muster.v1.SiteLedger.documents:type_name -> muster.v1.DocVersion
+	25, // 46: muster.v1.SiteLedger.grant:type_name -> muster.v1.FoundingGrant
+	55, // 47: muster.v1.FoundingGrant.at:type_name -> google.protobuf.Timestamp
+	55, // 48: muster.v1.SiteStatus.seen:type_name -> google.protobuf.Timestamp
+	55, // 49: muster.v1.NodeReport.at:type_name -> google.protobuf.Timestamp
+	55, // 50: muster.v1.NodeReport.since:type_name -> google.protobuf.Timestamp
+	30, // 51: muster.v1.NodeReport.charter:type_name -> muster.v1.DocVersion
+	51, // 52: muster.v1.NodeReport.labels:type_name -> muster.v1.NodeReport.LabelsEntry
+	41, // 53: muster.v1.IssuedOrder.order:type_name -> muster.v1.Order
+	5,  // 54: muster.v1.IssuedOrder.state:type_name -> muster.v1.OrderState
+	55, // 55: muster.v1.IssuedOrder.changed:type_name -> google.protobuf.Timestamp
+	55, // 56: muster.v1.EscrowBlob.taken:type_name -> google.protobuf.Timestamp
+	55, // 57: muster.v1.EscrowBlob.stored:type_name -> google.protobuf.Timestamp
+	6,  // 58: muster.v1.PreApproval.meta:type_name -> muster.v1.Meta
+	52, // 59: muster.v1.PreApproval.node_labels:type_name -> muster.v1.PreApproval.NodeLabelsEntry
+	32, // 60: muster.v1.PreApproval.eks:type_name -> muster.v1.ListedEk
+	0,  // 61: muster.v1.PreApproval.min_identity:type_name -> muster.v1.IdentityTrust
+	1,  // 62: muster.v1.PreApproval.min_boot:type_name -> muster.v1.BootTrust
+	55, // 63: muster.v1.PreApproval.not_after:type_name -> google.protobuf.Timestamp
+	53, // 64: muster.v1.ListedEk.labels:type_name -> muster.v1.ListedEk.LabelsEntry
+	6,  // 65: muster.v1.Stack.meta:type_name -> muster.v1.Meta
+	30, // 66: muster.v1.Charter.version:type_name -> muster.v1.DocVersion
+	35, // 67: muster.v1.Charter.founding:type_name -> muster.v1.Founding
+	36, // 68: muster.v1.Charter.policy:type_name -> muster.v1.SitePolicy
+	37, // 69: muster.v1.Charter.images:type_name -> muster.v1.ImageEvidence
+	38, // 70: muster.v1.Charter.birth:type_name -> muster.v1.BirthSettings
+	55, // 71: muster.v1.Charter.issued:type_name -> google.protobuf.Timestamp
+	54, // 72: muster.v1.Admission.labels:type_name -> muster.v1.Admission.LabelsEntry
+	30, // 73: muster.v1.Admission.version:type_name -> muster.v1.DocVersion
+	55, // 74: muster.v1.Admission.issued:type_name -> google.protobuf.Timestamp
+	30, // 75: muster.v1.Removal.version:type_name -> muster.v1.DocVersion
+	55, // 76: muster.v1.Removal.issued:type_name -> google.protobuf.Timestamp
+	42, // 77: muster.v1.Order.disk:type_name -> muster.v1.DiskTarget
+	43, // 78: muster.v1.Order.image:type_name -> muster.v1.ImageRef
+	30, // 79: muster.v1.Order.version:type_name -> muster.v1.DocVersion
+	55, // 80: muster.v1.Order.issued:type_name -> google.protobuf.Timestamp
+	55, // 81: muster.v1.Order.not_after:type_name -> google.protobuf.Timestamp
+	43, // 82: muster.v1.StackVersion.images:type_name -> muster.v1.ImageRef
+	45, // 83: muster.v1.StackVersion.add_ons:type_name -> muster.v1.AddOn
+	55, // 84: muster.v1.StackVersion.created:type_name -> google.protobuf.Timestamp
+	85, // [85:85] is the sub-list for method output_type
+	85, // [85:85] is the sub-list for method input_type
+	85, // [85:85] is the sub-list for extension type_name
+	85, // [85:85] is the sub-list for extension extendee
+	0,  // [0:85] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_objects_proto_init() }
@@ -4539,7 +5371,7 @@ func file_muster_v1_objects_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_objects_proto_rawDesc), len(file_muster_v1_objects_proto_rawDesc)),
 			NumEnums:      6,
-			NumMessages:   42,
+			NumMessages:   49,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

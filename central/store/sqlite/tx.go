@@ -69,6 +69,15 @@ func (t *tx) PutSetting(name, value string) error {
 
 func (t *tx) Epoch() (uint64, error) { return t.number(settingEpoch) }
 
+func (t *tx) RaiseEpoch() (uint64, error) {
+	n, err := t.Epoch()
+	if err != nil {
+		return 0, err
+	}
+	n++
+	return n, t.PutSetting(settingEpoch, strconv.FormatUint(n, 10))
+}
+
 func (t *tx) number(setting string) (uint64, error) {
 	s, err := t.Setting(setting)
 	if err != nil {
@@ -274,24 +283,6 @@ func (t *tx) ReleaseKeys(tenant string) ([]store.ReleaseKey, error) {
 func (t *tx) AddReleaseKey(k store.ReleaseKey) (bool, error) {
 	n, err := t.q.InsertReleaseKey(t.ctx, db.InsertReleaseKeyParams{Tenant: k.Tenant, Keyid: k.KeyID, Pem: k.PEM, Added: stamp(k.Added)})
 	return n == 1, wrap("write", "release key", err)
-}
-
-func (t *tx) Document(tenant, kind, name string) (store.Document, error) {
-	r, err := t.q.LatestDocument(t.ctx, db.LatestDocumentParams{Tenant: tenant, Kind: kind, Name: name})
-	if err != nil {
-		return store.Document{}, wrap("read", "document", err)
-	}
-	return store.Document{
-		Tenant: r.Tenant, Kind: r.Kind, Name: r.Name, At: clock(r.At), Envelope: []byte(r.Envelope),
-		Version: fleet.DocVersion{Epoch: uint64(r.Epoch), N: uint64(r.Version)},
-	}, nil
-}
-
-func (t *tx) AddDocument(d store.Document) error {
-	return wrap("write", "document", t.q.InsertDocument(t.ctx, db.InsertDocumentParams{
-		Tenant: d.Tenant, Kind: d.Kind, Name: d.Name, Epoch: int64(d.Version.Epoch), Version: int64(d.Version.N),
-		At: stamp(d.At), Envelope: string(d.Envelope),
-	}))
 }
 
 func (t *tx) CookieKeys() ([]store.CookieKey, error) {

@@ -94,9 +94,45 @@ const (
 	// ManagementServiceAllowNodeProcedure is the fully-qualified name of the ManagementService's
 	// AllowNode RPC.
 	ManagementServiceAllowNodeProcedure = "/muster.v1.ManagementService/AllowNode"
+	// ManagementServiceAssignNodeProcedure is the fully-qualified name of the ManagementService's
+	// AssignNode RPC.
+	ManagementServiceAssignNodeProcedure = "/muster.v1.ManagementService/AssignNode"
+	// ManagementServiceRemoveNodeProcedure is the fully-qualified name of the ManagementService's
+	// RemoveNode RPC.
+	ManagementServiceRemoveNodeProcedure = "/muster.v1.ManagementService/RemoveNode"
 	// ManagementServiceListSitesProcedure is the fully-qualified name of the ManagementService's
 	// ListSites RPC.
 	ManagementServiceListSitesProcedure = "/muster.v1.ManagementService/ListSites"
+	// ManagementServiceGetSiteProcedure is the fully-qualified name of the ManagementService's GetSite
+	// RPC.
+	ManagementServiceGetSiteProcedure = "/muster.v1.ManagementService/GetSite"
+	// ManagementServiceSetSiteProcedure is the fully-qualified name of the ManagementService's SetSite
+	// RPC.
+	ManagementServiceSetSiteProcedure = "/muster.v1.ManagementService/SetSite"
+	// ManagementServiceConfirmSiteProcedure is the fully-qualified name of the ManagementService's
+	// ConfirmSite RPC.
+	ManagementServiceConfirmSiteProcedure = "/muster.v1.ManagementService/ConfirmSite"
+	// ManagementServiceCreateOrderProcedure is the fully-qualified name of the ManagementService's
+	// CreateOrder RPC.
+	ManagementServiceCreateOrderProcedure = "/muster.v1.ManagementService/CreateOrder"
+	// ManagementServiceListOrdersProcedure is the fully-qualified name of the ManagementService's
+	// ListOrders RPC.
+	ManagementServiceListOrdersProcedure = "/muster.v1.ManagementService/ListOrders"
+	// ManagementServiceWithdrawOrderProcedure is the fully-qualified name of the ManagementService's
+	// WithdrawOrder RPC.
+	ManagementServiceWithdrawOrderProcedure = "/muster.v1.ManagementService/WithdrawOrder"
+	// ManagementServiceTrustEscrowKeyProcedure is the fully-qualified name of the ManagementService's
+	// TrustEscrowKey RPC.
+	ManagementServiceTrustEscrowKeyProcedure = "/muster.v1.ManagementService/TrustEscrowKey"
+	// ManagementServiceListEscrowProcedure is the fully-qualified name of the ManagementService's
+	// ListEscrow RPC.
+	ManagementServiceListEscrowProcedure = "/muster.v1.ManagementService/ListEscrow"
+	// ManagementServiceFetchEscrowProcedure is the fully-qualified name of the ManagementService's
+	// FetchEscrow RPC.
+	ManagementServiceFetchEscrowProcedure = "/muster.v1.ManagementService/FetchEscrow"
+	// ManagementServicePutHandoverProcedure is the fully-qualified name of the ManagementService's
+	// PutHandover RPC.
+	ManagementServicePutHandoverProcedure = "/muster.v1.ManagementService/PutHandover"
 	// ManagementServiceListImagesProcedure is the fully-qualified name of the ManagementService's
 	// ListImages RPC.
 	ManagementServiceListImagesProcedure = "/muster.v1.ManagementService/ListImages"
@@ -158,7 +194,31 @@ type ManagementServiceClient interface {
 	// no boot, no reports, until AllowNode.
 	DenyNode(context.Context, *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error)
 	AllowNode(context.Context, *v1.AllowNodeRequest) (*v1.AllowNodeResponse, error)
+	// AssignNode admits a node of the pool to a site.
+	AssignNode(context.Context, *v1.AssignNodeRequest) (*v1.AssignNodeResponse, error)
+	// RemoveNode ends the node's admission: its peers stop dealing with it, and
+	// it goes back to the pool.
+	RemoveNode(context.Context, *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error)
 	ListSites(context.Context, *v1.ListSitesRequest) (*v1.ListSitesResponse, error)
+	GetSite(context.Context, *v1.GetSiteRequest) (*v1.GetSiteResponse, error)
+	// SetSite changes what people chose for a site; a new charter follows in
+	// the same transaction. Birth settings are refused once a cluster is known.
+	SetSite(context.Context, *v1.SetSiteRequest) (*v1.SetSiteResponse, error)
+	// ConfirmSite says, after a backup was restored, that a person knows
+	// whether the site has a cluster, so that founding may be granted.
+	ConfirmSite(context.Context, *v1.ConfirmSiteRequest) (*v1.ConfirmSiteResponse, error)
+	// CreateOrder signs an order of kind found, reset, restore or dissolve.
+	CreateOrder(context.Context, *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error)
+	ListOrders(context.Context, *v1.ListOrdersRequest) (*v1.ListOrdersResponse, error)
+	WithdrawOrder(context.Context, *v1.WithdrawOrderRequest) (*v1.WithdrawOrderResponse, error)
+	// TrustEscrowKey sets the public key that sites seal their snapshots to.
+	TrustEscrowKey(context.Context, *v1.TrustEscrowKeyRequest) (*v1.TrustEscrowKeyResponse, error)
+	ListEscrow(context.Context, *v1.ListEscrowRequest) (*v1.ListEscrowResponse, error)
+	// FetchEscrow sends a sealed blob: first the header, then data.
+	FetchEscrow(context.Context, *v1.FetchEscrowRequest) (*connect.ServerStreamForClient[v1.FetchEscrowResponse], error)
+	// PutHandover stores a snapshot that was sealed for one node, which fetches
+	// it when an order of kind restore names it.
+	PutHandover(context.Context) (*connect.ClientStreamForClientSimple[v1.PutHandoverRequest, v1.PutHandoverResponse], error)
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
 	// RegisterImage lets machines that run the image count as measured. The
 	// manifest must be signed by a release key the tenant trusts.
@@ -292,10 +352,82 @@ func NewManagementServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(managementServiceMethods.ByName("AllowNode")),
 			connect.WithClientOptions(opts...),
 		),
+		assignNode: connect.NewClient[v1.AssignNodeRequest, v1.AssignNodeResponse](
+			httpClient,
+			baseURL+ManagementServiceAssignNodeProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("AssignNode")),
+			connect.WithClientOptions(opts...),
+		),
+		removeNode: connect.NewClient[v1.RemoveNodeRequest, v1.RemoveNodeResponse](
+			httpClient,
+			baseURL+ManagementServiceRemoveNodeProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("RemoveNode")),
+			connect.WithClientOptions(opts...),
+		),
 		listSites: connect.NewClient[v1.ListSitesRequest, v1.ListSitesResponse](
 			httpClient,
 			baseURL+ManagementServiceListSitesProcedure,
 			connect.WithSchema(managementServiceMethods.ByName("ListSites")),
+			connect.WithClientOptions(opts...),
+		),
+		getSite: connect.NewClient[v1.GetSiteRequest, v1.GetSiteResponse](
+			httpClient,
+			baseURL+ManagementServiceGetSiteProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("GetSite")),
+			connect.WithClientOptions(opts...),
+		),
+		setSite: connect.NewClient[v1.SetSiteRequest, v1.SetSiteResponse](
+			httpClient,
+			baseURL+ManagementServiceSetSiteProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("SetSite")),
+			connect.WithClientOptions(opts...),
+		),
+		confirmSite: connect.NewClient[v1.ConfirmSiteRequest, v1.ConfirmSiteResponse](
+			httpClient,
+			baseURL+ManagementServiceConfirmSiteProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("ConfirmSite")),
+			connect.WithClientOptions(opts...),
+		),
+		createOrder: connect.NewClient[v1.CreateOrderRequest, v1.CreateOrderResponse](
+			httpClient,
+			baseURL+ManagementServiceCreateOrderProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("CreateOrder")),
+			connect.WithClientOptions(opts...),
+		),
+		listOrders: connect.NewClient[v1.ListOrdersRequest, v1.ListOrdersResponse](
+			httpClient,
+			baseURL+ManagementServiceListOrdersProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("ListOrders")),
+			connect.WithClientOptions(opts...),
+		),
+		withdrawOrder: connect.NewClient[v1.WithdrawOrderRequest, v1.WithdrawOrderResponse](
+			httpClient,
+			baseURL+ManagementServiceWithdrawOrderProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("WithdrawOrder")),
+			connect.WithClientOptions(opts...),
+		),
+		trustEscrowKey: connect.NewClient[v1.TrustEscrowKeyRequest, v1.TrustEscrowKeyResponse](
+			httpClient,
+			baseURL+ManagementServiceTrustEscrowKeyProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("TrustEscrowKey")),
+			connect.WithClientOptions(opts...),
+		),
+		listEscrow: connect.NewClient[v1.ListEscrowRequest, v1.ListEscrowResponse](
+			httpClient,
+			baseURL+ManagementServiceListEscrowProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("ListEscrow")),
+			connect.WithClientOptions(opts...),
+		),
+		fetchEscrow: connect.NewClient[v1.FetchEscrowRequest, v1.FetchEscrowResponse](
+			httpClient,
+			baseURL+ManagementServiceFetchEscrowProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("FetchEscrow")),
+			connect.WithClientOptions(opts...),
+		),
+		putHandover: connect.NewClient[v1.PutHandoverRequest, v1.PutHandoverResponse](
+			httpClient,
+			baseURL+ManagementServicePutHandoverProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("PutHandover")),
 			connect.WithClientOptions(opts...),
 		),
 		listImages: connect.NewClient[v1.ListImagesRequest, v1.ListImagesResponse](
@@ -374,7 +506,19 @@ type managementServiceClient struct {
 	getNode           *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
 	denyNode          *connect.Client[v1.DenyNodeRequest, v1.DenyNodeResponse]
 	allowNode         *connect.Client[v1.AllowNodeRequest, v1.AllowNodeResponse]
+	assignNode        *connect.Client[v1.AssignNodeRequest, v1.AssignNodeResponse]
+	removeNode        *connect.Client[v1.RemoveNodeRequest, v1.RemoveNodeResponse]
 	listSites         *connect.Client[v1.ListSitesRequest, v1.ListSitesResponse]
+	getSite           *connect.Client[v1.GetSiteRequest, v1.GetSiteResponse]
+	setSite           *connect.Client[v1.SetSiteRequest, v1.SetSiteResponse]
+	confirmSite       *connect.Client[v1.ConfirmSiteRequest, v1.ConfirmSiteResponse]
+	createOrder       *connect.Client[v1.CreateOrderRequest, v1.CreateOrderResponse]
+	listOrders        *connect.Client[v1.ListOrdersRequest, v1.ListOrdersResponse]
+	withdrawOrder     *connect.Client[v1.WithdrawOrderRequest, v1.WithdrawOrderResponse]
+	trustEscrowKey    *connect.Client[v1.TrustEscrowKeyRequest, v1.TrustEscrowKeyResponse]
+	listEscrow        *connect.Client[v1.ListEscrowRequest, v1.ListEscrowResponse]
+	fetchEscrow       *connect.Client[v1.FetchEscrowRequest, v1.FetchEscrowResponse]
+	putHandover       *connect.Client[v1.PutHandoverRequest, v1.PutHandoverResponse]
 	listImages        *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
 	registerImage     *connect.Client[v1.RegisterImageRequest, v1.RegisterImageResponse]
 	trustReleaseKey   *connect.Client[v1.TrustReleaseKeyRequest, v1.TrustReleaseKeyResponse]
@@ -539,6 +683,24 @@ func (c *managementServiceClient) AllowNode(ctx context.Context, req *v1.AllowNo
 	return nil, err
 }
 
+// AssignNode calls muster.v1.ManagementService.AssignNode.
+func (c *managementServiceClient) AssignNode(ctx context.Context, req *v1.AssignNodeRequest) (*v1.AssignNodeResponse, error) {
+	response, err := c.assignNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// RemoveNode calls muster.v1.ManagementService.RemoveNode.
+func (c *managementServiceClient) RemoveNode(ctx context.Context, req *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error) {
+	response, err := c.removeNode.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // ListSites calls muster.v1.ManagementService.ListSites.
 func (c *managementServiceClient) ListSites(ctx context.Context, req *v1.ListSitesRequest) (*v1.ListSitesResponse, error) {
 	response, err := c.listSites.CallUnary(ctx, connect.NewRequest(req))
@@ -546,6 +708,88 @@ func (c *managementServiceClient) ListSites(ctx context.Context, req *v1.ListSit
 		return response.Msg, err
 	}
 	return nil, err
+}
+
+// GetSite calls muster.v1.ManagementService.GetSite.
+func (c *managementServiceClient) GetSite(ctx context.Context, req *v1.GetSiteRequest) (*v1.GetSiteResponse, error) {
+	response, err := c.getSite.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// SetSite calls muster.v1.ManagementService.SetSite.
+func (c *managementServiceClient) SetSite(ctx context.Context, req *v1.SetSiteRequest) (*v1.SetSiteResponse, error) {
+	response, err := c.setSite.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ConfirmSite calls muster.v1.ManagementService.ConfirmSite.
+func (c *managementServiceClient) ConfirmSite(ctx context.Context, req *v1.ConfirmSiteRequest) (*v1.ConfirmSiteResponse, error) {
+	response, err := c.confirmSite.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// CreateOrder calls muster.v1.ManagementService.CreateOrder.
+func (c *managementServiceClient) CreateOrder(ctx context.Context, req *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error) {
+	response, err := c.createOrder.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListOrders calls muster.v1.ManagementService.ListOrders.
+func (c *managementServiceClient) ListOrders(ctx context.Context, req *v1.ListOrdersRequest) (*v1.ListOrdersResponse, error) {
+	response, err := c.listOrders.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// WithdrawOrder calls muster.v1.ManagementService.WithdrawOrder.
+func (c *managementServiceClient) WithdrawOrder(ctx context.Context, req *v1.WithdrawOrderRequest) (*v1.WithdrawOrderResponse, error) {
+	response, err := c.withdrawOrder.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// TrustEscrowKey calls muster.v1.ManagementService.TrustEscrowKey.
+func (c *managementServiceClient) TrustEscrowKey(ctx context.Context, req *v1.TrustEscrowKeyRequest) (*v1.TrustEscrowKeyResponse, error) {
+	response, err := c.trustEscrowKey.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListEscrow calls muster.v1.ManagementService.ListEscrow.
+func (c *managementServiceClient) ListEscrow(ctx context.Context, req *v1.ListEscrowRequest) (*v1.ListEscrowResponse, error) {
+	response, err := c.listEscrow.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// FetchEscrow calls muster.v1.ManagementService.FetchEscrow.
+func (c *managementServiceClient) FetchEscrow(ctx context.Context, req *v1.FetchEscrowRequest) (*connect.ServerStreamForClient[v1.FetchEscrowResponse], error) {
+	return c.fetchEscrow.CallServerStream(ctx, connect.NewRequest(req))
+}
+
+// PutHandover calls muster.v1.ManagementService.PutHandover.
+func (c *managementServiceClient) PutHandover(ctx context.Context) (*connect.ClientStreamForClientSimple[v1.PutHandoverRequest, v1.PutHandoverResponse], error) {
+	return c.putHandover.CallClientStreamSimple(ctx)
 }
 
 // ListImages calls muster.v1.ManagementService.ListImages.
@@ -657,7 +901,31 @@ type ManagementServiceHandler interface {
 	// no boot, no reports, until AllowNode.
 	DenyNode(context.Context, *v1.DenyNodeRequest) (*v1.DenyNodeResponse, error)
 	AllowNode(context.Context, *v1.AllowNodeRequest) (*v1.AllowNodeResponse, error)
+	// AssignNode admits a node of the pool to a site.
+	AssignNode(context.Context, *v1.AssignNodeRequest) (*v1.AssignNodeResponse, error)
+	// RemoveNode ends the node's admission: its peers stop dealing with it, and
+	// it goes back to the pool.
+	RemoveNode(context.Context, *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error)
 	ListSites(context.Context, *v1.ListSitesRequest) (*v1.ListSitesResponse, error)
+	GetSite(context.Context, *v1.GetSiteRequest) (*v1.GetSiteResponse, error)
+	// SetSite changes what people chose for a site; a new charter follows in
+	// the same transaction. Birth settings are refused once a cluster is known.
+	SetSite(context.Context, *v1.SetSiteRequest) (*v1.SetSiteResponse, error)
+	// ConfirmSite says, after a backup was restored, that a person knows
+	// whether the site has a cluster, so that founding may be granted.
+	ConfirmSite(context.Context, *v1.ConfirmSiteRequest) (*v1.ConfirmSiteResponse, error)
+	// CreateOrder signs an order of kind found, reset, restore or dissolve.
+	CreateOrder(context.Context, *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error)
+	ListOrders(context.Context, *v1.ListOrdersRequest) (*v1.ListOrdersResponse, error)
+	WithdrawOrder(context.Context, *v1.WithdrawOrderRequest) (*v1.WithdrawOrderResponse, error)
+	// TrustEscrowKey sets the public key that sites seal their snapshots to.
+	TrustEscrowKey(context.Context, *v1.TrustEscrowKeyRequest) (*v1.TrustEscrowKeyResponse, error)
+	ListEscrow(context.Context, *v1.ListEscrowRequest) (*v1.ListEscrowResponse, error)
+	// FetchEscrow sends a sealed blob: first the header, then data.
+	FetchEscrow(context.Context, *v1.FetchEscrowRequest, *connect.ServerStream[v1.FetchEscrowResponse]) error
+	// PutHandover stores a snapshot that was sealed for one node, which fetches
+	// it when an order of kind restore names it.
+	PutHandover(context.Context, *connect.ClientStream[v1.PutHandoverRequest]) (*v1.PutHandoverResponse, error)
 	ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error)
 	// RegisterImage lets machines that run the image count as measured. The
 	// manifest must be signed by a release key the tenant trusts.
@@ -787,10 +1055,82 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 		connect.WithSchema(managementServiceMethods.ByName("AllowNode")),
 		connect.WithHandlerOptions(opts...),
 	)
+	managementServiceAssignNodeHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceAssignNodeProcedure,
+		svc.AssignNode,
+		connect.WithSchema(managementServiceMethods.ByName("AssignNode")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceRemoveNodeHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceRemoveNodeProcedure,
+		svc.RemoveNode,
+		connect.WithSchema(managementServiceMethods.ByName("RemoveNode")),
+		connect.WithHandlerOptions(opts...),
+	)
 	managementServiceListSitesHandler := connect.NewUnaryHandlerSimple(
 		ManagementServiceListSitesProcedure,
 		svc.ListSites,
 		connect.WithSchema(managementServiceMethods.ByName("ListSites")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceGetSiteHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceGetSiteProcedure,
+		svc.GetSite,
+		connect.WithSchema(managementServiceMethods.ByName("GetSite")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceSetSiteHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceSetSiteProcedure,
+		svc.SetSite,
+		connect.WithSchema(managementServiceMethods.ByName("SetSite")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceConfirmSiteHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceConfirmSiteProcedure,
+		svc.ConfirmSite,
+		connect.WithSchema(managementServiceMethods.ByName("ConfirmSite")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceCreateOrderHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceCreateOrderProcedure,
+		svc.CreateOrder,
+		connect.WithSchema(managementServiceMethods.ByName("CreateOrder")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceListOrdersHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceListOrdersProcedure,
+		svc.ListOrders,
+		connect.WithSchema(managementServiceMethods.ByName("ListOrders")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceWithdrawOrderHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceWithdrawOrderProcedure,
+		svc.WithdrawOrder,
+		connect.WithSchema(managementServiceMethods.ByName("WithdrawOrder")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceTrustEscrowKeyHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceTrustEscrowKeyProcedure,
+		svc.TrustEscrowKey,
+		connect.WithSchema(managementServiceMethods.ByName("TrustEscrowKey")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceListEscrowHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceListEscrowProcedure,
+		svc.ListEscrow,
+		connect.WithSchema(managementServiceMethods.ByName("ListEscrow")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceFetchEscrowHandler := connect.NewServerStreamHandlerSimple(
+		ManagementServiceFetchEscrowProcedure,
+		svc.FetchEscrow,
+		connect.WithSchema(managementServiceMethods.ByName("FetchEscrow")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServicePutHandoverHandler := connect.NewClientStreamHandlerSimple(
+		ManagementServicePutHandoverProcedure,
+		svc.PutHandover,
+		connect.WithSchema(managementServiceMethods.ByName("PutHandover")),
 		connect.WithHandlerOptions(opts...),
 	)
 	managementServiceListImagesHandler := connect.NewUnaryHandlerSimple(
@@ -883,8 +1223,32 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 			managementServiceDenyNodeHandler.ServeHTTP(w, r)
 		case ManagementServiceAllowNodeProcedure:
 			managementServiceAllowNodeHandler.ServeHTTP(w, r)
+		case ManagementServiceAssignNodeProcedure:
+			managementServiceAssignNodeHandler.ServeHTTP(w, r)
+		case ManagementServiceRemoveNodeProcedure:
+			managementServiceRemoveNodeHandler.ServeHTTP(w, r)
 		case ManagementServiceListSitesProcedure:
 			managementServiceListSitesHandler.ServeHTTP(w, r)
+		case ManagementServiceGetSiteProcedure:
+			managementServiceGetSiteHandler.ServeHTTP(w, r)
+		case ManagementServiceSetSiteProcedure:
+			managementServiceSetSiteHandler.ServeHTTP(w, r)
+		case ManagementServiceConfirmSiteProcedure:
+			managementServiceConfirmSiteHandler.ServeHTTP(w, r)
+		case ManagementServiceCreateOrderProcedure:
+			managementServiceCreateOrderHandler.ServeHTTP(w, r)
+		case ManagementServiceListOrdersProcedure:
+			managementServiceListOrdersHandler.ServeHTTP(w, r)
+		case ManagementServiceWithdrawOrderProcedure:
+			managementServiceWithdrawOrderHandler.ServeHTTP(w, r)
+		case ManagementServiceTrustEscrowKeyProcedure:
+			managementServiceTrustEscrowKeyHandler.ServeHTTP(w, r)
+		case ManagementServiceListEscrowProcedure:
+			managementServiceListEscrowHandler.ServeHTTP(w, r)
+		case ManagementServiceFetchEscrowProcedure:
+			managementServiceFetchEscrowHandler.ServeHTTP(w, r)
+		case ManagementServicePutHandoverProcedure:
+			managementServicePutHandoverHandler.ServeHTTP(w, r)
 		case ManagementServiceListImagesProcedure:
 			managementServiceListImagesHandler.ServeHTTP(w, r)
 		case ManagementServiceRegisterImageProcedure:
@@ -980,8 +1344,56 @@ func (UnimplementedManagementServiceHandler) AllowNode(context.Context, *v1.Allo
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.AllowNode is not implemented"))
 }
 
+func (UnimplementedManagementServiceHandler) AssignNode(context.Context, *v1.AssignNodeRequest) (*v1.AssignNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.AssignNode is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) RemoveNode(context.Context, *v1.RemoveNodeRequest) (*v1.RemoveNodeResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.RemoveNode is not implemented"))
+}
+
 func (UnimplementedManagementServiceHandler) ListSites(context.Context, *v1.ListSitesRequest) (*v1.ListSitesResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.ListSites is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) GetSite(context.Context, *v1.GetSiteRequest) (*v1.GetSiteResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.GetSite is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) SetSite(context.Context, *v1.SetSiteRequest) (*v1.SetSiteResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.SetSite is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) ConfirmSite(context.Context, *v1.ConfirmSiteRequest) (*v1.ConfirmSiteResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.ConfirmSite is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) CreateOrder(context.Context, *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.CreateOrder is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) ListOrders(context.Context, *v1.ListOrdersRequest) (*v1.ListOrdersResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.ListOrders is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) WithdrawOrder(context.Context, *v1.WithdrawOrderRequest) (*v1.WithdrawOrderResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.WithdrawOrder is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) TrustEscrowKey(context.Context, *v1.TrustEscrowKeyRequest) (*v1.TrustEscrowKeyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.TrustEscrowKey is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) ListEscrow(context.Context, *v1.ListEscrowRequest) (*v1.ListEscrowResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.ListEscrow is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) FetchEscrow(context.Context, *v1.FetchEscrowRequest, *connect.ServerStream[v1.FetchEscrowResponse]) error {
+	return connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.FetchEscrow is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) PutHandover(context.Context, *connect.ClientStream[v1.PutHandoverRequest]) (*v1.PutHandoverResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.PutHandover is not implemented"))
 }
 
 func (UnimplementedManagementServiceHandler) ListImages(context.Context, *v1.ListImagesRequest) (*v1.ListImagesResponse, error) {

@@ -4,6 +4,13 @@
 
 package db
 
+type Address struct {
+	Tenant  string
+	Site    string
+	Node    string
+	Address int64
+}
+
 type Audit struct {
 	Tenant string
 	Seq    int64
@@ -34,6 +41,18 @@ type Document struct {
 	Version  int64
 	At       int64
 	Envelope string
+	Site     string
+	Replaced int64
+}
+
+type Escrow struct {
+	Tenant string
+	ID     string
+	Site   string
+	Node   string
+	Size   int64
+	Stored int64
+	Body   string
 }
 
 type Event struct {
@@ -91,6 +110,20 @@ type Operator struct {
 	Created int64
 }
 
+type Order struct {
+	Tenant   string
+	ID       string
+	Site     string
+	Node     string
+	State    string
+	Epoch    int64
+	Version  int64
+	Ends     int64
+	Revision int64
+	Body     string
+	Envelope string
+}
+
 type Preapproval struct {
 	Tenant    string
 	Name      string
@@ -114,6 +147,13 @@ type ReleaseKey struct {
 	Keyid  string
 	Pem    string
 	Added  int64
+}
+
+type Report struct {
+	Tenant string
+	Node   string
+	Site   string
+	Body   string
 }
 
 type Request struct {

@@ -233,8 +233,8 @@ func (q *Queries) GetTenant(ctx context.Context, name string) (Tenant, error) {
 }
 
 const insertDocument = `-- name: InsertDocument :exec
-INSERT INTO documents (tenant, kind, name, epoch, version, at, envelope)
-VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7)
+INSERT INTO documents (tenant, kind, name, epoch, version, at, envelope, site, replaced)
+VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, 0)
 `
 
 type InsertDocumentParams struct {
@@ -245,6 +245,7 @@ type InsertDocumentParams struct {
 	Version  int64
 	At       int64
 	Envelope string
+	Site     string
 }
 
 func (q *Queries) InsertDocument(ctx context.Context, arg InsertDocumentParams) error {
@@ -256,6 +257,7 @@ func (q *Queries) InsertDocument(ctx context.Context, arg InsertDocumentParams) 
 		arg.Version,
 		arg.At,
 		arg.Envelope,
+		arg.Site,
 	)
 	return err
 }
@@ -377,7 +379,7 @@ func (q *Queries) InsertTenant(ctx context.Context, arg InsertTenantParams) erro
 }
 
 const latestDocument = `-- name: LatestDocument :one
-SELECT tenant, kind, name, epoch, version, at, envelope FROM documents
+SELECT tenant, kind, name, epoch, version, at, envelope, site, replaced FROM documents
 WHERE tenant = ?1 AND kind = ?2 AND name = ?3
 ORDER BY epoch DESC, version DESC LIMIT 1
 `
@@ -399,6 +401,8 @@ func (q *Queries) LatestDocument(ctx context.Context, arg LatestDocumentParams) 
 		&i.Version,
 		&i.At,
 		&i.Envelope,
+		&i.Site,
+		&i.Replaced,
 	)
 	return i, err
 }

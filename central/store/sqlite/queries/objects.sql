@@ -79,8 +79,8 @@ WHERE tenant = sqlc.arg(tenant) AND kind = sqlc.arg(kind) AND name = sqlc.arg(na
 ORDER BY epoch DESC, version DESC LIMIT 1;
 
 -- name: InsertDocument :exec
-INSERT INTO documents (tenant, kind, name, epoch, version, at, envelope)
-VALUES (sqlc.arg(tenant), sqlc.arg(kind), sqlc.arg(name), sqlc.arg(epoch), sqlc.arg(version), sqlc.arg(at), sqlc.arg(envelope));
+INSERT INTO documents (tenant, kind, name, epoch, version, at, envelope, site, replaced)
+VALUES (sqlc.arg(tenant), sqlc.arg(kind), sqlc.arg(name), sqlc.arg(epoch), sqlc.arg(version), sqlc.arg(at), sqlc.arg(envelope), sqlc.arg(site), 0);
 
 -- IDs and words are lower case; high is the first text after all that start
 -- with the wanted prefix.

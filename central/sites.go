@@ -1,0 +1,278 @@
+package central
+
+import (
+	"context"
+	"crypto/x509"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"reflect"
+
+	"github.com/muster-edge/muster/central/store"
+	"github.com/muster-edge/muster/enroll"
+	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/audit"
+	"github.com/muster-edge/muster/fleet/statement"
+	"github.com/muster-edge/muster/internal/failpoint"
+)
+
+// makeSite makes a site with its first charter, if one can be signed.
+func (s *Server) makeSite(t store.Tx, by act, site fleet.Site, reason string) (fleet.Site, *fleet.Charter, string, error) {
+	epoch, err := t.Epoch()
+	if err != nil {
+		return site, nil, "", err
+	}
+	site.Generation, site.Created, site.Updated, site.Ledger.Sure = 1, by.now, by.now, epoch
+	if err := site.Validate(); err != nil {
+		return site, nil, "", &enroll.Refused{Why: err.Error()}
+	}
+	// The row comes first: documents belong to it.
+	if site, err = t.PutSite(site); err != nil {
+		return site, nil, "", err
+	}
+	if err := by.record(t, site.Tenant, audit.SiteCreated, "site/"+site.Name, nil, site, reason); err != nil {
+		return site, nil, "", err
+	}
+	c, changed, why, err := s.scribe.charter(t, by, &site, reason)
+	if err == nil && changed {
+		site, err = t.PutSite(site)
+	}
+	return site, c, why, err
+}
+
+// siteChange is what a person chose for a site.
+type siteChange struct {
+	name, title, location, reason string
+	generation                    int64 // 0: whatever is there
+	settings                      *fleet.SiteSettings
+	create                        bool
+}
+
+// siteChanged is what came of it.
+type siteChanged struct {
+	site             fleet.Site
+	changed, created bool
+	charter          *fleet.Charter
+	why              string
+}
+
+// setSite changes what people chose for a site; the charter that says it is
+// signed in the same transaction.
+func (s *Server) setSite(ctx context.Context, c caller, q siteChange) (out siteChanged, err error) {
+	err = s.store.Update(ctx, func(t store.Tx) error {
+		out = siteChanged{}
+		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
+		tenant, err := t.Tenant(c.Tenant)
+		if err != nil {
+			return err
+		}
+		if q.settings != nil {
+			if err := checkSettings(t, tenant, *q.settings); err != nil {
+				return err
+			}
+		}
+		old, err := t.Site(c.Tenant, q.name)
+		if errors.Is(err, store.ErrNotFound) && q.create {
+			out.created, out.changed = true, true
+			site := fleet.Site{Meta: fleet.Meta{Tenant: c.Tenant, Name: q.name}, Title: q.title, Location: q.location}
+			site.Spec.Settings = q.settings
+			out.site, out.charter, out.why, err = s.makeSite(t, by, site, q.reason)
+			return err
+		}
+		if errors.Is(err, store.ErrNotFound) {
+			return noSite(c.Tenant, q.name)
+		}
+		if err != nil {
+			return err
+		}
+		if q.generation != 0 && q.generation != old.Generation {
+			return fmt.Errorf("%w: site %s is at generation %d", store.ErrConflict, old.Name, old.Generation)
+		}
+		site := old
+		site.Title, site.Location = q.title, q.location
+		if q.settings != nil {
+			site.Spec.Settings = q.settings
+		}
+		was, is := old.Spec.Chosen(), site.Spec.Chosen()
+		reborn := !sameJSON(was.Birth, is.Birth)
+		if why := birthFrozen(old); reborn && why != "" {
+			return &enroll.Refused{
+				Why: fmt.Sprintf("the birth settings of site %s cannot change any more: %s", old.Name, why),
+				Do:  "network ranges, the flannel backend, secrets encryption, disabled parts and max-learners are for a new cluster only",
+			}
+		}
+		if out.changed = !sameJSON(was, is) || site.Title != old.Title || site.Location != old.Location; !out.changed {
+			out.site = old
+			out.charter, _, err = charterNow(t, c.Tenant, q.name)
+			return err
+		}
+		site.Generation++
+		site.Updated = by.now
+		if err := site.Validate(); err != nil {
+			return &enroll.Refused{Why: err.Error()}
+		}
+		if _, _, out.why, err = s.scribe.charter(t, by, &site, q.reason); err != nil {
+			return err
+		}
+		if out.charter, _, err = charterNow(t, c.Tenant, q.name); err != nil {
+			return err
+		}
+		if was.Birth.NodeCIDR != is.Birth.NodeCIDR {
+			if err := s.readdress(t, by, &site); err != nil {
+				return err
+			}
+		}
+		if out.site, err = t.PutSite(site); err != nil {
+			return err
+		}
+		if err := by.record(t, c.Tenant, audit.SiteChanged, "site/"+site.Name, wanted4audit(old), wanted4audit(site), q.reason); err != nil {
+			return err
+		}
+		failpoint.Hit("site.before-commit")
+		return nil
+	})
+	if err == nil {
+		failpoint.Hit("site.after-commit")
+		s.hub.changed(eventsTopic(c.Tenant))
+	}
+	return out, err
+}
+
+// readdress gives all nodes new in-site addresses. No cluster is known yet.
+func (s *Server) readdress(t store.Tx, by act, site *fleet.Site) error {
+	if err := t.DropAddresses(site.Tenant, site.Name); err != nil {
+		return err
+	}
+	return eachNodeOf(t, site.Tenant, site.Name, func(n fleet.Node) error {
+		_, _, err := s.scribe.admit(t, by, site, n, "the site has another node network")
+		return err
+	})
+}
+
+// wanted4audit is what the audit log keeps of a site.
+func wanted4audit(s fleet.Site) any {
+	return map[string]any{"title": s.Title, "location": s.Location, "settings": s.Spec.Chosen(), "generation": s.Generation}
+}
+
+func sameJSON(a, b any) bool {
+	x, errX := json.Marshal(a)
+	y, errY := json.Marshal(b)
+	if errX != nil || errY != nil {
+		return reflect.DeepEqual(a, b)
+	}
+	return string(x) == string(y)
+}
+
+func noSite(tenant, name string) error {
+	return &errNoSuch{fmt.Sprintf("there is no site %.80q in tenant %s", name, tenant), "`muster get sites` lists them"}
+}
+
+func findSite(t store.Reader, tenant, name string) (fleet.Site, error) {
+	site, err := t.Site(tenant, name)
+	if errors.Is(err, store.ErrNotFound) {
+		return site, noSite(tenant, name)
+	}
+	return site, err
+}
+
+// checkDelegate takes only keys that package statement takes.
+func checkDelegate(der []byte) error {
+	return checkKey(der)
+}
+
+func checkKey(der []byte) error {
+	key, err := parsePKIX(der)
+	if err != nil {
+		return err
+	}
+	_, err = statement.KeyID(key)
+	return err
+}
+
+// confirmSite notes that a person knows how it stands with a site after a
+// backup was restored.
+func (s *Server) confirmSite(ctx context.Context, c caller, name, reason string) (site fleet.Site, err error) {
+	err = s.store.Update(ctx, func(t store.Tx) error {
+		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
+		epoch, err := t.Epoch()
+		if err != nil {
+			return err
+		}
+		if site, err = findSite(t, c.Tenant, name); err != nil {
+			return err
+		}
+		if !site.Ledger.Unsure(epoch) {
+			return &enroll.Refused{Why: fmt.Sprintf("there is no doubt about site %s", name)}
+		}
+		before := site.Ledger
+		site.Ledger.Sure, site.Ledger.Doubt = epoch, ""
+		if site, err = t.PutSite(site); err != nil {
+			return err
+		}
+		return by.record(t, c.Tenant, audit.SiteConfirmed, "site/"+name, before, site.Ledger, reason)
+	})
+	return site, err
+}
+
+// newer notes when a node holds documents that this database never gave out:
+// then it was restored from a backup and nobody said so. It touches memory
+// only while all is well.
+func (s *Server) newer(ctx context.Context, e nodeEntry, id fleet.NodeID, has fleet.DocVersion) error {
+	if e.site == "" || s.sites.get(e.tenant, e.site).documents.Compare(has) >= 0 {
+		return nil
+	}
+	doubted := false
+	err := s.store.Update(ctx, func(t store.Tx) error {
+		doubted = false
+		// The index may be a moment behind the store.
+		site, err := t.Site(e.tenant, e.site)
+		if err != nil || site.Ledger.Documents.Compare(has) >= 0 || site.Ledger.Doubt != "" {
+			return err
+		}
+		doubted = true
+		site.Ledger.Doubt = fmt.Sprintf("node %s holds document %s, and the centre has given this site none after %s: it was restored from an older backup", id, has, site.Ledger.Documents)
+		if _, err := t.PutSite(site); err != nil {
+			return err
+		}
+		_, err = t.AddEvent(cleanEvent(fleet.Event{
+			Tenant: e.tenant, Time: s.cfg.Now(), Level: fleet.EventAlarm, Kind: "site.doubt", Node: id, Site: e.site,
+			Text: site.Ledger.Doubt + "; if a backup was restored, run: muster restored",
+		}))
+		return err
+	})
+	if doubted && err == nil {
+		s.hub.changed(eventsTopic(e.tenant))
+	}
+	return err
+}
+
+// restored is what the audit log keeps of a restored backup.
+type restored struct {
+	Epoch uint64 `json:"epoch"`
+}
+
+// restored begins a new life of the database: whoever restored a backup says
+// so before nodes are served again. Numbers of documents that the lost part
+// gave out are then never given out again, and no founding is granted until a
+// site reported or a person confirmed it.
+func (s *Server) restored(ctx context.Context, by act, reason string) (r restored, err error) {
+	err = s.store.Update(ctx, func(t store.Tx) error {
+		if r.Epoch, err = t.RaiseEpoch(); err != nil {
+			return err
+		}
+		return by.record(t, DefaultTenant, audit.BackupRestored, "tenant/"+DefaultTenant, map[string]uint64{"epoch": r.Epoch - 1}, r, reason)
+	})
+	if err == nil {
+		s.epoch = r.Epoch
+	}
+	return r, err
+}
+
+// parsePKIX reads a public key in PKIX DER.
+func parsePKIX(der []byte) (any, error) {
+	key, err := x509.ParsePKIXPublicKey(der)
+	if err != nil {
+		return nil, fmt.Errorf("no public key in PKIX form: %w", err)
+	}
+	return key, nil
+}
