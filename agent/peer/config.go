@@ -104,9 +104,9 @@ func (l Limits) withDefaults() Limits {
 			*n = v
 		}
 	}
-	set(&l.Unproven, 256)
+	set(&l.Unproven, 512)
 	set(&l.UnprovenPerSource, 16)
-	set(&l.PerSource, 120)
+	set(&l.PerSource, 60)
 	set(&l.Proven, 8)
 	set(&l.HelloPerKey, 60)
 	set(&l.Strangers, 600)

@@ -13,8 +13,9 @@ import (
 // gate decides which connections live. A connection that is not past hello
 // holds a place until it is, or its time is over, or its place is needed: then
 // the oldest goes of the source that has most. So whoever opens connections
-// and says nothing gets rid of his own, and somebody with many addresses must
-// be faster than an honest hello at all of the places together.
+// and says nothing gets rid of his own. Sources from which an admitted node
+// came before are left alone as long as there are others: somebody with many
+// addresses would have to take a peer's own address to get in its way.
 //
 // It knows no network and no clock: time is an argument.
 type gate struct {
@@ -27,6 +28,9 @@ type gate struct {
 	opened    *buckets[netip.Addr]
 	hellos    *buckets[papers.Ref]
 	strangers *buckets[struct{}]
+	// friends are sources of admitted nodes, the last seen first.
+	friends     *list.List // of netip.Addr
+	friendPlace map[netip.Addr]*list.Element
 }
 
 // place is one connection.
@@ -40,8 +44,11 @@ type place struct {
 	node           fleet.NodeID
 }
 
-// maxSources bounds the tables of rates.
-const maxSources = 4096
+// maxSources bounds the tables of rates, maxFriends that of sources of nodes.
+const (
+	maxSources = 4096
+	maxFriends = 1024
+)
 
 func newGate(l Limits) *gate {
 	return &gate{
@@ -49,6 +56,7 @@ func newGate(l Limits) *gate {
 		opened:    newBuckets[netip.Addr](l.PerSource, l.PerSource, maxSources),
 		hellos:    newBuckets[papers.Ref](l.HelloPerKey, l.HelloPerKey, maxSources),
 		strangers: newBuckets[struct{}](l.Strangers, max(1, l.Strangers/10), 1),
+		friends:   list.New(), friendPlace: map[netip.Addr]*list.Element{},
 	}
 }
 
@@ -98,15 +106,32 @@ func sourceOf(a netip.Addr) netip.Addr {
 }
 
 // largest is the group of the source with most unproven connections; of equal
-// ones that with the oldest connection.
+// ones that with the oldest connection; a friend's only if there is no other.
 func (g *gate) largest() *list.List {
 	var best *list.List
+	friend := true
 	for e := g.unproven.Front(); e != nil; e = e.Next() {
-		if group := e.Value.(*place).group; best == nil || group.Len() > best.Len() {
-			best = group
+		p := e.Value.(*place)
+		_, f := g.friendPlace[p.source]
+		if best == nil || friend && !f || friend == f && p.group.Len() > best.Len() {
+			best, friend = p.group, f
 		}
 	}
 	return best
+}
+
+// befriend remembers where an admitted node came from.
+func (g *gate) befriend(source netip.Addr) {
+	if e := g.friendPlace[source]; e != nil {
+		g.friends.MoveToFront(e)
+		return
+	}
+	if g.friends.Len() >= maxFriends {
+		old := g.friends.Back()
+		delete(g.friendPlace, old.Value.(netip.Addr))
+		g.friends.Remove(old)
+	}
+	g.friendPlace[source] = g.friends.PushFront(source)
 }
 
 // evict takes the oldest place of a group away.
@@ -170,6 +195,7 @@ func (g *gate) prove(p *place, node fleet.NodeID) bool {
 		out = g.evict(own)
 		g.proven[node] = own // evict dropped the group if that was the last
 	}
+	g.befriend(p.source)
 	p.node, p.group = node, own
 	p.inGroup = own.PushBack(p)
 	g.mu.Unlock()

@@ -6,11 +6,11 @@ import "time"
 type Limits struct {
 	// Port is where this node serves, as it tells peers (7445).
 	Port uint16
-	// Unproven bounds connections that are not past hello (256); of one source
+	// Unproven bounds connections that are not past hello (512); of one source
 	// address (16).
 	Unproven, UnprovenPerSource int
 	// PerSource is how many connections a minute a source address may open
-	// (120, in bursts of as many).
+	// (60, in bursts of as many).
 	PerSource int
 	// Proven bounds connections of one admitted node (8).
 	Proven int
