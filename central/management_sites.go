@@ -236,4 +236,3 @@ func (s management) TrustEscrowKey(ctx context.Context, q *musterv1.TrustEscrowK
 	}
 	return &musterv1.TrustEscrowKeyResponse{KeyId: keyIDOf(q.Key), Changed: changed}, nil
 }
-
