@@ -99,6 +99,9 @@ type Spec struct {
 	Program string `json:"program"`
 	// NodeProgram is the muster-node binary for images.
 	NodeProgram string `json:"node_program"`
+	// CrashProgram is the same, built to stop at named lines; "" if there is
+	// none.
+	CrashProgram string `json:"crash_program,omitempty"`
 }
 
 var scenarioForm = regexp.MustCompile(`^[a-z0-9-]{1,24}$`)

@@ -188,6 +188,11 @@ func labPrepare(s *lab.Spec) (lab.Scenario, error) {
 			}
 		}
 	}
+	if crash := filepath.Join(filepath.Dir(s.NodeProgram), "muster-node-crash"); s.NodeProgram != "" {
+		if _, err := os.Stat(crash); err == nil {
+			s.CrashProgram = crash
+		}
+	}
 	if s.Dir == "" {
 		s.Dir, err = lab.DefaultDir(s.Scenario, time.Now())
 	} else {

@@ -48,8 +48,8 @@ type shop struct {
 	watch *watch
 
 	mu       sync.Mutex
-	approve  map[fleet.NodeID]bool // whom a person lets in; nil: everybody
-	approved map[string]bool       // requests
+	approved map[string]bool // requests
+	hear     func(node, line string)
 }
 
 // shopOptions is what a scenario wants to be otherwise.
@@ -264,6 +264,12 @@ func (s *shop) close() error {
 // heard takes a line that a service of a node printed: what the agent logs as
 // JSON goes onto the time line.
 func (s *shop) heard(node, service, line string) {
+	s.mu.Lock()
+	hear := s.hear
+	s.mu.Unlock()
+	if hear != nil {
+		hear(node, line)
+	}
 	var m struct {
 		Time  time.Time `json:"time"`
 		Level string    `json:"level"`
@@ -291,6 +297,13 @@ func (s *shop) heard(node, service, line string) {
 		at = time.Now()
 	}
 	s.l.At(at, node, service+"-"+strings.ToLower(m.Level), clipText(text, 600), false)
+}
+
+// onLine makes f hear every line of every node; it must not block.
+func (s *shop) onLine(f func(node, line string)) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.hear = f
 }
 
 func clipText(s string, most int) string {

@@ -26,7 +26,7 @@ type nodeStatus struct {
 	Reason     string `json:"reason"`
 	Blocker    string `json:"blocker"`
 	Boot       string `json:"boot"`
-	Voters     int    `json:"voters"`
+	Address    string `json:"address"`
 }
 
 // Words of nodeStatus.
