@@ -27,7 +27,8 @@ const (
 	AckClaim
 	// FoundCluster writes Intent and the TPM mark.
 	FoundCluster
-	// AbandonFounding deletes an Intent that led to no datastore, and its mark.
+	// AbandonFounding undoes a founding that nobody can have joined: moves
+	// server data aside if there is any, clears the mark, then deletes Intent.
 	AbandonFounding
 	// RequestJoinMaterial asks From for what As needs (Plan for servers).
 	RequestJoinMaterial
@@ -65,7 +66,8 @@ const (
 	// RaiseEpoch writes Record and role server and deletes Reset, Step, Lead.
 	RaiseEpoch
 	// MoveAside writes Role and Record, then moves the server data (with
-	// RoleNone the worker's certificates too) aside; deletes Step, Lead, Reset.
+	// RoleNone the worker's certificates too) aside; deletes Step, Lead, Reset, Intent,
+	// Ack, and forgets join material.
 	MoveAside
 	// RemoveDeadServer removes Node from the etcd members, and its Node object
 	// too unless KeepNode says that the machine lives and stays a worker.

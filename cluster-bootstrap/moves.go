@@ -5,17 +5,17 @@ package clusterbootstrap
 // here was never made. Removed may follow any state and is not listed.
 var moves = map[State][]State{
 	Observing:  {Surveying, Founding, Joining, Worker, Candidate, Server, Recovering, Leaving, Waiting},
-	Surveying:  {Claiming, Joining, Waiting},
+	Surveying:  {Claiming, Founding, Joining, Waiting},
 	Claiming:   {Surveying, Founding, Joining, Waiting},
 	Founding:   {Server, Surveying, Joining, Fenced, Waiting},
-	Joining:    {Worker, Surveying, Leaving, Waiting},
+	Joining:    {Worker, Surveying, Founding, Leaving, Waiting},
 	Worker:     {Candidate, Leaving, Waiting},
-	Candidate:  {Server, Leaving, Waiting},
+	Candidate:  {Server, Recovering, Leaving, Waiting},
 	Server:     {Observing, Leading, Fenced, Recovering, Leaving, Waiting},
-	Leading:    {Server, Recovering, Fenced, Waiting},
+	Leading:    {Server, Recovering, Fenced, Leaving, Waiting},
 	Fenced:     {Server, Leaving, Waiting},
 	Recovering: {Observing, Server, Leaving, Waiting},
-	Leaving:    {Worker, Joining, Waiting},
+	Leaving:    {Worker, Founding, Joining, Waiting},
 	Waiting:    {Surveying, Claiming, Founding, Joining, Worker, Candidate, Server, Leading, Fenced, Recovering, Leaving},
 	Removed:    {},
 }

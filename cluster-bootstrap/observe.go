@@ -341,8 +341,8 @@ type MandateKind uint8
 
 const (
 	// MandateFound: this node founds, in place of the one that should have, or
-	// of a cluster that is lost. One such order founds one cluster: its UID
-	// comes from the order's ID.
+	// of a cluster that is lost. One such order founds one cluster, whose UID
+	// begins with a hash of the order's ID.
 	MandateFound MandateKind = iota + 1
 	// MandateReset: go on from this node's own data.
 	MandateReset

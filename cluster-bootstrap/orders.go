@@ -3,6 +3,8 @@ package clusterbootstrap
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
@@ -44,21 +46,22 @@ func (v *view) mandate(k MandateKind) *Mandate {
 	return nil
 }
 
-// foundUID is the UID of the cluster that an order founds. It is the same each
-// time, so that the mark in the TPM and the record that peers pass on tell that
-// an order has been used, whatever became of the disk.
-func foundUID(order string) string {
+// foundPrefix begins the UID of the cluster that an order founds, so that the
+// mark in the TPM and the records that peers pass on tell that the order has
+// been used, even when the disk is gone.
+func foundPrefix(order string) string {
 	h := sha256.Sum256([]byte("muster/found/v1/" + order))
-	return "o" + hex.EncodeToString(h[:16])
+	return "o" + hex.EncodeToString(h[:8]) + "-"
 }
 
 // foundOrder returns an order to found that was not used yet.
 func (v *view) foundOrder() *Mandate {
 	m := v.mandate(MandateFound)
-	if m == nil || v.Disk.Mark == foundUID(m.ID) {
+	if m == nil {
 		return nil
 	}
-	if _, used := v.Docs.Newest(foundUID(m.ID)); used {
+	p := foundPrefix(m.ID)
+	if strings.HasPrefix(v.Disk.Mark, p) || slices.ContainsFunc(v.Docs.Records, func(r Record) bool { return strings.HasPrefix(r.UID, p) }) {
 		return nil
 	}
 	return m
@@ -71,11 +74,14 @@ func (v *view) foundByOrder(m *Mandate, mayServe bool) (State, []Action) {
 		return 0, nil // void says so
 	}
 	const why = "An order tells me to start the cluster."
+	if v.Mono < v.pol.BootCheck {
+		return v.wait(Waiting, Settling, why+" I listen for others first.")
+	}
 	if v.Disk.Datastore || v.Disk.Tombstone || v.Disk.ResetFlag || v.Disk.AgentCert {
 		return v.aside(RoleNone, nil, why+" What is left of an old one is moved aside first.")
 	}
 	return Founding, []Action{{Kind: FoundCluster, Reason: why, Order: m.ID,
-		Intent: &Intent{UID: foundUID(m.ID), Boot: v.Boot, Mode: fleet.FoundNamed}}}
+		Intent: &Intent{UID: foundPrefix(m.ID) + v.Fresh, Boot: v.Boot, Mode: fleet.FoundNamed}}}
 }
 
 // resetOrder returns an order to go on from own data. It is heeded only where

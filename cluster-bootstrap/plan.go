@@ -73,16 +73,20 @@ func (v *view) ended() (State, []Action) {
 // server can take it away: if this one just stopped, no majority would be left
 // to do so. A removed node is heard for no longer than PeerFresh.
 func (v *view) lastVote() bool {
-	if v.K3s.Process != ProcessServer || !v.K3s.API || len(v.K3s.Members) != 2 {
+	if v.K3s.Process != ProcessServer || !v.K3s.API {
 		return false
 	}
-	me, other := false, false
+	votes, me, other := 0, false, false
 	for _, m := range v.K3s.Members {
-		me = me || m.Node == v.Self && !m.Learner
+		if m.Learner {
+			continue
+		}
+		votes++
 		p := v.peer(m.Node)
-		other = other || p != nil && !m.Learner && p.Age <= v.pol.PeerFresh && p.Status.API
+		me = me || m.Node == v.Self
+		other = other || p != nil && p.Age <= v.pol.PeerFresh && p.Status.API
 	}
-	return me && other
+	return votes == 2 && me && other
 }
 
 // addresses tells the launcher when a peer is seen at another address than
@@ -203,6 +207,14 @@ func (v *view) found(why string) (State, []Action) {
 // material is given only by a node that has a record.
 func (v *view) founding() (State, []Action) {
 	in := v.Disk.Intent
+	if v.K3s.Damaged != "" {
+		const why = "The first server's datastore was damaged before anybody joined, so I start anew."
+		acts := []Action{{Kind: AbandonFounding, Reason: why}}
+		if v.K3s.Process != ProcessNone {
+			acts = append([]Action{{Kind: StopK3s, Reason: why}}, acts...)
+		}
+		return Founding, acts
+	}
 	// In mode first an acknowledgement is worth something only while those
 	// who gave it wait: after a restart, look around again.
 	if in.Mode == fleet.FoundFirst && !v.Disk.Datastore && v.K3s.Process == ProcessNone &&

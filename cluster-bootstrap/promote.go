@@ -246,6 +246,9 @@ func (v *view) prepare(rec *Record, p *PlanDoc) (State, []Action) {
 	}
 	step := Step{Plan: p.ID, N: p.N, Epoch: p.Epoch, Leader: p.Leader, Replace: p.Replace}
 	if st == nil || st.Plan != p.ID {
+		if p.Phase != PlanPrepare {
+			return v.wait(Worker, Settling, "I was to become a server and gave up; I stay a worker until the plan has ended.")
+		}
 		m := v.Material
 		if m == nil || m.As != RoleServer || m.Plan != p.ID || m.Epoch != p.Epoch {
 			return Worker, []Action{{Kind: RequestJoinMaterial, From: p.Leader, As: RoleServer, UID: rec.UID, Plan: p.ID,
@@ -313,6 +316,9 @@ func (v *view) candidate() (State, []Action) {
 		return v.wait(Waiting, QuorumLost, "The cluster lost its majority while I became a server. Please check the other servers; if they are lost, an order is needed.")
 	}
 	if !st.Replace && !v.leaseHolds(st.Plan, 0) {
+		if s, acts := v.giveUp(rec); acts != nil {
+			return s, acts
+		}
 		return v.leaseEnded(st)
 	}
 	if !st.Replace && v.Lease.Until-v.Mono < v.pol.Lease-v.pol.LeaseRenew {
@@ -340,7 +346,8 @@ func (v *view) leaseEnded(st *Step) (State, []Action) {
 		silent = p.Age
 	}
 	ask.Reason = why
-	if p := v.peer(st.Leader); p != nil && p.Age <= v.pol.PeerFresh && p.Status.Role != RoleServer {
+	if p := v.peer(st.Leader); p != nil && p.Age <= v.pol.PeerFresh &&
+		(p.Status.Role != RoleServer || p.Status.Record != nil && p.Status.Record.UID != v.Disk.Record.UID) {
 		ask.Blocker = LeaderAway
 		ask.Reason = "The change of roles stopped half-way: " + v.name(st.Leader) + " led it and has lost its data. An order is needed."
 		return Waiting, []Action{ask}

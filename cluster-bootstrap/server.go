@@ -59,13 +59,13 @@ func (v *view) superseded(rec *Record) (State, []Action) {
 	n, ok := v.Docs.Newest(rec.UID)
 	switch {
 	case v.Disk.Tombstone:
-		return v.aside(RoleWorker, rec, "I was replaced as a server while I was away. I come back as a worker.")
+		return v.aside(RoleWorker, rec, "I am no server of the cluster any more. I come back as a worker.")
 	case !ok || !n.Newer(*rec):
 		return 0, nil
 	case n.Epoch > rec.Epoch:
 		return v.aside(RoleWorker, &n, "The cluster was reset while I was away, so that my data is old. I come back as a worker.")
 	case !n.Has(v.Self):
-		return v.aside(RoleWorker, &n, "I was replaced as a server while I was away. I come back as a worker.")
+		return v.aside(RoleWorker, &n, "I am no server of the cluster any more. I come back as a worker.")
 	}
 	v.extra = append(v.extra, Action{Kind: KeepRecord, Record: &n, Reason: "The list of servers changed."})
 	return 0, nil
@@ -134,7 +134,7 @@ func (v *view) duties(rec *Record) (State, []Action) {
 	case l.Record.Newer(*rec) && l.Record.Has(v.Self):
 		return Server, []Action{{Kind: KeepRecord, Record: &l.Record, Reason: "The list of servers changed."}}
 	case l.Record.Newer(*rec):
-		return v.aside(RoleWorker, &l.Record, "I was replaced as a server. I come back as a worker.")
+		return v.aside(RoleWorker, &l.Record, "I am no server of the cluster any more. I come back as a worker.")
 	}
 	if d := v.Disk.Lead; d != nil && (l.Plan == nil || l.Plan.ID != d.Plan || !l.Plan.Active()) {
 		return v.windowClosed(l, d)
@@ -186,7 +186,7 @@ func (v *view) leads(l *Ledger) bool {
 			return true
 		}
 		p := v.peer(l.Plan.Leader)
-		if !l.Plan.Replace || p != nil && p.Age <= v.pol.Survey {
+		if !l.Plan.Replace || p != nil && p.Age <= v.pol.Survey && p.Status.Role == RoleServer {
 			return false
 		}
 	}

@@ -46,6 +46,15 @@ func (w *world) linkedFor(i, j int) time.Duration {
 
 // founded: n made a new datastore with cluster-init.
 func (w *world) founded(n *node) {
+	if in := n.disk.Intent; n.mandate != nil && in != nil && strings.HasPrefix(in.UID, "o") {
+		// A node that joined another cluster since has forgotten the order.
+		if h := w.usedBy[n.mandate.ID]; h != nil && (n.lastUID == "" || n.lastUID == h.uid) {
+			w.violate("%s founds a second cluster by one order", n.name)
+		}
+		w.usedBy[n.mandate.ID], n.lastUID = n.data, in.UID
+		n.data.byOrder = true
+		return // a person decided
+	}
 	if n.member {
 		w.violate("%s founds although it was in a cluster before", n.name)
 	}
@@ -57,12 +66,15 @@ func (w *world) founded(n *node) {
 	// missed the other in between.
 	const met = 55 * time.Second
 	for _, h := range w.groups {
-		if h == g || h.made < 0 {
+		if h == g || h.made < 0 || h.byOrder {
 			continue
 		}
 		f := w.nodes[h.made]
 		if w.confirmed && f.gone {
 			continue // a person said that the first cluster is no more
+		}
+		if w.sc.Mode != fleet.FoundFirst && w.given[cb.MandateFound] > 0 {
+			continue // a person gave the right away, and then its owner came
 		}
 		if w.sc.Mode != fleet.FoundFirst {
 			w.violate("%s founds a second cluster in mode %s", n.name, w.sc.Mode)
@@ -97,10 +109,15 @@ func (w *world) acked(n *node, c *cb.Claim) {
 // joined: n starts as a worker of uid.
 func (w *world) joined(n *node, uid string) {
 	n.member = true
+	if j := w.apiFor(n.i); j >= 0 && minorOf(n.version) > minorOf(w.nodes[j].version) && !n.disk.AgentCert {
+		w.violate("%s joins with a k3s newer than the server's", n.name)
+	}
 	if !n.joinedUID(uid) {
 		w.grew(uid)
 	}
 }
+
+func minorOf(v string) string { return v[:strings.LastIndex(v, ".")] }
 
 func (n *node) joinedUID(uid string) bool {
 	was := n.lastUID == uid
@@ -129,7 +146,7 @@ type growth struct {
 }
 
 // committed: n wrote l into g.
-func (w *world) committed(n *node, g *group, l *cb.Ledger, stale bool) {
+func (w *world) committed(n *node, g *group, l *cb.Ledger, order string, stale bool) {
 	if stale {
 		w.violate("%s overwrites the ledger of etcd %d with a stale one: an acknowledged plan step is lost", n.name, g.id)
 	}
@@ -140,8 +157,17 @@ func (w *world) committed(n *node, g *group, l *cb.Ledger, stale bool) {
 	if old := g.ledger; old != nil && old.Record.UID == l.Record.UID && !l.Record.Newer(old.Record) && l.Record.Version != old.Record.Version {
 		w.violate("%s takes the record back from version %d to %d", n.name, old.Record.Version, l.Record.Version)
 	}
-	if l.Record.Into != "" && (g.ledger == nil || g.ledger.Record.Into == "") && !g.virgin {
-		w.violate("%s dissolves a cluster that holds data", n.name)
+	if l.Record.Into != "" && (g.ledger == nil || g.ledger.Record.Into == "") {
+		s := w.escrow[l.Record.UID]
+		switch {
+		case order == "" && !g.virgin:
+			w.violate("%s dissolves a cluster that holds data", n.name)
+		case order != "":
+			w.ordered(n, order)
+			if s == nil || s.of != g || w.now-s.at > 15*time.Minute {
+				w.violate("%s gives a cluster up without a snapshot of it", n.name)
+			}
+		}
 	}
 	if l.Plan != nil && (g.ledger == nil || g.ledger.Plan == nil || g.ledger.Plan.ID != l.Plan.ID) {
 		w.grew(l.Record.UID)
@@ -161,6 +187,9 @@ func (w *world) committed(n *node, g *group, l *cb.Ledger, stale bool) {
 			if a, _ := n.documents().Admitted(c); !a.MayServe {
 				w.violate("%s plans with %s, which may not serve", n.name, c)
 			}
+			if m := w.byID(c); m.version != n.version || m.args != n.args || m.fsync > w.pol.FsyncLimit {
+				w.violate("%s plans with %s, whose k3s or disk is not fit for a server", n.name, m.name)
+			}
 		}
 	}
 	if p := l.Plan; p != nil && p.Phase == cb.PlanDone && (g.ledger.Plan == nil || g.ledger.Plan.Phase != cb.PlanDone) {
@@ -173,6 +202,43 @@ func (w *world) committed(n *node, g *group, l *cb.Ledger, stale bool) {
 			}
 		}
 		g.confirmed = p.ID
+	}
+}
+
+// ordered: n does what only an order allows.
+func (w *world) ordered(n *node, order string) {
+	// Wall clocks differ from the truth by an hour at most.
+	if m := n.mandate; order != "" && (m == nil || wall.Add(w.now).After(m.NotAfter.Add(70*time.Minute))) {
+		w.violate("%s carries out an order that has ended", n.name)
+	}
+}
+
+// stops: n is about to stop k3s.
+func (w *world) stops(n *node) {
+	g := n.data
+	if n.state != cb.Removed || n.proc.kind != cb.ProcessServer || !w.api(n.i) || len(g.voters) != 2 || g.ledger == nil || len(g.ledger.Record.Servers) != 2 {
+		return
+	}
+	for _, v := range g.voters {
+		if v != n.i && w.linkedFor(n.i, v) > 30*time.Second && w.api(v) && w.now-n.heard[v] < 10*time.Second {
+			w.violate("%s was removed and takes the majority of two along", n.name)
+		}
+	}
+}
+
+// movesAside: n is about to move its cluster data aside.
+func (w *world) movesAside(n *node) {
+	g := n.data
+	if n.believed.Role != cb.RoleServer || g == nil || n.damaged || g.ledger == nil || !slices.Contains(g.voters, n.i) {
+		return
+	}
+	l := &g.ledger.Record
+	switch m := n.mandate; {
+	case l.Into != "" || l.Epoch < w.epochs[g.uid] || m != nil && m.Kind == cb.MandateDissolve:
+	case l.Has(n.id):
+		w.violate("%s moves good data aside", n.name)
+	case len(g.voters) == 2:
+		w.violate("%s moves its vote aside, one of two", n.name)
 	}
 }
 
@@ -241,10 +307,29 @@ func (n *node) lostWrites() {
 // watch looks at the site every two seconds, and ends the run.
 func (w *world) watch() {
 	w.meetings()
+	w.learners()
 	if w.quiet {
 		w.progress()
 	}
 	w.after(2*time.Second, w.watch)
+}
+
+// learners: none stays one for much longer than Policy.LearnerLimit while
+// somebody could take it out.
+func (w *world) learners() {
+	for _, g := range w.groups {
+		for _, i := range g.learners {
+			l := w.quorum(g)
+			if l < 0 || g.ledger == nil || len(g.ledger.Record.Servers) != 1 || w.byID(g.ledger.Record.Servers[0]).i != l {
+				continue
+			}
+			up := w.nodes[l].proc.started
+			if !w.api(l) || w.now-max(g.since[i], up, w.since[l][i]) < w.pol.LearnerLimit+3*time.Minute {
+				continue
+			}
+			w.violate("%s is a learner of etcd %d for %s and nobody takes it out", w.nodes[i].name, g.id, w.now-g.since[i])
+		}
+	}
 }
 
 // meetings notes since when two clusters have seen each other.
@@ -299,11 +384,11 @@ func (w *world) progress() {
 	w.good = -1
 	since := w.now - w.sc.Quiet
 	if since > stuck && w.now-w.acted > stuck {
-		if b, err := w.blocked(); err != "" {
+		if b, n, err := w.blocked(); err != "" {
 			if since > patience {
 				w.violate("no progress: %s; %s; %s", missing, err, w.states())
 			}
-		} else if !w.sc.PersonActs || !w.act(b) {
+		} else if !w.sc.PersonActs || !w.act(b, n) {
 			w.res.End = "person: " + string(b)
 			w.tracef("a person is needed: %s (%s)", b, missing)
 		}
@@ -378,8 +463,8 @@ func (w *world) missing() string {
 	if w.sc.Servers == 3 && (able >= 3 || len(l.Record.Servers) > 1) {
 		want = 3
 	}
-	if len(l.Record.Servers) == 2 && able < 3 && w.hadThree(g) {
-		want = 2 // one was taken out and nobody can take its place
+	if len(l.Record.Servers) == 2 && able < 3 {
+		want = 1 // one was taken out and nobody can take its place
 	}
 	if len(l.Record.Servers) != want {
 		return fmt.Sprintf("%d servers, want %d", len(l.Record.Servers), want)
@@ -397,8 +482,6 @@ func (w *world) missing() string {
 	return ""
 }
 
-func (w *world) hadThree(g *group) bool { return g.confirmed != "" }
-
 func (w *world) removed(n *node) bool {
 	for _, m := range w.nodes {
 		if m.mask&(1<<(removalBit+n.i)) != 0 {
@@ -409,7 +492,7 @@ func (w *world) removed(n *node) bool {
 }
 
 // blocked returns a blocker that asks for a person, and is true.
-func (w *world) blocked() (cb.Blocker, string) {
+func (w *world) blocked() (cb.Blocker, *node, string) {
 	wrong := "nobody asks for a person"
 	for _, n := range w.nodes {
 		if !n.up || !n.blocker.NeedsPerson() || n.blocker == cb.RemovedNode {
@@ -417,11 +500,11 @@ func (w *world) blocked() (cb.Blocker, string) {
 		}
 		err := w.truth(n)
 		if err == "" {
-			return n.blocker, ""
+			return n.blocker, n, ""
 		}
 		wrong = n.name + " says " + string(n.blocker) + ", but " + err
 	}
-	return "", wrong
+	return "", nil, wrong
 }
 
 // truth is "" if n's blocker names what really is wrong.
@@ -429,7 +512,7 @@ func (w *world) truth(n *node) string {
 	lostVoters := func(g *group) bool {
 		live := 0
 		for _, v := range g.voters {
-			if m := w.nodes[v]; !m.dead && m.data == g && !w.removed(m) {
+			if m := w.nodes[v]; !m.dead && m.data == g && !m.damaged && !w.removed(m) {
 				live++
 			}
 		}
@@ -454,11 +537,16 @@ func (w *world) truth(n *node) string {
 			return "the founder is alive"
 		}
 	case cb.QuorumLost:
-		if n.data != nil && !lostVoters(n.data) {
+		g := n.data
+		if g != nil && !lostVoters(g) {
 			return "enough voters are alive"
 		}
+		if g != nil && g.ledger != nil && len(g.ledger.Record.Servers) == 1 && g.ledger.Record.Has(n.id) && g.ledger.Record.Epoch == w.epochs[g.uid] &&
+			(n.disk.Lead == nil || n.disk.Lead.Phase == cb.LeadOpen) {
+			return "it is the only server and could go on alone"
+		}
 	case cb.LeaderAway:
-		if l := w.byID(n.disk.Step.Leader); !l.gone && !w.removed(l) {
+		if l := w.byID(n.disk.Step.Leader); !l.gone && !w.removed(l) && (l.disk.Record == nil || l.disk.Record.UID == n.disk.Record.UID) {
 			return "the leader is alive"
 		}
 	case cb.ServersLost:
@@ -477,6 +565,21 @@ func (w *world) truth(n *node) string {
 		if n.data != nil {
 			return "the data is there"
 		}
+	case cb.DataDamaged:
+		if !n.damaged {
+			return "its data is good"
+		}
+	case cb.OrderVoid:
+		if n.mandate == nil {
+			return "there is no order"
+		}
+	case cb.VersionSkew, cb.ArgsDiffer, cb.SlowDisk:
+		for _, m := range w.nodes {
+			if m.version != version || m.args != args || m.fsync != fsync {
+				return ""
+			}
+		}
+		return "all nodes are alike"
 	default:
 		return "nothing of that kind was done to it"
 	}
@@ -488,45 +591,4 @@ func (w *world) founderByRight() fleet.NodeID {
 		return w.centre.granted
 	}
 	return nodeID(w.sc.Founder)
-}
-
-// act is the person: confirms at the centre, or signs an order for one node.
-func (w *world) act(b cb.Blocker) bool {
-	w.acted = w.now
-	if b == cb.CentreUnsure {
-		w.centre.unsure = false
-		w.confirmed = true
-		w.tracef("person: confirms at the centre")
-		return true
-	}
-	if b != cb.QuorumLost && b != cb.LeaderAway && b != cb.ServersLost && b != cb.DataLost || w.orders > 0 {
-		return false
-	}
-	uid, epoch := "", uint64(0)
-	for u, e := range w.epochs {
-		if e > epoch || e == epoch && u < uid {
-			uid, epoch = u, e
-		}
-	}
-	m := &cb.Mandate{ID: "order-1", UID: uid, Epoch: epoch + 100, NotAfter: wall.Add(w.now + 48*time.Hour)}
-	give := func(n *node) bool {
-		w.orders++
-		n.mandate = m
-		w.tracef("person: signs an order for %s (kind %d, epoch %d)", n.name, m.Kind, m.Epoch)
-		n.wake(0)
-		return true
-	}
-	m.Kind = cb.MandateReset
-	for _, n := range w.nodes {
-		if n.up && !w.removed(n) && n.data != nil && n.data.uid == uid && n.disk.Datastore && n.disk.Record != nil && n.disk.Role != cb.RoleWorker {
-			return give(n)
-		}
-	}
-	m.Kind, m.Snapshot = cb.MandateRestore, "newest"
-	for _, n := range w.nodes {
-		if n.up && !w.removed(n) && !slices.Contains(w.sc.MayNot, n.i) && uid != "" && (n.disk.Record == nil || n.disk.Record.UID == uid) {
-			return give(n)
-		}
-	}
-	return false
 }

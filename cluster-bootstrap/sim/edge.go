@@ -43,7 +43,7 @@ func (n *node) addrSeen(by *node) string { return n.addr }
 
 func (n *node) observeK3s() cb.K3s {
 	w := n.w
-	k := cb.K3s{Process: n.proc.kind, Stopping: n.proc.stopping, Snapshot: n.snapshot}
+	k := cb.K3s{Process: n.proc.kind, Stopping: n.proc.stopping, Snapshot: n.snapshot, Version: n.version, Args: n.args, Fsync: n.fsync, Damaged: n.says}
 	if n.proc.kind == cb.ProcessNone {
 		n.infoAt = w.now
 		return k
@@ -55,13 +55,14 @@ func (n *node) observeK3s() cb.K3s {
 		if g != nil && w.runs(g, n.i) {
 			if l := w.quorum(g); l >= 0 && w.routed(n.i, l) {
 				n.infoAt = w.now
+				n.obsMembers = n.obsMembers[:0]
 				for i := range w.nodes {
-					if slices.Contains(g.voters, i) {
-						k.Members = append(k.Members, cb.Member{Node: w.nodes[i].id})
-					} else if slices.Contains(g.learners, i) {
-						k.Members = append(k.Members, cb.Member{Node: w.nodes[i].id, Learner: true})
+					learner := slices.Contains(g.learners, i)
+					if learner || slices.Contains(g.voters, i) {
+						n.obsMembers = append(n.obsMembers, cb.Member{Node: w.nodes[i].id, Learner: learner, For: n.age(max(g.since[i], n.proc.started))})
 					}
 				}
+				k.Members = n.obsMembers
 			}
 		}
 		k.NoInfo = n.age(n.infoAt)
@@ -84,6 +85,7 @@ func (n *node) observeK3s() cb.K3s {
 		k.LedgerFor = n.age(n.ledgerAt)
 	}
 	if n.proc.kind == cb.ProcessServer {
+		k.EscrowDue = w.escrowDue(n, g)
 		n.obsNodes = n.obsNodes[:0]
 		for i := range g.nodes {
 			x := &g.nodes[i]
@@ -111,9 +113,10 @@ func (n *node) documents() cb.Documents {
 
 // keepRecord merges a record into the node's documents.
 func (n *node) keepRecord(r *cb.Record) {
-	if r == nil {
+	if r == nil || r == n.kept {
 		return
 	}
+	n.kept = r
 	d := n.documents().WithRecord(*r)
 	if len(d.Records) != len(n.records) || len(d.Records) > 0 && &d.Records[0] != &n.records[0] {
 		n.records = d.Records
@@ -126,9 +129,14 @@ func (n *node) keepRecord(r *cb.Record) {
 func (n *node) status() *cb.Status {
 	w := n.w
 	n.seq++
-	s := &cb.Status{Node: n.id, Boots: n.boots, Seq: n.seq, Role: n.believed.Role, State: n.state, Record: n.believed.Record,
+	room := &struct {
+		s    cb.Status
+		sees [maxNodes]fleet.NodeID
+	}{}
+	s := &room.s
+	*s = cb.Status{Node: n.id, Boots: n.boots, Seq: n.seq, Role: n.believed.Role, State: n.state, Record: n.believed.Record,
 		Intent: n.believed.Intent != nil, Claim: n.claim, Ack: n.believed.Ack, Step: n.believed.Step, Lead: n.believed.Lead,
-		Reset: n.believed.Reset != nil, Blocker: n.blocker, Fenced: n.fenced}
+		Reset: n.believed.Reset != nil, Blocker: n.blocker, Fenced: n.fenced, Version: n.version, Args: n.args, Fsync: n.fsync, Sees: room.sees[:0]}
 	for j := range n.peers {
 		if p := n.peers[j]; p.st != nil && w.now-p.at < w.pol.PeerFresh {
 			s.Sees = append(s.Sees, p.st.Node)
@@ -191,9 +199,12 @@ func (w *world) send(i, j int, do func()) {
 		if !w.quiet && w.sc.Delay > 0 && w.chance(0.3) {
 			d = w.between(time.Millisecond, w.sc.Delay)
 		}
-		gen := w.nodes[j].gen
-		w.after(d, func() {
-			if m := w.nodes[j]; m.up && m.gen == gen && w.link[i][j] {
+		m := w.nodes[j]
+		if !m.up {
+			continue
+		}
+		m.later(d, func() {
+			if w.link[i][j] {
 				do()
 			}
 		})
@@ -298,9 +309,15 @@ func (n *node) do(a cb.Action, done func(bool)) {
 			shown()
 		})
 	case cb.FoundCluster:
+		w.ordered(n, a.Order)
 		n.write(func(d *cb.Disk) { d.Intent, d.Mark = a.Intent, a.Intent.UID }, shown)
 	case cb.AbandonFounding:
 		n.claim, n.survey = nil, nil
+		if n.data != nil {
+			n.data.made = -1 // it never was one
+			n.data, n.damaged, n.says = nil, false, ""
+			n.k3sDisk(func(d *cb.Disk) { d.Datastore, d.Tombstone = false, false })
+		}
 		n.write(func(d *cb.Disk) { d.Intent, d.Mark = nil, "" }, shown)
 	case cb.RequestJoinMaterial:
 		n.askMaterial(a)
@@ -359,22 +376,29 @@ func (n *node) do(a cb.Action, done func(bool)) {
 	case cb.LeadPlan:
 		n.write(func(d *cb.Disk) { d.Lead = a.Lead }, shown)
 	case cb.TakeSnapshot:
-		n.later(w.between(time.Second, 4*time.Second), func() {
-			if w.api(n.i) {
-				n.snapshot = a.Plan
-			}
-			done(w.api(n.i))
-		})
+		n.later(w.between(time.Second, 4*time.Second), func() { done(n.takeSnapshot(a.Plan)) })
 	case cb.StopK3s:
+		w.stops(n)
 		n.stop(ok)
 	case cb.BeginReset:
+		if a.Reset.Plan == "" {
+			w.ordered(n, "reset")
+		}
 		n.write(func(d *cb.Disk) { d.Reset = a.Reset }, shown)
 	case cb.ResetToOwnData, cb.RestoreFromEscrow:
 		w.checkReset(n)
 		n.later(w.between(6*time.Second, 10*time.Second), func() {
-			if a.Kind == cb.RestoreFromEscrow {
-				n.restore()
-			} else {
+			switch {
+			case a.Kind == cb.RestoreFromEscrow:
+				if !n.restore(a.Reset.UID) {
+					done(false)
+					return
+				}
+			case n.damaged:
+				n.says = damage
+				done(false)
+				return
+			default:
 				n.reset(false)
 			}
 			if !n.maybeCut("after the reset") {
@@ -391,14 +415,16 @@ func (n *node) do(a cb.Action, done func(bool)) {
 			shown()
 		})
 	case cb.MoveAside:
+		w.movesAside(n)
 		n.write(func(d *cb.Disk) {
 			d.Role, d.Record, d.Aside = a.Role, a.Record, true
 			d.Step, d.Lead, d.Reset, d.Intent, d.Ack = nil, nil, nil, nil, nil
 		}, func() {
 			n.later(w.between(50*time.Millisecond, 500*time.Millisecond), func() {
 				n.data = nil
+				n.damaged, n.says = false, ""
 				n.token = map[string]bool{}
-				n.lease = cb.Lease{}
+				n.lease, n.material = cb.Lease{}, nil
 				n.k3sDisk(func(d *cb.Disk) {
 					d.Datastore, d.Tombstone, d.ResetFlag = false, false, false
 					if a.Role == cb.RoleNone {
@@ -422,6 +448,9 @@ func (n *node) do(a cb.Action, done func(bool)) {
 			}
 			g.learners = slices.DeleteFunc(g.learners, drop)
 			delete(g.caught, m.i)
+			if !a.KeepNode {
+				g.nodes[m.i].known = false
+			}
 			w.tracef("etcd %d: %s removed (voters %s)", g.id, m.name, w.nameList(g.voters))
 			done(true)
 		})
@@ -443,14 +472,14 @@ func (n *node) writeLedger(a cb.Action, done func(bool)) {
 	if g.ledger != nil {
 		have = g.ledger.Version
 	}
-	if a.Ledger.Version != have && !w.bug("cas-ignored") || a.Ledger.Record.Into != "" && !g.virgin && !w.bug("dissolves-with-data") {
+	if a.Ledger.Version != have && !w.bug("cas-ignored") || a.Ledger.Record.Into != "" && a.Order == "" && !g.virgin && !w.bug("dissolves-with-data") {
 		w.tracef("%s: compare-and-set lost", n.name)
 		done(false)
 		return
 	}
 	l := *a.Ledger
 	l.Version = have + 1
-	w.committed(n, g, &l, a.Ledger.Version != have)
+	w.committed(n, g, &l, a.Order, a.Ledger.Version != have)
 	g.ledger = &l
 	g.uid = l.Record.UID
 	n.keepRecord(&l.Record)
@@ -466,17 +495,48 @@ func (n *node) writeLedger(a cb.Action, done func(bool)) {
 	done(true)
 }
 
-// restore makes a cluster from the newest snapshot anywhere.
-func (n *node) restore() {
-	w := n.w
-	var from *group
-	for _, g := range w.groups {
-		if g.ledger != nil && n.mandate != nil && g.uid == n.mandate.UID {
-			from = g
+// escrowDue: the newest snapshot that is kept elsewhere is over an hour old,
+// and there is somebody to keep a new one.
+func (w *world) escrowDue(n *node, g *group) bool {
+	if s := w.escrow[g.uid]; g.uid == "" || s != nil && s.of == g && w.now-s.at < time.Hour {
+		return false
+	}
+	for j := range w.nodes {
+		if j != n.i && w.linked(n.i, j) {
+			return true
 		}
 	}
-	n.data = from
+	return w.sc.CentreUsed && w.centre.up
+}
+
+// snap is a sealed snapshot that somebody else keeps.
+type snap struct {
+	of     *group
+	at     time.Duration
+	ledger cb.Ledger
+	virgin bool
+}
+
+func (n *node) takeSnapshot(plan string) bool {
+	w := n.w
+	if !w.api(n.i) || n.data.ledger == nil {
+		return false
+	}
+	n.snapshot = plan
+	w.escrow[n.data.uid] = &snap{n.data, w.now, *n.data.ledger, n.data.virgin}
+	return true
+}
+
+// restore makes a cluster from the newest snapshot of uid.
+func (n *node) restore(uid string) bool {
+	s := n.w.escrow[uid]
+	if s == nil {
+		return false
+	}
+	n.data = &group{uid: uid, ledger: &s.ledger, virgin: s.virgin, confirmed: s.of.confirmed}
+	n.damaged, n.says = false, ""
 	n.reset(true)
+	return true
 }
 
 func (n *node) askMaterial(a cb.Action) {

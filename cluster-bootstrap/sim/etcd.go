@@ -20,8 +20,10 @@ type group struct {
 	virgin    bool
 	nodes     []k8sNode
 	ticking   bool
-	confirmed string // the last plan that was confirmed
-	made      int    // who made it with cluster-init; -1: a reset
+	confirmed string          // the last plan that was confirmed
+	since     []time.Duration // when each member became what it is
+	byOrder   bool            // a person ordered it
+	made      int             // who made it with cluster-init; -1: a reset
 }
 
 type k8sNode struct {
@@ -42,7 +44,9 @@ type proc struct {
 }
 
 func (w *world) newGroup(i int) *group {
-	g := &group{id: len(w.groups), voters: []int{i}, leader: i, virgin: true, made: -1, nodes: make([]k8sNode, len(w.nodes)), caught: map[int]time.Duration{}}
+	g := &group{id: len(w.groups), voters: []int{i}, leader: i, virgin: true, made: -1, nodes: make([]k8sNode, len(w.nodes)),
+		caught: map[int]time.Duration{}, since: make([]time.Duration, len(w.nodes))}
+	g.since[i] = w.now
 	w.groups = append(w.groups, g)
 	return g
 }
@@ -136,6 +140,7 @@ func (w *world) tick(g *group) {
 					g.learners = slices.DeleteFunc(g.learners, func(x int) bool { return x == i })
 					g.voters = append(g.voters, i)
 					slices.Sort(g.voters)
+					g.since[i] = w.now
 					w.tracef("etcd %d: %s has a vote now (voters %s)", g.id, w.nodes[i].name, w.nameList(g.voters))
 				}
 			}
@@ -174,6 +179,9 @@ func (n *node) startServer(init bool) {
 	up := func() {
 		n.proc.member = true
 		n.proc.apiAt = w.now + w.between(5*time.Second, 9*time.Second)
+		if !w.quiet && w.sc.SlowStart > 0 && w.chance(.3) {
+			n.proc.apiAt = w.now + w.between(5*time.Second, w.sc.SlowStart)
+		}
 		n.later(n.proc.apiAt-w.now+time.Millisecond, func() { n.wake(0) })
 	}
 	n.later(w.between(500*time.Millisecond, 2*time.Second), func() {
@@ -188,6 +196,10 @@ func (n *node) startServer(init bool) {
 			n.k3sDisk(func(d *cb.Disk) { d.Tombstone, d.Datastore = false, false })
 			n.data = nil
 			n.joinLoop(alive, up)
+		case n.data != nil && n.damaged:
+			w.tracef("%s: k3s ends: %s", n.name, damage)
+			n.proc, n.says = proc{}, damage
+			n.wake(100 * time.Millisecond)
 		case n.data != nil:
 			w.oldData(n)
 			n.k3sDisk(func(d *cb.Disk) { d.ResetFlag = false })
@@ -237,8 +249,14 @@ func (n *node) joinLoop(alive func() bool, up func()) {
 					return
 				}
 				g.learners = append(g.learners, n.i)
-				g.caught[n.i] = w.now + w.between(300*time.Millisecond, 2*time.Second)
-				n.data = g
+				g.since[n.i] = w.now
+				if delete(g.caught, n.i); w.quiet || !w.chance(w.sc.Stuck) {
+					g.caught[n.i] = w.now + w.between(300*time.Millisecond, 2*time.Second)
+				} else {
+					w.tracef("etcd %d: %s does not catch up", g.id, n.name)
+				}
+				w.evict(g, n)
+				n.data, n.damaged = g, false
 				n.k3sDisk(func(d *cb.Disk) { d.Datastore = true })
 				w.tracef("%s: etcd %d takes it in as a learner", n.name, g.id)
 				up()
@@ -251,6 +269,23 @@ func (n *node) joinLoop(alive func() bool, up func()) {
 			}
 		}
 		n.joinLoop(alive, up)
+	})
+}
+
+const damage = "walpb: crc mismatch"
+
+// evict is k3s's own rule: one learner without progress is taken out after
+// five minutes. With two of them it watches neither.
+func (w *world) evict(g *group, n *node) {
+	if w.sc.MaxLearners > 1 {
+		return
+	}
+	at := w.now
+	w.after(5*time.Minute, func() {
+		if g.since[n.i] == at && slices.Contains(g.learners, n.i) && w.quorum(g) >= 0 {
+			g.learners = slices.DeleteFunc(g.learners, func(x int) bool { return x == n.i })
+			w.tracef("etcd %d: k3s takes the learner %s out", g.id, n.name)
+		}
 	})
 }
 

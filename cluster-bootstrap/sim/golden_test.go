@@ -99,6 +99,8 @@ func parseStory(t *testing.T, text string) (Script, string) {
 			sc.MaxLearners = num(f[1])
 		case "person":
 			sc.PersonActs = f[1] == "acts"
+		case "stuck":
+			sc.Stuck = 1
 		case "kill-learner":
 			sc.KillLearner, sc.Kills = 1, 1
 		case "at":

@@ -42,6 +42,10 @@ type node struct {
 	records  []cb.Record     // records held
 	data     *group          // whose etcd data is on disk
 	token    map[string]bool
+	damaged  bool // k3s cannot use data
+	version  string
+	args     string
+	fsync    time.Duration
 
 	// Lost with power.
 	gen      uint64
@@ -77,6 +81,10 @@ type node struct {
 	fenced   bool
 	obsPeers []cb.Peer
 	obsNodes []cb.NodeObject
+	says     string // what k3s says of damaged data
+
+	obsMembers []cb.Member
+	kept       *cb.Record // the last record that keepRecord merged
 }
 
 func (n *node) mono() time.Duration {
@@ -89,12 +97,9 @@ func (n *node) age(at time.Duration) time.Duration {
 
 // later runs do unless the node lost power meanwhile.
 func (n *node) later(d time.Duration, do func()) {
-	gen := n.gen
-	n.w.after(d, func() {
-		if n.gen == gen && n.up {
-			do()
-		}
-	})
+	w := n.w
+	w.seq++
+	w.q.push(event{at: w.now + d, seq: w.seq, n: n, gen: n.gen, do: do})
 }
 
 func (n *node) powerOn() {
@@ -116,7 +121,7 @@ func (n *node) powerOn() {
 	n.proc = proc{}
 	n.infoAt, n.ledgerG, n.ledgerAt, n.ledgerV = w.now, nil, w.now, 0
 	n.helloAt = -time.Hour
-	n.snapshot = ""
+	n.snapshot, n.says, n.kept = "", "", nil
 	n.touched()
 	w.tracef("%s: power on (boot %d), disk says %s", n.name, n.boots, n.disk.Role)
 	n.wake(w.between(100*time.Millisecond, time.Second))
@@ -153,9 +158,9 @@ func (n *node) reimage() {
 	n.gone = n.gone || n.disk.Datastore
 	n.disk = cb.Disk{Mark: n.disk.Mark}
 	n.flushed, n.believed = n.disk, n.disk
-	n.data = nil
+	n.data, n.damaged = nil, false
 	n.mask &= n.w.docs.own(n.i)
-	n.records = nil
+	n.records, n.kept = nil, nil
 	n.lastAck = cb.Claim{}
 	n.docsKey = [2]int{-1, 0}
 	n.token = map[string]bool{}

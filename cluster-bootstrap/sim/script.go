@@ -33,7 +33,9 @@ type Script struct {
 	Delay         time.Duration
 	LostReply     float64
 	SlowDisk      time.Duration
-	Drift         float64 // of monotonic clocks, each way
+	Drift         float64       // of monotonic clocks, each way
+	Stuck         float64       // chance that a learner never catches up
+	SlowStart     time.Duration // a server's API may take so long
 	PersonActs    bool
 	CentreUsed    bool
 }
@@ -53,7 +55,14 @@ type docStore struct {
 	cache      map[uint64]cb.Documents
 }
 
-const removalBit = 16
+const (
+	removalBit = 16
+	maxNodes   = 8
+
+	version = "v1.36.3+k3s1"
+	args    = "as the charter says"
+	fsync   = 5 * time.Millisecond
+)
 
 func (s *docStore) own(i int) uint64 { return 1 | 1<<(1+i) }
 
@@ -105,7 +114,7 @@ func (w *world) build(seed uint64) {
 		w.docs.removals = append(w.docs.removals, fleet.Removal{Node: id, Incarnation: 1})
 		n := &node{w: w, i: i, id: id, name: string(rune('a' + i)), addr: "10.0.0." + strconv.Itoa(i+1),
 			rate: 1 + sc.Drift*(2*w.rng.Float64()-1), wall: w.between(-time.Hour, time.Hour),
-			fast: max(30*time.Millisecond, sc.SlowDisk), mask: w.docs.own(i), token: map[string]bool{}, heard: make([]time.Duration, sc.Nodes), docsKey: [2]int{-1, 0}}
+			fast: max(30*time.Millisecond, sc.SlowDisk), mask: w.docs.own(i), token: map[string]bool{}, version: version, args: args, fsync: fsync, heard: make([]time.Duration, sc.Nodes), docsKey: [2]int{-1, 0}}
 		w.nodes = append(w.nodes, n)
 		w.link = append(w.link, nil)
 		w.since = append(w.since, make([]time.Duration, sc.Nodes))
@@ -211,6 +220,22 @@ func (w *world) happen(what string) {
 		case "restored":
 			w.centre.granted, w.centre.unsure = "", true
 		}
+	case "version": // version x v1.2.3: another k3s is on x
+		w.arg(f[1]).version = f[2]
+	case "args":
+		w.arg(f[1]).args = "others"
+	case "slow":
+		w.arg(f[1]).fsync = 400 * time.Millisecond
+	case "damage": // k3s cannot use the data on x any more
+		if n := w.arg(f[1]); n.data != nil && !n.disk.ResetFlag {
+			n.damaged = true
+			if n.proc.kind == cb.ProcessServer {
+				n.proc, n.says = proc{}, damage
+				n.wake(time.Second)
+			}
+		}
+	case "order": // order found|stale|dissolve x
+		w.sign(f[1], w.arg(f[2]))
 	case "work": // somebody puts data into every cluster there is
 		for _, g := range w.groups {
 			g.virgin = false
@@ -291,6 +316,8 @@ func (w *world) draw(kind string) Script {
 			sc.Events = append(sc.Events, Event{gone, "work"})
 		}
 		return sc
+	case "orders":
+		return w.drawOrders(pick, sec)
 	default:
 		sc.Nodes, sc.Mode = 1+pick(.05, .1, .5, .2, .15), modes[pick(.5, .25, .25)]
 		sc.Quiet = sec(60, 900)
@@ -299,6 +326,8 @@ func (w *world) draw(kind string) Script {
 			sc.Servers = 1
 		}
 	}
+	sc.Stuck = []float64{0, .3}[pick(.8, .2)]
+	sc.SlowStart = []time.Duration{0, 4 * time.Minute}[pick(.8, .2)]
 	sc.Kills = pick(.5, .4, .1)
 	sc.Return = []float64{0, .7}[pick(.6, .4)]
 	if sc.KillLearner > 0 {
@@ -380,6 +409,23 @@ func (w *world) draw(kind string) Script {
 	if w.chance(.3) {
 		add(sec(60, q+1), "work")
 	}
+	if kind != "founding" {
+		if w.chance(.12) {
+			add(0, "version %s v1.%d.1+k3s1", any(), 34+w.rng.IntN(4))
+		}
+		if w.chance(.05) {
+			add(0, "args %s", any())
+		}
+		if w.chance(.05) {
+			add(0, "slow %s", any())
+		}
+		if w.chance(.08) {
+			add(sec(60, q+1), "damage %s", any())
+		}
+		if w.chance(.06) {
+			add(sec(20, q), "order %s %s", []string{"found", "stale", "dissolve"}[w.rng.IntN(3)], any())
+		}
+	}
 	if sc.Mode == fleet.FoundCentral {
 		for range pick(.4, .3, .3) {
 			at := sec(0, q)
@@ -392,5 +438,69 @@ func (w *world) draw(kind string) Script {
 	}
 	slices.SortStableFunc(sc.Events, func(a, b Event) int { return int(a.At - b.At) })
 	sc.Events = slices.DeleteFunc(sc.Events, func(e Event) bool { return e.At > sc.Quiet && !strings.HasPrefix(e.What, "on") })
+	return sc
+}
+
+// drawOrders draws runs in which a person must decide, or decides too much.
+func (w *world) drawOrders(pick func(...float64) int, sec func(int, int) time.Duration) Script {
+	sc := Script{Nodes: 2 + pick(.2, .4, .3, .1), Mode: []fleet.FoundingMode{fleet.FoundFirst, fleet.FoundCentral, fleet.FoundNamed}[pick(.35, .15, .5)],
+		Servers: 3, MaxLearners: 2, Replace: 240, Kills: 3, PersonActs: true, Loss: []float64{0, .1}[pick(.7, .3)], MaxCuts: pick(.6, .2, .2),
+		CutAtBoundary: .02, LostReply: []float64{0, .05}[pick(.6, .4)], Quiet: sec(400, 900)}
+	sc.Founder = w.rng.IntN(sc.Nodes)
+	q := int(sc.Quiet / time.Second)
+	node := func() string { return string(rune('a' + w.rng.IntN(sc.Nodes))) }
+	add := func(at time.Duration, what string, args ...any) {
+		sc.Events = append(sc.Events, Event{at, fmt.Sprintf(what, args...)})
+	}
+	for i := range sc.Nodes {
+		add(sec(0, 30), "on %c", 'a'+i)
+	}
+	switch pick(.2, .2, .2, .15, .25) {
+	case 0: // whoever should found does not
+		add(sec(0, 40), "die %c", 'a'+sc.Founder)
+		if w.chance(.5) {
+			add(sec(60, 200), "order found %s", node())
+		}
+	case 1: // two clusters, both with data
+		l := ""
+		r := ""
+		for i := range sc.Nodes {
+			if i%2 == 0 {
+				l += string(rune('a' + i))
+			} else {
+				r += string(rune('a' + i))
+			}
+		}
+		add(0, "split %s %s", l, r)
+		add(sec(90, 150), "order found %s", node())
+		add(sec(200, 260), "work")
+		add(sec(260, 330), "heal")
+		if w.chance(.3) {
+			add(sec(300, q), "order dissolve %s", node())
+		}
+	case 2: // an order is used, and then its node is made new
+		n := node()
+		add(sec(5, 100), "order found %s", n)
+		at := sec(100, 350)
+		if w.chance(.5) {
+			for i := range sc.Nodes {
+				if x := string(rune('a' + i)); x != n {
+					add(at, "off %s", x)
+				}
+			}
+		}
+		add(at+time.Second, "reimage %s", n)
+		add(at+sec(5, 30), "on %s", n)
+	case 3: // damage
+		for range 1 + w.rng.IntN(3) {
+			add(sec(100, q), "damage %s", node())
+		}
+	case 4: // people remove servers, and sign what has ended
+		for range 1 + w.rng.IntN(2) {
+			add(sec(100, q), "remove %s", node())
+		}
+		add(sec(20, q), "order stale %s", node())
+	}
+	slices.SortStableFunc(sc.Events, func(a, b Event) int { return int(a.At - b.At) })
 	return sc
 }

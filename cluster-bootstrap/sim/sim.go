@@ -10,7 +10,6 @@
 package sim
 
 import (
-	"container/heap"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -50,26 +49,61 @@ type Result struct {
 	Servers int
 }
 
+// event is one thing to come. If it belongs to a node, it is void once that
+// node lost power.
 type event struct {
 	at  time.Duration
 	seq uint64
+	n   *node
+	gen uint64
 	do  func()
 }
 
+// queue is a binary heap by time, then by order of entry.
 type queue []event
 
-func (q queue) Len() int { return len(q) }
-func (q queue) Less(i, j int) bool {
-	return q[i].at < q[j].at || q[i].at == q[j].at && q[i].seq < q[j].seq
+func (e *event) before(o *event) bool { return e.at < o.at || e.at == o.at && e.seq < o.seq }
+
+func (q *queue) push(e event) {
+	h := append(*q, e)
+	i := len(h) - 1
+	for i > 0 {
+		up := (i - 1) / 2
+		if !e.before(&h[up]) {
+			break
+		}
+		h[i] = h[up]
+		i = up
+	}
+	h[i] = e
+	*q = h
 }
-func (q queue) Swap(i, j int) { q[i], q[j] = q[j], q[i] }
-func (q *queue) Push(x any)   { *q = append(*q, x.(event)) }
-func (q *queue) Pop() any {
-	o := *q
-	e := o[len(o)-1]
-	o[len(o)-1] = event{}
-	*q = o[:len(o)-1]
-	return e
+
+func (q *queue) pop() event {
+	h := *q
+	top, e := h[0], h[len(h)-1]
+	h[len(h)-1] = event{}
+	h = h[:len(h)-1]
+	i := 0
+	for {
+		c := 2*i + 1
+		if c >= len(h) {
+			break
+		}
+		if c+1 < len(h) && h[c+1].before(&h[c]) {
+			c++
+		}
+		if !h[c].before(&e) {
+			break
+		}
+		h[i] = h[c]
+		i = c
+	}
+	if len(h) > 0 {
+		h[i] = e
+	}
+	*q = h
+	return top
 }
 
 // world is one run.
@@ -100,6 +134,9 @@ type world struct {
 	returning int // lost machines that will be found
 	orders    int
 	confirmed bool // a person confirmed at the centre
+	escrow    map[string]*snap
+	usedBy    map[string]*group // which cluster an order founded
+	given     map[cb.MandateKind]int
 }
 
 // wall is the true wall-clock time at the start of each run.
@@ -109,12 +146,15 @@ var wall = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 func Run(seed uint64, opt Options) Result {
 	res := Result{Seed: seed, Moves: map[[2]cb.State]int{}, Actions: map[cb.ActionKind]int{}}
 	w := &world{opt: opt, rng: rand.New(rand.NewPCG(seed, 0x6d7573746572)), res: &res, meets: map[[2]string]time.Duration{}, good: -1,
-		epochs: map[string]uint64{}, raisedBy: map[string]int{}}
+		epochs: map[string]uint64{}, raisedBy: map[string]int{}, escrow: map[string]*snap{}, usedBy: map[string]*group{}, given: map[cb.MandateKind]int{}}
 	w.pol = cb.Policy{}.WithDefaults()
 	w.build(seed)
 	for len(w.q) > 0 && w.fail == "" && res.End == "" {
-		e := heap.Pop(&w.q).(event)
+		e := w.q.pop()
 		w.now = e.at
+		if e.n != nil && (e.n.gen != e.gen || !e.n.up) {
+			continue
+		}
 		res.Events++
 		e.do()
 		w.check()
@@ -131,7 +171,7 @@ func Run(seed uint64, opt Options) Result {
 
 func (w *world) after(d time.Duration, do func()) {
 	w.seq++
-	heap.Push(&w.q, event{w.now + d, w.seq, do})
+	w.q.push(event{at: w.now + d, seq: w.seq, do: do})
 }
 
 func (w *world) between(a, b time.Duration) time.Duration {

@@ -5,6 +5,7 @@ import (
 	"flag"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"slices"
 	"strconv"
 	"testing"
@@ -32,7 +33,7 @@ func envInt(name string, def int) int {
 	return def
 }
 
-var kinds = []string{"", "founding", "promotion", "return"}
+var kinds = []string{"", "founding", "promotion", "return", "orders"}
 
 func kindName(k string) string {
 	if k == "" {
@@ -111,6 +112,13 @@ var unmeasured = []string{
 	"recovering -> waiting",   // a restored snapshot whose order is gone
 	"waiting -> claiming",     // a better node went away while waiting
 	"waiting -> fenced",       // the API comes back and a better cluster is there
+}
+
+// Runs are small and make much garbage: most of a run was spent collecting it.
+func TestMain(m *testing.M) {
+	debug.SetGCPercent(1000)
+	flag.Parse()
+	os.Exit(m.Run())
 }
 
 // TestSeeds is the standard run, or what the flags ask for.
