@@ -18,6 +18,7 @@ import (
 	"syscall"
 
 	"github.com/muster-edge/muster/lab/standin/internal/conf"
+	"github.com/muster-edge/muster/lab/standin/internal/node"
 	"github.com/muster-edge/muster/lab/standin/internal/proc"
 	"github.com/muster-edge/muster/lab/standin/internal/server"
 )
@@ -48,6 +49,10 @@ func main() {
 		fmt.Fprintln(os.Stderr, "k3s-standin: this is a stand-in for tests and not k3s; it starts only with LAB_STANDIN=1")
 		os.Exit(1)
 	}
+	if args[0] == node.Marker && len(args) == 2 {
+		node.RunMarker(args[1])
+		return
+	}
 	var err error
 	switch cmd, rest := args[0], args[1:]; cmd {
 	case "server", "agent":
@@ -72,7 +77,7 @@ func run(role string, args []string) error {
 	defer stop()
 	ctx, sd := proc.NewShutdown(ctx)
 	if role == "agent" {
-		return errors.New("no agent yet")
+		return node.Run(ctx, sd, cfg, false)
 	}
-	return server.Run(ctx, sd, cfg, nil)
+	return server.Run(ctx, sd, cfg, func(ctx context.Context) error { return node.Run(ctx, sd, cfg, true) })
 }

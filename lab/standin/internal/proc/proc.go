@@ -9,6 +9,7 @@ import (
 	"flag"
 	"fmt"
 	"io"
+	"log"
 	"net"
 	"os"
 	"strconv"
@@ -44,6 +45,9 @@ func Fatal(format string, a ...any) {
 	line("fatal", format, a...)
 	os.Exit(1)
 }
+
+// NoLog takes what nobody reads, such as failed TLS handshakes.
+var NoLog = log.New(io.Discard, "", 0)
 
 // Quiet lets only the errors of the Kubernetes libraries through.
 func Quiet() {

@@ -64,7 +64,7 @@ func (s *supervisor) serve(ctx context.Context) error {
 	srv := &http.Server{
 		Handler: s, ReadHeaderTimeout: 32 * time.Second,
 		TLSConfig: &tls.Config{Certificates: []tls.Certificate{crt}, ClientAuth: tls.RequestClientCert, NextProtos: []string{"h2", "http/1.1"}},
-		ErrorLog:  nil,
+		ErrorLog:  proc.NoLog,
 	}
 	go func() {
 		<-ctx.Done()
