@@ -288,3 +288,21 @@ func (j *Journal) at(point string) error {
 	}
 	return nil
 }
+
+// Peek says in one line what the journal in dir holds. It changes nothing and
+// takes no lock.
+func Peek(dir string) (string, error) {
+	j := &Journal{dir: dir}
+	if err := j.load(); err != nil {
+		return "", err
+	}
+	if j.generation == 0 {
+		return "none: this agent never ran here", nil
+	}
+	d := j.now.Disk
+	s := fmt.Sprintf("role %s, started %d times", d.Role, j.now.Boots)
+	if d.Record != nil {
+		s += fmt.Sprintf(", cluster %s epoch %d", d.Record.UID, d.Record.Epoch)
+	}
+	return s, nil
+}

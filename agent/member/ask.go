@@ -1,7 +1,9 @@
 package member
 
 import (
+	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -179,12 +181,26 @@ func bundle(x k3s.Material) (peer.Secret, error) {
 	if err != nil {
 		return nil, fmt.Errorf("member: join material: %w", err)
 	}
-	return b, nil
+	out := make([]byte, len(bundleMark)+base64.RawURLEncoding.EncodedLen(len(b)))
+	copy(out, bundleMark)
+	base64.RawURLEncoding.Encode(out[len(bundleMark):], b)
+	clear(b)
+	return out, nil
 }
+
+// bundleMark begins a bundle: the peer protocol carries one line in K10 form.
+const bundleMark = "K10::muster-v1:"
 
 func unbundle(x peer.Material) (k3s.Material, error) {
 	var b bundled
-	if err := json.Unmarshal(x.Token, &b); err != nil || b.Token == "" || len(x.Servers) == 0 {
+	raw, found := bytes.CutPrefix(x.Token, []byte(bundleMark))
+	plain := make([]byte, base64.RawURLEncoding.DecodedLen(len(raw)))
+	_, err := base64.RawURLEncoding.Decode(plain, raw)
+	if err == nil {
+		err = json.Unmarshal(plain, &b)
+	}
+	clear(plain)
+	if !found || err != nil || b.Token == "" || len(x.Servers) == 0 {
 		// The error would quote the secret.
 		return k3s.Material{}, errors.New("member: join material: it cannot be read")
 	}

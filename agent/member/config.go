@@ -44,7 +44,6 @@ type Papers interface {
 	Revision() uint64
 	Changed() <-chan struct{}
 	Orders(now time.Time) []fleet.Order
-	Mandate(now time.Time) *cb.Mandate
 }
 
 // K3s is this node's k3s; *k3s.Manager has it. It is called by one goroutine
@@ -170,6 +169,8 @@ type Config struct {
 	Centre Centre
 	// SignRecord signs a cluster record with this node's key.
 	SignRecord func(tenant, site string, r cb.Record) ([]byte, error)
+	// Withdrawn reports whether the centre took an order back. Optional.
+	Withdrawn func(order string) bool
 	// Labels are those of the hardware, for the k3s node. Optional.
 	Labels map[string]string
 	// Extra goes into k3s.Settings.Extra: labs only. Optional.

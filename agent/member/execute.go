@@ -169,30 +169,34 @@ func (m *Member) startWorker(ctx context.Context, a cb.Action) error {
 	if err := m.setMark(a.Record.UID); err != nil {
 		return err
 	}
-	return m.start(ctx, cb.RoleWorker, false)
+	return m.start(ctx, k3s.Start{Role: cb.RoleWorker})
 }
 
 func (m *Member) startServer(ctx context.Context, a cb.Action) error {
-	role := cb.RoleServer
-	if m.cfg.Journal.Disk().Role == cb.RoleCandidate {
-		role = cb.RoleCandidate
+	x := k3s.Start{Role: cb.RoleServer, Init: a.Init}
+	if d := m.cfg.Journal.Disk(); d.Role == cb.RoleCandidate {
+		x.Role = cb.RoleCandidate
+		if d.Step != nil {
+			x.Plan, x.Unfenced = d.Step.Plan, d.Step.Replace
+		}
 	}
-	return m.start(ctx, role, a.Init)
+	return m.start(ctx, x)
 }
 
 // start starts k3s unless it runs already.
-func (m *Member) start(ctx context.Context, role cb.Role, init bool) error {
+func (m *Member) start(ctx context.Context, x k3s.Start) error {
 	s, err := m.settings()
 	if err != nil {
 		return err
 	}
+	x.Settings = s
 	if err := m.applyHost(); err != nil {
 		return err
 	}
 	m.k3sMu.Lock()
 	defer m.k3sMu.Unlock()
-	if err := m.cfg.K3s.Start(ctx, k3s.Start{Role: role, Settings: s, Init: init}); err != nil {
-		return fmt.Errorf("member: start k3s as %s: %w", role, err)
+	if err := m.cfg.K3s.Start(ctx, x); err != nil {
+		return fmt.Errorf("member: start k3s as %s: %w", x.Role, err)
 	}
 	return nil
 }

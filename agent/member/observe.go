@@ -62,7 +62,7 @@ func (m *Member) observation() cb.Observation {
 	now := m.mono()
 	o := cb.Observation{
 		Self: m.cfg.Self, Words: fleet.Words(m.cfg.Self), Boot: m.cfg.Boot, Mono: now, Addr: m.lanAddr(), Fresh: m.fresh,
-		Docs: m.cfg.Papers.Documents(), Disk: m.disk(), K3s: m.k3s, Centre: m.centre, Mandate: m.cfg.Papers.Mandate(m.cfg.Clock.Now()),
+		Docs: m.cfg.Papers.Documents(), Disk: m.disk(), K3s: m.k3s, Centre: m.centre, Mandate: m.mandate(),
 		Survey: m.survey, Claim: m.claim, AckSeen: now - m.ackAt, Lease: m.lease, LastGrant: m.grantAt,
 	}
 	if m.k3s.Process != cb.ProcessNone && m.seen >= 0 {

@@ -26,6 +26,7 @@ func (m *Member) setUp(ctx context.Context) {
 	m.outcome("host network", m.applyHost())
 	m.outcome("k3s config", m.reconfigure())
 	m.outcome("forget token", m.forgetToken())
+	m.outcome("order outcomes", m.noteOutcomes())
 }
 
 // readMark asks the TPM once; it is asked again only after a failure.

@@ -46,14 +46,18 @@ type Report struct {
 	// LastCentral is when the centre last answered.
 	LastCentral string `json:"last_central"`
 
-	Address  string `json:"address,omitempty"`
-	LAN      string `json:"lan,omitempty"`
-	Version  string `json:"version,omitempty"`
-	Boots    uint64 `json:"boots"`
-	Run      string `json:"run"`
-	UptimeS  int64  `json:"uptime_s"`
-	Mark     string `json:"mark,omitempty"`
-	K3s      K3sNow `json:"k3s"`
+	Address string `json:"address,omitempty"`
+	LAN     string `json:"lan,omitempty"`
+	Version string `json:"version,omitempty"`
+	Image   string `json:"image,omitempty"`
+	Boots   uint64 `json:"boots"`
+	Run     string `json:"run"`
+	UptimeS int64  `json:"uptime_s"`
+	Mark    string `json:"mark,omitempty"`
+	K3s     K3sNow `json:"k3s"`
+	// Voters and Learners are those of K3s, again.
+	Voters   int    `json:"voters"`
+	Learners int    `json:"learners"`
 	Plan     string `json:"plan,omitempty"`
 	LeaseS   int64  `json:"lease_s,omitempty"`
 	Order    string `json:"order,omitempty"`
@@ -104,7 +108,7 @@ var processNames = [...]string{"none", "agent", "server"}
 // (slot, centre, enrollment) is the caller's to add.
 func (m *Member) Report() Report {
 	docs := m.cfg.Papers.Documents()
-	mandate := m.cfg.Papers.Mandate(m.cfg.Clock.Now())
+	mandate := m.mandate()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	d := m.disk()
@@ -141,6 +145,7 @@ func (m *Member) Report() Report {
 			r.K3s.Voters++
 		}
 	}
+	r.Voters, r.Learners = r.K3s.Voters, r.K3s.Learners
 	for _, x := range k.Nodes {
 		r.K3s.Nodes++
 		if x.Ready {
@@ -179,6 +184,15 @@ func (r Report) JSON() ([]byte, error) {
 		return nil, fmt.Errorf("member: report: %w", err)
 	}
 	return append(b, '\n'), nil
+}
+
+// ParseReport reads what an agent of this or an older version answered.
+func ParseReport(b []byte) (Report, error) {
+	var r Report
+	if err := json.Unmarshal(b, &r); err != nil {
+		return r, fmt.Errorf("member: read report: %w", err)
+	}
+	return r, nil
 }
 
 // doing says what a node is, in words for the phone.

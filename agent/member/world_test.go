@@ -437,15 +437,6 @@ func (p *fakePapers) Orders(time.Time) []fleet.Order {
 	return slices.Clone(p.orders)
 }
 
-func (p *fakePapers) Mandate(now time.Time) *cb.Mandate {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if len(p.orders) == 0 {
-		return nil
-	}
-	return cb.MandateOf(p.orders, p.orders[0].Node, now)
-}
-
 // fakeK3s is k3s on one node, its files, and the launcher.
 type fakeK3s struct {
 	n     *node

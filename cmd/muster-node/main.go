@@ -22,6 +22,8 @@ var (
 const usage = `usage: muster-node COMMAND
   version           print the version
   facts [-o json]   print what this machine says of its hardware
+  agent [flags]     be a member of the site: find peers, form the cluster, heal it
+  status [-o json]  what this node does, why it waits, whom it sees
   k3s [flags]       run k3s as the role file says (started by the node agent)
 As PID 1 (or started as /init) it is the recovery image's init.`
 
@@ -41,6 +43,10 @@ func run(args []string) int {
 		return 0
 	case len(args) > 0 && args[0] == "facts" && (len(args) == 1 || len(args) == 3 && args[1] == "-o" && args[2] == "json"):
 		return printFacts()
+	case len(args) > 0 && args[0] == "agent":
+		return runAgent(args[1:])
+	case len(args) > 0 && args[0] == "status":
+		return status(args[1:])
 	case len(args) > 0 && args[0] == "k3s":
 		return launchK3s(args[1:])
 	case len(args) > 0 && args[0] == "k3s-child":

@@ -73,7 +73,7 @@ type Config struct {
 	// Acknowledged is told which of them the centre has.
 	Cluster      func() *musterv1.ClusterReport
 	Outcomes     func() []*musterv1.OrderOutcome
-	Acknowledged func(ids []string)
+	Acknowledged func(told []*musterv1.OrderOutcome, ids []string) error
 	// Standing is told the orders that the centre still wants carried out.
 	Standing func(ids []string)
 	// Health are the bits of health; Hardware is part of the status digest.
@@ -411,7 +411,9 @@ func (u *Uplink) report(ctx context.Context) (time.Duration, error) {
 	pull := u.have == nil || u.site != answer.GetSite() || !proto.Equal(u.have, answer.GetDocuments())
 	u.mu.Unlock()
 	if u.cfg.Acknowledged != nil && len(answer.GetAcknowledged()) > 0 {
-		u.cfg.Acknowledged(answer.GetAcknowledged())
+		if err := u.cfg.Acknowledged(m.GetOutcomes(), answer.GetAcknowledged()); err != nil {
+			u.log.Warn("acknowledged outcomes not forgotten", "err", err)
+		}
 	}
 	if pull {
 		if err := u.pull(ctx); err != nil {
