@@ -47,6 +47,9 @@ type Config struct {
 	LabUnknownBoot, LabUnverified bool
 	// ReportEvery is how often nodes shall call; default 60 s.
 	ReportEvery time.Duration
+	// EscrowPerSite bounds the sealed snapshots that are kept of one site, in
+	// bytes; default 4 GiB.
+	EscrowPerSite int64
 	// MaxConns and MaxConnsPerSource bound the open connections of an
 	// endpoint, in all (default 8192) and per address (default 1024; behind a
 	// load balancer that hides addresses, give the same as MaxConns).
@@ -79,6 +82,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.MaxConnsPerSource <= 0 {
 		c.MaxConnsPerSource = defaultConnsPerSource
+	}
+	if c.EscrowPerSite <= 0 {
+		c.EscrowPerSite = 4 << 30
 	}
 	if c.ReportEvery <= 0 {
 		c.ReportEvery = time.Minute
@@ -133,6 +139,7 @@ type Server struct {
 	scribe   scribe
 	// reports remembers what nodes said of their cluster.
 	reports *reportMemory
+	vault   *vault
 	// stale asks for the sites' documents to be looked at.
 	stale  chan struct{}
 	seen   *lastSeen
@@ -216,6 +223,14 @@ func (s *Server) prepare(ctx context.Context) error {
 	s.trust = &trust{store: s.store, dir: s.data.file(rootsDir), now: s.cfg.Now}
 	if _, err := s.trust.roots(ctx); err != nil {
 		return err
+	}
+	if s.vault, err = openVault(s.data.file(escrowDir), s.cfg.EscrowPerSite); err != nil {
+		return err
+	}
+	if n, err := s.vault.tidy(ctx, s.store, DefaultTenant); err != nil {
+		return err
+	} else if n > 0 {
+		s.log.Info("files of unfinished uploads removed", logCount, n)
 	}
 	if err := s.sites.load(ctx, s.store, DefaultTenant); err != nil {
 		return err
@@ -423,7 +438,7 @@ const bodyLimit = enroll.MaxListBytes + 64<<10
 func (s *Server) operatorHandler() http.Handler {
 	mux := http.NewServeMux()
 	path, h := musterv1connect.NewManagementServiceHandler(management{Server: s}, connect.WithReadMaxBytes(bodyLimit))
-	mux.Handle(path, s.authenticate(h))
+	mux.Handle(path, s.authenticate(atLeisure(h)))
 	s.addHealth(mux)
 	return mux
 }
@@ -434,6 +449,6 @@ func (s *Server) nodeHandler() http.Handler {
 		mux.Handle(path, h)
 	}
 	path, h := musterv1connect.NewNodeServiceHandler(nodeService{Server: s}, connect.WithReadMaxBytes(bodyLimit), connect.WithCompression("gzip", nil, nil))
-	mux.Handle(path, s.authenticateNode(s.enroll.Node(h)))
+	mux.Handle(path, s.authenticateNode(atLeisure(s.enroll.Node(h))))
 	return mux
 }
