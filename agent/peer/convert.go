@@ -30,6 +30,7 @@ const (
 	maxURL        = 256
 	maxBlobName   = 128
 	maxBlobs      = 64
+	maxFsync      = time.Hour
 )
 
 // idForm is what plans, tokens and cluster UIDs look like, blockerForm the
@@ -37,6 +38,7 @@ const (
 var (
 	idForm      = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}$`)
 	blockerForm = regexp.MustCompile(`^[a-z][a-z-]{0,31}$`)
+	versionForm = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._+-]{0,63}$`)
 )
 
 // reading collects the problems of a message.
@@ -98,7 +100,8 @@ func statusToProto(s clusterbootstrap.Status) *peerv1.NodeStatus {
 		Node: string(s.Node), Boots: s.Boots, Seq: s.Seq, Role: uint32(s.Role), State: uint32(s.State), Record: recordToProto(s.Record),
 		Intent: s.Intent, Claim: claimToProto(s.Claim), Ack: claimToProto(s.Ack), Api: s.API, Virgin: s.Virgin, Fenced: s.Fenced,
 		Voters: clamp(s.Voters), Learners: clamp(s.Learners), Reset_: s.Reset, Blocker: string(s.Blocker),
-		Sees: nodesToProto(s.Sees[:min(len(s.Sees), maxSees)]),
+		Sees: nodesToProto(s.Sees[:min(len(s.Sees), maxSees)]), K3SVersion: s.Version, K3SArgs: s.Args,
+		FsyncMicroseconds: uint64(min(max(0, s.Fsync), maxFsync).Microseconds()),
 	}
 	if x := s.Step; x != nil {
 		m.Step = &peerv1.Step{Plan: x.Plan, N: x.N, Epoch: x.Epoch, Leader: string(x.Leader), Phase: uint32(x.Phase), Replace: x.Replace}
@@ -108,7 +111,7 @@ func statusToProto(s clusterbootstrap.Status) *peerv1.NodeStatus {
 	}
 	if x := s.Plan; x != nil {
 		m.Plan = &peerv1.Plan{Id: x.ID, N: x.N, Epoch: x.Epoch, Leader: string(x.Leader), Candidates: nodesToProto(x.Candidates),
-			Phase: uint32(x.Phase), Replace: x.Replace, Serial: x.Serial, Go: clamp(x.Go), Reopened: x.Reopened,
+			Phase: uint32(x.Phase), Replace: x.Replace, Serial: x.Serial, Go: clamp(x.Go), Reopened: x.Reopened, Off: x.Off,
 			Failures: clamp(x.Failures), Why: text.Clean(x.Why, maxWhy)}
 	}
 	return m
@@ -128,11 +131,14 @@ func statusFromProto(m *peerv1.NodeStatus) (clusterbootstrap.Status, error) {
 	r.check(m.GetState() <= uint32(clusterbootstrap.Removed), "state %d is unknown", m.GetState())
 	r.check(m.GetVoters() <= maxVoters && m.GetLearners() <= maxVoters, "more voters than there can be")
 	r.check(m.GetBlocker() == "" || blockerForm.MatchString(m.GetBlocker()), "blocker is no code")
+	r.check(m.GetFsyncMicroseconds() <= uint64(maxFsync.Microseconds()), "nothing takes so long to flush")
+	r.check(m.GetK3SVersion() == "" || versionForm.MatchString(m.GetK3SVersion()), "version of k3s is none")
 	s := clusterbootstrap.Status{
 		Node: r.node("node", m.GetNode(), false), Boots: m.GetBoots(), Seq: m.GetSeq(), Role: role, State: state,
 		Record: r.record(m.GetRecord()), Intent: m.GetIntent(), Claim: r.claim("claim", m.GetClaim()), Ack: r.claim("ack", m.GetAck()),
 		API: m.GetApi(), Virgin: m.GetVirgin(), Fenced: m.GetFenced(), Voters: int(m.GetVoters()), Learners: int(m.GetLearners()),
 		Reset: m.GetReset_(), Sees: r.nodes("sees", m.GetSees(), maxSees), Blocker: clusterbootstrap.Blocker(m.GetBlocker()),
+		Version: m.GetK3SVersion(), Args: r.id("arguments", m.GetK3SArgs(), true), Fsync: time.Duration(m.GetFsyncMicroseconds()) * time.Microsecond,
 	}
 	if x := m.GetStep(); x != nil {
 		r.check(x.GetPhase() >= uint32(clusterbootstrap.StepPrepared) && x.GetPhase() <= uint32(clusterbootstrap.StepSwitched), "phase of step is unknown")
@@ -150,7 +156,7 @@ func statusFromProto(m *peerv1.NodeStatus) (clusterbootstrap.Status, error) {
 		s.Plan = &clusterbootstrap.PlanDoc{ID: r.id("plan", x.GetId(), false), N: x.GetN(), Epoch: r.epoch("epoch", x.GetEpoch()),
 			Leader: r.node("leader", x.GetLeader(), false), Candidates: r.nodes("candidates", x.GetCandidates(), maxCandidates),
 			Phase: clusterbootstrap.PlanPhase(x.GetPhase()), Replace: x.GetReplace(), Serial: x.GetSerial(), Go: int(x.GetGo()),
-			Reopened: x.GetReopened(), Failures: int(x.GetFailures()), Why: text.Clean(x.GetWhy(), maxWhy)}
+			Reopened: x.GetReopened(), Off: x.GetOff(), Failures: int(x.GetFailures()), Why: text.Clean(x.GetWhy(), maxWhy)}
 	}
 	if err := r.err("status"); err != nil {
 		return clusterbootstrap.Status{}, err

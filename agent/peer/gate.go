@@ -216,6 +216,13 @@ func (g *gate) hello(now time.Time, key papers.Ref, known bool) bool {
 	return g.hellos.take(now, key)
 }
 
+// unprovenNow counts connections that are not past hello.
+func (g *gate) unprovenNow() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.unproven.Len()
+}
+
 // closeNode ends the connections of a node.
 func (g *gate) closeNode(node fleet.NodeID) {
 	g.mu.Lock()

@@ -1171,10 +1171,15 @@ type NodeStatus struct {
 	Plan     *Plan   `protobuf:"bytes,17,opt,name=plan,proto3" json:"plan,omitempty"`
 	Reset_   bool    `protobuf:"varint,18,opt,name=reset,proto3" json:"reset,omitempty"`
 	// At most 256.
-	Sees          []string `protobuf:"bytes,19,rep,name=sees,proto3" json:"sees,omitempty"`
-	Blocker       string   `protobuf:"bytes,20,opt,name=blocker,proto3" json:"blocker,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Sees    []string `protobuf:"bytes,19,rep,name=sees,proto3" json:"sees,omitempty"`
+	Blocker string   `protobuf:"bytes,20,opt,name=blocker,proto3" json:"blocker,omitempty"`
+	// k3s on this node: version, digest of the arguments that must be the same
+	// on all servers, 99th percentile of flushing to its disk; "" or 0: unknown.
+	K3SVersion        string `protobuf:"bytes,21,opt,name=k3s_version,json=k3sVersion,proto3" json:"k3s_version,omitempty"`
+	K3SArgs           string `protobuf:"bytes,22,opt,name=k3s_args,json=k3sArgs,proto3" json:"k3s_args,omitempty"`
+	FsyncMicroseconds uint64 `protobuf:"varint,23,opt,name=fsync_microseconds,json=fsyncMicroseconds,proto3" json:"fsync_microseconds,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *NodeStatus) Reset() {
@@ -1345,6 +1350,27 @@ func (x *NodeStatus) GetBlocker() string {
 		return x.Blocker
 	}
 	return ""
+}
+
+func (x *NodeStatus) GetK3SVersion() string {
+	if x != nil {
+		return x.K3SVersion
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetK3SArgs() string {
+	if x != nil {
+		return x.K3SArgs
+	}
+	return ""
+}
+
+func (x *NodeStatus) GetFsyncMicroseconds() uint64 {
+	if x != nil {
+		return x.FsyncMicroseconds
+	}
+	return 0
 }
 
 // Record is the cluster record as the sender sees it. Inside a status it is
@@ -1659,6 +1685,7 @@ type Plan struct {
 	Reopened      bool                   `protobuf:"varint,10,opt,name=reopened,proto3" json:"reopened,omitempty"`
 	Failures      uint32                 `protobuf:"varint,11,opt,name=failures,proto3" json:"failures,omitempty"`
 	Why           string                 `protobuf:"bytes,12,opt,name=why,proto3" json:"why,omitempty"`
+	Off           bool                   `protobuf:"varint,13,opt,name=off,proto3" json:"off,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1775,6 +1802,13 @@ func (x *Plan) GetWhy() string {
 		return x.Why
 	}
 	return ""
+}
+
+func (x *Plan) GetOff() bool {
+	if x != nil {
+		return x.Off
+	}
+	return false
 }
 
 type StatusRequest struct {
@@ -2325,7 +2359,7 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x04plan\x18\x01 \x01(\tR\x04plan\"K\n" +
 	"\rLeaseResponse\x12\x16\n" +
 	"\x06denied\x18\x01 \x01(\tR\x06denied\x12\"\n" +
-	"\fmilliseconds\x18\x02 \x01(\rR\fmilliseconds\"\x9e\x04\n" +
+	"\fmilliseconds\x18\x02 \x01(\rR\fmilliseconds\"\x89\x05\n" +
 	"\n" +
 	"NodeStatus\x12\x12\n" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
@@ -2348,7 +2382,11 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x04plan\x18\x11 \x01(\v2\r.peer.v1.PlanR\x04plan\x12\x14\n" +
 	"\x05reset\x18\x12 \x01(\bR\x05reset\x12\x12\n" +
 	"\x04sees\x18\x13 \x03(\tR\x04sees\x12\x18\n" +
-	"\ablocker\x18\x14 \x01(\tR\ablocker\"\x92\x01\n" +
+	"\ablocker\x18\x14 \x01(\tR\ablocker\x12\x1f\n" +
+	"\vk3s_version\x18\x15 \x01(\tR\n" +
+	"k3sVersion\x12\x19\n" +
+	"\bk3s_args\x18\x16 \x01(\tR\ak3sArgs\x12-\n" +
+	"\x12fsync_microseconds\x18\x17 \x01(\x04R\x11fsyncMicroseconds\"\x92\x01\n" +
 	"\x06Record\x12\x10\n" +
 	"\x03uid\x18\x01 \x01(\tR\x03uid\x12\x14\n" +
 	"\x05epoch\x18\x02 \x01(\x04R\x05epoch\x12\x18\n" +
@@ -2373,7 +2411,7 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x05phase\x18\x03 \x01(\rR\x05phase\x12\x1e\n" +
 	"\n" +
 	"candidates\x18\x04 \x03(\tR\n" +
-	"candidates\"\x94\x02\n" +
+	"candidates\"\xa6\x02\n" +
 	"\x04Plan\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\f\n" +
 	"\x01n\x18\x02 \x01(\x04R\x01n\x12\x14\n" +
@@ -2389,7 +2427,8 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\breopened\x18\n" +
 	" \x01(\bR\breopened\x12\x1a\n" +
 	"\bfailures\x18\v \x01(\rR\bfailures\x12\x10\n" +
-	"\x03why\x18\f \x01(\tR\x03why\"h\n" +
+	"\x03why\x18\f \x01(\tR\x03why\x12\x10\n" +
+	"\x03off\x18\r \x01(\bR\x03off\"h\n" +
 	"\rStatusRequest\x12+\n" +
 	"\x06status\x18\x01 \x01(\v2\x13.peer.v1.NodeStatusR\x06status\x12*\n" +
 	"\x05peers\x18\x02 \x03(\v2\x14.peer.v1.PeerAddressR\x05peers\"\xb3\x01\n" +
