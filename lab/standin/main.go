@@ -49,14 +49,14 @@ func main() {
 		fmt.Fprintln(os.Stderr, "k3s-standin: this is a stand-in for tests and not k3s; it starts only with LAB_STANDIN=1")
 		os.Exit(1)
 	}
-	if args[0] == node.Marker && len(args) == 2 {
-		node.RunMarker(args[1])
-		return
-	}
 	var err error
 	switch cmd, rest := args[0], args[1:]; cmd {
 	case "server", "agent":
 		err = run(cmd, rest)
+	case "token":
+		err = tokenCommand(rest)
+	case "etcd-snapshot":
+		err = snapshotCommand(rest)
 	default:
 		fmt.Fprint(os.Stderr, usage)
 		err = fmt.Errorf("unknown command %q", filepath.Base(cmd))

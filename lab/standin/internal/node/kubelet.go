@@ -31,9 +31,13 @@ import (
 const (
 	leaseSeconds = 40
 	beat         = 10 * time.Second
-	// Marker is the argument that turns the program into the process that
+	// Marker is the name, as seen in the process list, of the process that
 	// stands for a pod.
-	Marker = "pod-marker"
+	Marker = "k3s-standin-pod"
+	// markerLoop ends when its file no longer names it, so that a node whose
+	// data are removed leaves nothing behind. A shell, since this program would
+	// take 70 MB for it.
+	markerLoop = `while sleep 5; do [ "$(cat "$1" 2>/dev/null)" = "$$" ] || exit 0; done`
 	// Label and Runtime mark every Node of the stand-in.
 	Label   = "lab.standin/k3s"
 	Runtime = "standin://0"
@@ -282,11 +286,7 @@ func (a *agent) pod() error {
 			return nil
 		}
 	}
-	self, err := os.Executable()
-	if err != nil {
-		return err
-	}
-	cmd := exec.Command(self, Marker, a.podFile())
+	cmd := exec.Command("/bin/sh", "-c", markerLoop, Marker, a.podFile())
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	if err := cmd.Start(); err != nil {
 		return err
@@ -298,16 +298,4 @@ func (a *agent) pod() error {
 func isMarker(pid int) bool {
 	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 	return err == nil && strings.Contains(string(b), Marker)
-}
-
-// RunMarker is the marker process. It ends when its file no longer names it,
-// so that a node whose data are removed leaves nothing behind.
-func RunMarker(file string) {
-	me := strconv.Itoa(os.Getpid())
-	for range time.Tick(5 * time.Second) {
-		b, err := os.ReadFile(file)
-		if err != nil || strings.TrimSpace(string(b)) != me {
-			return
-		}
-	}
 }

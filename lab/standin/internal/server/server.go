@@ -332,12 +332,9 @@ func link(path, target string) error {
 	return os.Symlink(target, path)
 }
 
-// kubeconfig writes the administrator's file.
+// kubeconfig writes the administrator's files: the one for people, and
+// cred/admin.kubeconfig with paths in it.
 func (s *server) kubeconfig() error {
-	path := s.cfg.Str("write-kubeconfig")
-	if path == "" {
-		return nil
-	}
 	mode := os.FileMode(0o600)
 	if m := s.cfg.Str("write-kubeconfig-mode"); m != "" {
 		n, err := strconv.ParseUint(m, 8, 32)
@@ -346,15 +343,38 @@ func (s *server) kubeconfig() error {
 		}
 		mode = os.FileMode(n)
 	}
-	b64 := func(p string) string {
-		b, _ := os.ReadFile(p)
-		return base64.StdEncoding.EncodeToString(b)
+	url := "https://127.0.0.1:" + s.cfg.Str("https-listen-port")
+	ca, crt, key := s.tree.Path("server-ca.crt"), s.tree.Path("client-admin.crt"), s.tree.Path("client-admin.key")
+	if err := os.WriteFile(s.cfg.ServerDir("cred", "admin.kubeconfig"), kubeconfig(url, "", ca, crt, key), 0o600); err != nil {
+		return err
 	}
-	text := fmt.Sprintf(`apiVersion: v1
+	path := s.cfg.Str("write-kubeconfig")
+	if path == "" {
+		return nil
+	}
+	var data [3]string
+	for i, p := range []string{ca, crt, key} {
+		b, err := os.ReadFile(p)
+		if err != nil {
+			return err
+		}
+		data[i] = base64.StdEncoding.EncodeToString(b)
+	}
+	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		return err
+	}
+	if err := os.WriteFile(path, kubeconfig(url, "-data", data[0], data[1], data[2]), mode); err != nil {
+		return err
+	}
+	return os.Chmod(path, mode)
+}
+
+func kubeconfig(url, suffix, ca, crt, key string) []byte {
+	return fmt.Appendf(nil, `apiVersion: v1
 clusters:
 - cluster:
-    certificate-authority-data: %s
-    server: https://127.0.0.1:%s
+    certificate-authority%[2]s: %[3]s
+    server: %[1]s
   name: default
 contexts:
 - context:
@@ -366,16 +386,9 @@ kind: Config
 users:
 - name: default
   user:
-    client-certificate-data: %s
-    client-key-data: %s
-`, b64(s.tree.Path("server-ca.crt")), s.cfg.Str("https-listen-port"), b64(s.tree.Path("client-admin.crt")), b64(s.tree.Path("client-admin.key")))
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if err := os.WriteFile(path, []byte(text), mode); err != nil {
-		return err
-	}
-	return os.Chmod(path, mode)
+    client-certificate%[2]s: %[4]s
+    client-key%[2]s: %[5]s
+`, url, suffix, ca, crt, key)
 }
 
 // reset is `--cluster-reset`, with a snapshot or without, and ends the process.

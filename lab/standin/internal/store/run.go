@@ -126,6 +126,7 @@ func (s *Store) transport(leaf, ca string) map[string]any {
 // the unmodified etcd has no other way to tell.
 func (s *Store) logger(removed *atomic.Bool) (*zap.Logger, error) {
 	zc := logutil.DefaultZapLoggerConfig
+	zc.DisableStacktrace = true
 	zc.Level = zap.NewAtomicLevelAt(zapcore.WarnLevel)
 	zc.OutputPaths, zc.ErrorOutputPaths = []string{"stderr"}, []string{"stderr"}
 	return zc.Build(zap.Hooks(func(e zapcore.Entry) error {
