@@ -2,12 +2,26 @@
 // them: the in-site addresses with the routes to them, and a table of its own
 // in nftables that lets admitted nodes alone reach the ports of k3s. It touches
 // nothing else, and brings both back when somebody changed them.
+//
+// In-site addresses are on a dummy link, and each peer's one is routed by the
+// LAN address at which that peer was last proven to be. So a new LAN address
+// of a node, or of all of them, changes routes and nothing else: k3s and etcd
+// keep knowing each other. docs/adr/0005 has the reasons.
 package hostnet
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
+	"slices"
 )
+
+// Link is the dummy link that carries the in-site address.
+const Link = "muster0"
+
+// routeProtocol marks the routes that are ours (/etc/iproute2/rt_protos leaves
+// this number free); all others are left alone.
+const routeProtocol = 187
 
 // Desired is how things should be.
 type Desired struct {
@@ -41,13 +55,79 @@ type Firewall struct {
 	PeerRate int
 }
 
+// maxPeers bounds routes and firewall entries: papers keep no more.
+const maxPeers = 4096
+
+// Validate reports all problems.
+func (d Desired) Validate() error {
+	var errs []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			errs = append(errs, fmt.Errorf("hostnet: "+format, args...))
+		}
+	}
+	usable := func(a netip.Addr) bool {
+		return a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.Is4In6()
+	}
+	check(!d.Self.IsValid() || d.Self.Is4() && usable(d.Self), "in-site address %s is no IPv4 address of a node", d.Self)
+	check(d.Self.IsValid() || len(d.Peers) == 0, "peers have in-site addresses, this node has none")
+	check(len(d.Peers) <= maxPeers, "%d peers, at most %d are possible", len(d.Peers), maxPeers)
+	for in, lan := range d.Peers {
+		check(in.Is4() && usable(in) && in != d.Self, "in-site address %s of a peer cannot be that", in)
+		if !lan.IsValid() {
+			continue
+		}
+		_, loop := d.Peers[lan]
+		check(usable(lan) && !loop && lan != d.Self, "LAN address %s of %s cannot be that", lan, in)
+		check(!lan.IsLinkLocalUnicast() || lan.Is4() || lan.Zone() != "" || d.Link != "", "LAN address %s of %s is of no known link", lan, in)
+	}
+	if f := d.Firewall; f != nil {
+		check(len(f.Nodes) <= maxPeers && len(f.Networks) <= 64, "%d nodes and %d networks in the firewall", len(f.Nodes), len(f.Networks))
+		for _, n := range f.Nodes {
+			check(usable(n), "address %s of a node in the firewall", n)
+		}
+		for _, n := range f.Networks {
+			check(n.IsValid() && n.Bits() > 0 && n == n.Masked(), "network %s in the firewall", n)
+		}
+		check(f.PeerRate >= 0 && f.PeerRate <= 1_000_000, "peer rate %d", f.PeerRate)
+	}
+	return errors.Join(errs...)
+}
+
 // Host changes the network of this host. Methods may be called from one
-// goroutine at a time.
+// goroutine at a time. The zero value is ready.
 type Host struct{}
 
 // Apply makes things as d says. What is right already is not touched, so that
 // connections stay; calling it again costs little and mends what others broke.
-func (h *Host) Apply(d Desired) error { return errors.New("hostnet: not built yet") }
+// The firewall goes first, so that nothing is open that should not be. Peers
+// whose LAN address cannot be reached from here are left without a route and
+// reported; the rest is done.
+func (h *Host) Apply(d Desired) error {
+	if err := d.Validate(); err != nil {
+		return err
+	}
+	var errs []error
+	if d.Firewall != nil {
+		errs = append(errs, applyFirewall(*d.Firewall, inSite(d)))
+	}
+	errs = append(errs, applyRoutes(d))
+	return errors.Join(errs...)
+}
 
 // Remove takes link, routes and firewall table away.
-func (h *Host) Remove() error { return errors.New("hostnet: not built yet") }
+func (h *Host) Remove() error {
+	return errors.Join(removeFirewall(), removeLink())
+}
+
+func inSite(d Desired) []netip.Addr {
+	var out []netip.Addr
+	if d.Self.IsValid() {
+		out = append(out, d.Self)
+	}
+	for in := range d.Peers {
+		out = append(out, in)
+	}
+	slices.SortFunc(out, netip.Addr.Compare)
+	return out
+}
