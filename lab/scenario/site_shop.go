@@ -102,12 +102,9 @@ func prepareShop(ctx context.Context, l *lab.Lab) error {
 // shopImage is what the shop's nodes boot.
 func shopImage() host.Image { return host.NewImage("lab-slot", "1.0.0") }
 
-// openShop makes the LAN, the centre and the nodes; all nodes are off.
-func openShop(ctx context.Context, l *lab.Lab, o shopOptions) (*shop, error) {
-	s := &shop{l: l, sw: ether.New(ether.Config{Seed: l.Spec.Seed}), image: shopImage(), opts: o, approved: map[string]bool{}}
-	if s.opts.founding == "" {
-		s.opts.founding = fleet.FoundCentral
-	}
+// openLAN makes the LAN with nothing in it but the way to the centre.
+func openLAN(l *lab.Lab) (*shop, error) {
+	s := &shop{l: l, sw: ether.New(ether.Config{Seed: l.Spec.Seed}), image: shopImage(), approved: map[string]bool{}}
 	_, lossy := host.CheckHost()
 	l.Site(func(r *lab.SiteResult) {
 		r.PowerCut = "unsynced data lost"
@@ -118,6 +115,18 @@ func openShop(ctx context.Context, l *lab.Lab, o shopOptions) (*shop, error) {
 	l.Defer(s.close)
 	if err := s.wan(); err != nil {
 		return nil, err
+	}
+	return s, nil
+}
+
+// openShop makes the LAN, the centre and the nodes; all nodes are off.
+func openShop(ctx context.Context, l *lab.Lab, o shopOptions) (*shop, error) {
+	s, err := openLAN(l)
+	if err != nil {
+		return nil, err
+	}
+	if s.opts = o; s.opts.founding == "" {
+		s.opts.founding = fleet.FoundCentral
 	}
 	c, err := startCentre(ctx, l, false)
 	if err != nil {
