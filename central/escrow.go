@@ -216,6 +216,18 @@ func (v *vault) drop(tenant string, ids []string) {
 	}
 }
 
+// dropUnnamed removes a blob's file unless the database names it meanwhile: an
+// upload of the same blob may have been faster.
+func (s *Server) dropUnnamed(ctx context.Context, tenant, id string) {
+	err := s.store.View(context.WithoutCancel(ctx), func(t store.Reader) error {
+		_, err := t.Escrow(tenant, id)
+		return err
+	})
+	if errors.Is(err, store.ErrNotFound) {
+		s.vault.drop(tenant, []string{id})
+	}
+}
+
 // tidy removes files that the database does not name: of uploads that a crash
 // cut, and of blobs that were dropped.
 func (v *vault) tidy(ctx context.Context, s store.Store, tenant string) (removed int, err error) {
@@ -355,8 +367,8 @@ func (s nodeService) PutEscrow(ctx context.Context, in *connect.ClientStream[mus
 	}
 	// The database names the file from here on, or the file goes.
 	defer func() {
-		if !done && !existed {
-			s.vault.drop(e.tenant, []string{id})
+		if !done {
+			s.dropUnnamed(ctx, e.tenant, id)
 		}
 	}()
 	if len(key) == 0 || head.KeyID != escrow.KeyID(key) {
@@ -602,8 +614,8 @@ func (s management) PutHandover(ctx context.Context, in *connect.ClientStream[mu
 		return nil, s.coded(ctx, "handing over", err)
 	}
 	defer func() {
-		if !done && !existed {
-			s.vault.drop(c.Tenant, []string{id})
+		if !done {
+			s.dropUnnamed(ctx, c.Tenant, id)
 		}
 	}()
 	if head.Tenant != c.Tenant || head.Site != n.Site || head.KeyID != escrow.KeyID(h.Key) {
