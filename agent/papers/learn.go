@@ -55,14 +55,15 @@ func (l *learning) all(envelopes [][]byte) {
 			continue
 		}
 		x := parsed{raw: slices.Clone(raw), env: e, ref: sha256.Sum256(e.Payload)}
+		whole := Ref(sha256.Sum256(raw))
 		switch {
 		case kindNames[e.PayloadType] == "":
 			l.refuse(x, "envelope", fmt.Errorf("payload type %.80q is none of a site's", e.PayloadType))
-		case l.p.set != nil && l.p.set.byRef[x.ref] != nil || seen[x.ref]:
-			// Held already; a digest names one payload, and the payload says
-			// by its format what it is.
+		case l.p.set != nil && l.p.set.byRef[x.ref] != nil || seen[whole]:
+			// Held already, or here twice. The same payload with another
+			// signature is another matter: the bad one must not hide the good.
 		default:
-			seen[x.ref] = true
+			seen[whole] = true
 			byKind[e.PayloadType] = append(byKind[e.PayloadType], x)
 		}
 	}
