@@ -149,6 +149,9 @@ type Config struct {
 	Listen string
 	// Link limits the LAN interface; "" is any. Optional.
 	Link string
+	// Snapshots is the directory of k3s' etcd snapshots. Optional: only what the
+	// centre hands over can be restored.
+	Snapshots string
 	// Configured are addresses of peers from the configuration. Optional.
 	Configured []netip.AddrPort
 

@@ -56,6 +56,7 @@ type nodeAgent struct {
 	mu sync.Mutex
 	// starting is what the agent waits for before there is a member.
 	starting string
+	fault    bool // it is something that keeps it from starting
 	since    time.Time
 	node     fleet.NodeID
 	member   *member.Member
@@ -69,7 +70,7 @@ type nodeAgent struct {
 // on the phone.
 func (a *nodeAgent) run(ctx context.Context) error {
 	g, ctx := errgroup.WithContext(ctx)
-	a.wait("The node agent has just started.", nil)
+	a.wait("The node agent is starting.", nil)
 	g.Go(func() error {
 		return local.Server{Path: a.o.socket(), Answer: a.answer, Log: a.log}.Run(ctx)
 	})
@@ -161,7 +162,8 @@ func (a *nodeAgent) join(ctx context.Context, p parts) error {
 	}
 	m, err := member.New(member.Config{
 		Self: p.id, Boot: a.boot, StateDir: a.o.paths.State, RunDir: a.o.paths.Run, Listen: a.o.listen, Link: a.o.link, Configured: a.o.peers,
-		Journal: p.journal, Mark: p.dev, Papers: p.papers, K3s: manager, Host: &hostnet.Host{}, Spool: p.spool,
+		Snapshots: filepath.Join(a.o.paths.WithDefaults().Server(), "db", "snapshots"),
+		Journal:   p.journal, Mark: p.dev, Papers: p.papers, K3s: manager, Host: &hostnet.Host{}, Spool: p.spool,
 		Multicast: a.multicast, Centre: up, Firewall: !a.o.noFirewall, Labels: member.HardwareLabels(a.hw), Withdrawn: withdrawn.is,
 		SignRecord: func(tenant, site string, r cb.Record) ([]byte, error) {
 			return papers.SignRecord(p.dev.Signer(), tenant, site, r)
@@ -226,7 +228,7 @@ func (a *nodeAgent) uplink(p parts, key *ecdsa.PublicKey, withdrawn *withdrawnOr
 		return nil, err
 	}
 	up, err = uplink.New(uplink.Config{
-		Dir: filepath.Join(a.o.paths.State, "identity"), Node: p.id, Key: key, Centres: p.site.Centre,
+		Dir: filepath.Join(a.o.paths.State, "identity"), Node: p.id, Key: key, Signer: p.dev.Signer(), Centres: p.site.Centre,
 		Image: p.site.Image + "@" + p.site.Version, Client: c, Learn: p.papers.Learn,
 		Cluster: func() *musterv1.ClusterReport {
 			r := a.current().ClusterReport()
@@ -235,6 +237,9 @@ func (a *nodeAgent) uplink(p parts, key *ecdsa.PublicKey, withdrawn *withdrawnOr
 				uid = rec.UID
 			}
 			r.Record = p.papers.Hello(p.id, uid).Record
+			if adm, ok := p.papers.Documents().Admitted(p.id); ok {
+				r.EscrowOffer = up.Offer(adm.Tenant, adm.Site)
+			}
 			return r
 		},
 		Outcomes:     func() []*musterv1.OrderOutcome { return a.current().Outcomes() },
@@ -324,7 +329,7 @@ func (a *nodeAgent) wait(what string, err error) {
 	}
 	a.mu.Lock()
 	changed := a.starting != text
-	a.starting = text
+	a.starting, a.fault = text, err != nil
 	if changed {
 		a.since = time.Now()
 	}
@@ -344,12 +349,15 @@ func (a *nodeAgent) alive() bool {
 // answer is what status prints.
 func (a *nodeAgent) answer() ([]byte, error) {
 	a.mu.Lock()
-	m, up, node, starting, since := a.member, a.up, a.node, a.starting, a.since
+	m, up, node, starting, since, fault := a.member, a.up, a.node, a.starting, a.since, a.fault
 	image := a.site.Image + "@" + a.site.Version
 	secure := a.hw.SecureBoot
 	a.mu.Unlock()
-	r := member.Report{Node: node, State: "starting", Role: "none", Reason: starting, Blocker: string(member.NodeFault),
-		NeedsPerson: true, Since: since.UTC().Format(time.RFC3339), Peers: []member.Seen{}, Boot: "unknown"}
+	r := member.Report{Node: node, State: "starting", Role: "none", Reason: starting,
+		Since: since.UTC().Format(time.RFC3339), Peers: []member.Seen{}, Boot: "unknown"}
+	if fault {
+		r.Blocker, r.NeedsPerson = string(member.NodeFault), true
+	}
 	if node != "" {
 		r.Words = fleet.Words(node)
 	}

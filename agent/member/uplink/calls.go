@@ -81,12 +81,4 @@ func random16() []byte {
 	return b
 }
 
-// unchanged reports whether a page says nothing new.
-func unchanged(*musterv1.DocumentsResponse) bool { return false }
-
-// Handover implements member.Centre.
-func (u *Uplink) Handover(context.Context, string, string) (member.Restored, error) {
-	return member.Restored{}, errors.New("uplink: hand over a snapshot: not built yet")
-}
-
 var _ member.Centre = (*Uplink)(nil)

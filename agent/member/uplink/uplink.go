@@ -6,6 +6,7 @@ package uplink
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/sha256"
 	"crypto/x509"
@@ -63,6 +64,8 @@ type Config struct {
 	Node fleet.NodeID
 	// Key is the LDevID key: a certificate for another one is worthless.
 	Key *ecdsa.PublicKey
+	// Signer has that key, to sign offers. Optional: no snapshot is handed over.
+	Signer crypto.Signer
 	// Centres are the centre's URLs, in order.
 	Centres []string
 	Image   string
@@ -91,19 +94,21 @@ type Uplink struct {
 	log  *slog.Logger
 	boot []byte
 
-	mu       sync.Mutex
-	id       client.Identity
-	leaf     *x509.Certificate
-	http     *http.Client
-	at       int // index of the centre that answered last
-	heard    time.Time
-	saying   string // what enrollment says
-	site     string
-	have     *musterv1.DocVersion
-	told     [32]byte // digest of the cluster report that the centre has
-	reports  int
-	wanted   bool
-	pullSoon bool
+	mu      sync.Mutex
+	id      client.Identity
+	leaf    *x509.Certificate
+	http    *http.Client
+	at      int // index of the centre that answered last
+	heard   time.Time
+	saying  string // what enrollment says
+	site    string
+	have    *musterv1.DocVersion
+	told    [32]byte // digest of the cluster report that the centre has
+	reports int
+	wanted  bool
+	// private is the key that snapshots are handed over to; see Offer.
+	private, public, offer []byte
+	offerFor               string
 }
 
 // New checks the configuration and reads the certificate from the disk.
@@ -476,7 +481,7 @@ func (u *Uplink) pull(ctx context.Context) error {
 		u.mu.Lock()
 		u.site, u.have = page.GetSite(), page.GetRevision()
 		u.mu.Unlock()
-		if u.cfg.Standing != nil && !unchanged(page) {
+		if u.cfg.Standing != nil && !page.GetUnchanged() {
 			u.cfg.Standing(page.GetOrders())
 		}
 		return nil
