@@ -17,6 +17,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -84,6 +85,8 @@ const (
 	queueLen    = 512
 	// friends are workers that serve known machines only.
 	friends = 16
+	// healEvery is the pause between attempts to write a failed journal.
+	healEvery = 2 * time.Second
 )
 
 func (c *Config) defaults() {
@@ -338,20 +341,57 @@ func (s *Server) Run(ctx context.Context) error {
 	return err
 }
 
-// housekeep compacts the journal now and then.
+// housekeep compacts the journal now and then, and writes it anew when the
+// disk was full and no longer is.
 func (s *Server) housekeep(ctx context.Context) error {
 	t := time.NewTicker(time.Minute)
 	defer t.Stop()
+	heal := time.NewTicker(healEvery)
+	defer heal.Stop()
+	sick := false
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
+		case <-heal.C:
+			sick = s.heal(sick)
+			continue
 		case <-t.C:
 		}
 		if err := s.compact(); err != nil {
 			s.log.Error("lease journal is not compacted", "error", err)
 		}
 	}
+}
+
+// heal mends a failed journal and tells of both its failure and its end.
+func (s *Server) heal(sick bool) bool {
+	err := s.journal.failed()
+	if err == nil {
+		return false
+	}
+	if !sick {
+		s.cfg.Decider.Event(pxe.Event{Time: s.cfg.Now(), Alarm: true, Text: "no addresses are given out, since they cannot be recorded on this host's disk: " + reason(err)})
+	}
+	err = s.journal.heal(func() []record {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return s.leases.live(s.cfg.Now())
+	})
+	if err != nil {
+		return true
+	}
+	s.cfg.Decider.Event(pxe.Event{Time: s.cfg.Now(), Text: "the disk takes writes again: addresses are given out"})
+	return false
+}
+
+// reason is the system's part of an error, without paths.
+func reason(err error) string {
+	var errno syscall.Errno
+	if errors.As(err, &errno) {
+		return errno.Error()
+	}
+	return "it cannot be written"
 }
 
 func (s *Server) compact() error {

@@ -2,6 +2,7 @@ package dhcp
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -114,10 +115,15 @@ type journal struct {
 	pending []byte
 	// queued and done count records handed in and records synced.
 	queued, done uint64
-	busy         bool
+	busy, closed bool
 	err          error
 	records      int
+	// healed counts heals: who waited through one does not know whether its
+	// record was written.
+	healed int
 }
+
+var errUnknown = errors.New("dhcp: write lease journal: the disk failed meanwhile")
 
 // openJournal reads path (creating it if absent), cuts a torn tail off and
 // returns the records. dropped is the number of bytes cut off.
@@ -177,14 +183,14 @@ func syncDir(path string) error {
 }
 
 // commit returns once r is on the disk. After a write error the journal
-// stays failed: what is on the disk is unknown from there on.
+// stays failed until heal: what is on the disk is unknown from there on.
 func (j *journal) commit(r record) error {
 	j.mu.Lock()
 	defer j.mu.Unlock()
 	j.pending = r.append(j.pending)
 	j.queued++
-	mine := j.queued
-	for j.done < mine && j.err == nil {
+	mine, life := j.queued, j.healed
+	for j.done < mine && j.err == nil && j.healed == life {
 		if j.busy {
 			j.flushed.Wait()
 			continue
@@ -208,10 +214,10 @@ func (j *journal) commit(r record) error {
 		}
 		j.flushed.Broadcast()
 	}
-	if j.done >= mine {
+	if j.done >= mine && j.healed == life {
 		return nil
 	}
-	return j.err
+	return cmp.Or(j.err, errUnknown)
 }
 
 // compact replaces the journal by one that holds live() alone, if it has
@@ -230,6 +236,39 @@ func (j *journal) compact(live func() []record) error {
 	if j.records-len(recs) < compactAt {
 		return nil
 	}
+	return j.replace(recs)
+}
+
+// failed returns the error that stops commits, nil if there is none.
+func (j *journal) failed() error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	return j.err
+}
+
+// heal writes a failed journal anew, once the disk takes writes again. What
+// commits failed to record was never granted; if live holds it all the same,
+// an address is held for nobody until it ends, and no more.
+func (j *journal) heal(live func() []record) error {
+	j.mu.Lock()
+	defer j.mu.Unlock()
+	if j.err == nil || j.closed {
+		return nil
+	}
+	for j.busy {
+		j.flushed.Wait()
+	}
+	if err := j.replace(live()); err != nil {
+		return err
+	}
+	j.pending, j.done, j.err = nil, j.queued, nil
+	j.healed++
+	return nil
+}
+
+// replace makes recs the whole journal. The caller holds mu, with nothing in
+// flight.
+func (j *journal) replace(recs []record) error {
 	b := []byte(journalHeader)
 	for _, r := range recs {
 		b = r.append(b)
@@ -247,6 +286,8 @@ func (j *journal) compact(live func() []record) error {
 	}
 	if err != nil {
 		f.Close()
+		// It would take up room on a disk that has none.
+		_ = os.Remove(j.path + ".new")
 		return fmt.Errorf("dhcp: compact lease journal: %w", err)
 	}
 	j.f.Close()
@@ -255,8 +296,9 @@ func (j *journal) compact(live func() []record) error {
 	// undoes loses only what was committed after it: hence sync it now.
 	if err := syncDir(j.path); err != nil {
 		j.err = fmt.Errorf("dhcp: compact lease journal: %w", err)
+		return j.err
 	}
-	return j.err
+	return nil
 }
 
 func (j *journal) close() error {
@@ -265,6 +307,7 @@ func (j *journal) close() error {
 	for j.busy {
 		j.flushed.Wait()
 	}
+	j.closed = true
 	if j.err == nil {
 		j.err = errors.New("dhcp: lease journal is closed")
 	}

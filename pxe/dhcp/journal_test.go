@@ -239,6 +239,46 @@ func TestCommitsShareSyncs(t *testing.T) {
 	}
 }
 
+// After a failed write nothing is granted until the journal was written anew,
+// and then only what was granted is in it.
+func TestJournalHeals(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "leases")
+	w := newWorld(pxe.ModeFull)
+	s := bare(t, w, path, lanPool("10.77.0.100", "10.77.0.109"))
+	kept := newStation(t, s, 1).dora()
+	full := errors.New("disk full")
+	s.journal.sync = func(*os.File) error { return full }
+	lost := newStation(t, s, 2)
+	if lost.bound() || !errors.Is(s.journal.failed(), full) {
+		t.Fatal("a lease was granted that is on no disk")
+	}
+	if !s.heal(false) || !s.heal(true) || s.journal.failed() == nil {
+		t.Error("a disk that is still full is taken for well")
+	}
+	if a := w.alarms(); len(a) != 1 {
+		t.Errorf("%d alarms about one full disk", len(a))
+	}
+	s.journal.sync = (*os.File).Sync
+	if s.heal(true) || s.journal.failed() != nil {
+		t.Fatal("the journal does not come back")
+	}
+	if !lost.bound() || !newStation(t, s, 3).bound() {
+		t.Error("nothing is granted after the disk came back")
+	}
+	again := bare(t, newWorld(pxe.ModeFull), path, lanPool("10.77.0.100", "10.77.0.109"))
+	if mac, ok := again.leases.holder(t0, kept); !ok || mac != newStation(t, s, 1).mac {
+		t.Error("what was granted before was lost")
+	}
+	if _, err := os.Stat(path + ".new"); err == nil {
+		t.Error("a half-written file is left")
+	}
+	// The end is the end.
+	s.journal.close()
+	if err := s.journal.heal(nil); err != nil || s.journal.failed() == nil {
+		t.Error("a closed journal comes back")
+	}
+}
+
 func TestFailedSyncFailsForEver(t *testing.T) {
 	j, _, _, err := openJournal(filepath.Join(t.TempDir(), "leases"))
 	if err != nil {

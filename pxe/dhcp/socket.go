@@ -37,6 +37,9 @@ func openSocket(ifi *net.Interface, port pxe.Port) (*socket, error) {
 				unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_BROADCAST, 1),
 				unix.SetsockoptString(int(fd), unix.SOL_SOCKET, unix.SO_BINDTODEVICE, ifi.Name),
 			)
+			// Room for a burst while this process does not run; where the
+			// right to ask for more is missing the default does.
+			_ = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
 		})
 		return errors.Join(cerr, err)
 	}}

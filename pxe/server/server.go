@@ -300,6 +300,14 @@ func (s *Server) Advice() []string {
 // Address is our address on the interface.
 func (s *Server) Address() netip.Addr { return s.server }
 
+// Leases returns the leases that have not ended (full mode).
+func (s *Server) Leases() []dhcp.Lease {
+	if s.dhcp == nil {
+		return nil
+	}
+	return s.dhcp.Leases()
+}
+
 // Stopped says why leasing has stopped, "" if it has not.
 func (s *Server) Stopped() string {
 	if s.dhcp == nil {

@@ -53,7 +53,8 @@ const (
 	// minRTO leaves firmware time to look at its network card: EDK2 polls it
 	// every 10 ms, and draws on the screen in between.
 	minRTO = 40 * time.Millisecond
-	maxRTO = 2 * time.Second
+	// maxRTO is above what a queue before a thin line holds.
+	maxRTO = 8 * time.Second
 	// shyFor is how long a client that has not taken one block is waited for,
 	// quietFor one that has stopped in the middle.
 	shyFor   = 6 * time.Second
@@ -95,6 +96,9 @@ func (t *transfer) run(answer []byte) error {
 			return err
 		}
 	}
+	// The answer to a small packet says little of how long a window takes on
+	// a thin line.
+	t.rto = rto{cur: min(t.s.cfg.Timeout*time.Duration(t.window), maxRTO)}
 	t.first = 1
 	for {
 		if err := t.fill(); err != nil {
@@ -221,9 +225,10 @@ func (t *transfer) await(w *wait, buf []byte) (k int, err error) {
 			if k >= 1 && k <= w.n {
 				return k, nil
 			}
-			if k == 0 && w.n > 1 && !w.nudged {
-				// RFC 7440 section 4. Once per window: it may also be the
-				// echo of a duplicate of ours.
+			if k == 0 && w.n > 1 && !w.nudged && t.rto.srtt > 0 && time.Since(w.sent) >= t.rto.srtt {
+				// RFC 7440 section 4. Once per window, and not before an
+				// answer to it can be here: what comes sooner is the echo of
+				// a duplicate of ours.
 				w.nudged = true
 				return 0, nil
 			}

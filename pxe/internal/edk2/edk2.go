@@ -49,7 +49,9 @@ type Client struct {
 	AMI bool
 	// Negotiated is the block size and the window of the last TFTPRead.
 	Negotiated [2]int
-	dry        bool
+	// Impatient sends one REQUEST, and waits half a second for any answer.
+	Impatient bool
+	dry       bool
 }
 
 // Result is how a boot went.
@@ -259,10 +261,19 @@ func (c *Client) take(conn *net.UDPConn, xid dhcpv4.TransactionID, o offer, res 
 	p := c.Packet(dhcpv4.MessageTypeRequest, xid)
 	p.Options[50] = o.YourIPAddr.To4()
 	p.Options[54] = o.server().AsSlice()
-	if err := sendTo(conn, p.ToBytes(), "255.255.255.255:67"); err != nil {
-		return err
+	var acks []offer
+	tries, wait := 3, 2*time.Second
+	if c.Impatient {
+		tries, wait = 1, 500*time.Millisecond
 	}
-	acks := c.collect(conn, xid, dhcpv4.MessageTypeAck, 2*time.Second, 1)
+	for range tries { // Dhcp4Dxe repeats the REQUEST, too
+		if err := sendTo(conn, p.ToBytes(), "255.255.255.255:67"); err != nil {
+			return err
+		}
+		if acks = c.collect(conn, xid, dhcpv4.MessageTypeAck, wait, 1); len(acks) > 0 {
+			break
+		}
+	}
 	if len(acks) == 0 || !acks[0].YourIPAddr.Equal(o.YourIPAddr) {
 		return fmt.Errorf("edk2: no ACK for %s", o.YourIPAddr)
 	}

@@ -124,6 +124,9 @@ func (c *Client) TFTPRead(server netip.Addr, name string) ([]byte, error) {
 }
 
 func (c *Client) read(t *tftpConn, server netip.Addr, name string) ([]byte, error) {
+	if c.Impatient {
+		t.wait = 500 * time.Millisecond
+	}
 	args := []string{"blksize", strconv.Itoa(c.block()), "windowsize", strconv.Itoa(c.window())}
 	switch {
 	case c.block() == 512:
@@ -197,8 +200,8 @@ func (c *Client) read(t *tftpConn, server netip.Addr, name string) ([]byte, erro
 						return out.Bytes(), err
 					}
 				}
-			case n-last < 1<<15 && window > 1:
-				// One is missing: say what we have.
+			default:
+				// Unexpected, old or new: EDK2 says what it has.
 				fresh = 0
 				if err := t.send(ack()); err != nil {
 					return nil, err
@@ -221,6 +224,7 @@ type tftpConn struct {
 	*net.UDPConn
 	peer netip.AddrPort
 	buf  []byte
+	wait time.Duration
 }
 
 func dialTFTP() (*tftpConn, error) {
@@ -228,7 +232,7 @@ func dialTFTP() (*tftpConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tftpConn{UDPConn: c, buf: make([]byte, 65536)}, nil
+	return &tftpConn{UDPConn: c, buf: make([]byte, 65536), wait: 5 * time.Second}, nil
 }
 
 func rrq(name string, opts ...string) []byte {
@@ -272,7 +276,7 @@ func (t *tftpConn) exchange(b []byte) ([]byte, error) {
 }
 
 func (t *tftpConn) receive() ([]byte, error) {
-	_ = t.SetReadDeadline(time.Now().Add(5 * time.Second))
+	_ = t.SetReadDeadline(time.Now().Add(t.wait))
 	for {
 		n, from, err := t.ReadFromUDPAddrPort(t.buf)
 		if err != nil {
@@ -290,6 +294,9 @@ func tftpError(b []byte) string {
 	}
 	return fmt.Sprintf("unexpected packet % x", b[:min(len(b), 8)])
 }
+
+// Fetch is what happens once a URL is known.
+func (c *Client) Fetch(url string) ([]byte, error) { return c.httpFetch(url) }
 
 // httpFetch is HttpBootDxe: HEAD for size and type, then GET; no redirects.
 func (c *Client) httpFetch(url string) ([]byte, error) {
