@@ -318,19 +318,29 @@ type act struct {
 	now           time.Time
 }
 
+// auditJSON is how before and after look in an audit record. Nothing is
+// nothing, also when it is a nil pointer to something: the audit log refuses
+// a bare null.
+func auditJSON(v any) (json.RawMessage, error) {
+	if v == nil {
+		return nil, nil
+	}
+	b, err := json.Marshal(v)
+	if err != nil || string(b) == "null" {
+		return nil, err
+	}
+	return b, nil
+}
+
 // record adds an audit record. before and after may be nil.
 func (a act) record(t store.Tx, tenant string, kind audit.Kind, object string, before, after any, reason string) error {
 	rec := fleet.AuditRecord{Tenant: tenant, Time: a.now, Actor: a.actor, Source: a.source, Kind: kind, Object: object, Reason: reason}
 	var err error
-	if before != nil {
-		if rec.Before, err = json.Marshal(before); err != nil {
-			return fmt.Errorf("central: record %s: %w", kind, err)
-		}
+	if rec.Before, err = auditJSON(before); err != nil {
+		return fmt.Errorf("central: record %s: %w", kind, err)
 	}
-	if after != nil {
-		if rec.After, err = json.Marshal(after); err != nil {
-			return fmt.Errorf("central: record %s: %w", kind, err)
-		}
+	if rec.After, err = auditJSON(after); err != nil {
+		return fmt.Errorf("central: record %s: %w", kind, err)
 	}
 	if _, err := t.AddAudit(rec); err != nil {
 		return fmt.Errorf("central: record %s: %w", kind, err)

@@ -130,3 +130,15 @@ func (l *Local) Audit(ctx context.Context, f func(fleet.AuditRecord) error) erro
 func (l *Local) VerifyAudit(ctx context.Context) (audit.Head, *audit.BreakError, error) {
 	return VerifyAudit(ctx, l.store, DefaultTenant)
 }
+
+// Restored begins a new life of the database after a backup was restored:
+// documents of the lost part are never mistaken for new ones, and no founding
+// is granted until a site reported or a person confirmed it. It returns the
+// new epoch.
+func (l *Local) Restored(ctx context.Context, reason string, now time.Time) (epoch uint64, err error) {
+	err = l.store.Update(ctx, func(t store.Tx) error {
+		epoch, err = raiseEpoch(t, act{actor: "user:local", now: now}, reason)
+		return err
+	})
+	return epoch, err
+}

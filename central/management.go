@@ -288,6 +288,9 @@ func (s management) GetNode(ctx context.Context, q *musterv1.GetNodeRequest) (*m
 		if out.Denied, err = denied(t, c.Tenant, []fleet.EKHash{n.EK}); err != nil {
 			return err
 		}
+		if err := showKey(t, n, out); err != nil {
+			return err
+		}
 		requests, err := t.RequestsOfNode(c.Tenant, n.ID)
 		for _, r := range requests {
 			out.Requests = append(out.Requests, api.RequestToProto(s.shown(r)))

@@ -2,6 +2,8 @@ package central
 
 import (
 	"context"
+	"crypto/x509"
+	"errors"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -183,7 +185,7 @@ func (s management) CreateOrder(ctx context.Context, q *musterv1.CreateOrderRequ
 	if err != nil {
 		return nil, s.coded(ctx, "giving the order", err)
 	}
-	return &musterv1.CreateOrderResponse{Order: api.IssuedOrderToProto(p.order), Sentence: p.sentence, Warnings: p.warnings}, nil
+	return &musterv1.CreateOrderResponse{Order: api.IssuedOrderToProto(p.order), Sentence: p.sentence, Warnings: p.warnings, Epoch: p.epoch}, nil
 }
 
 // ListOrders implements the management service.
@@ -235,4 +237,25 @@ func (s management) TrustEscrowKey(ctx context.Context, q *musterv1.TrustEscrowK
 		return nil, s.coded(ctx, "setting the escrow key", err)
 	}
 	return &musterv1.TrustEscrowKeyResponse{KeyId: keyIDOf(q.Key), Changed: changed}, nil
+}
+
+// showKey adds the node's key, as its certificate has it, and its last report.
+func showKey(t store.Reader, n fleet.Node, out *musterv1.GetNodeResponse) error {
+	key, err := keyOf(t, n)
+	switch {
+	case err == nil:
+		if out.LdevidPublic, err = x509.MarshalPKIXPublicKey(key); err != nil {
+			return err
+		}
+	case !errors.Is(err, errBadSignature):
+		return err
+	}
+	r, err := t.Report(n.Tenant, n.ID)
+	if errors.Is(err, store.ErrNotFound) {
+		return nil
+	}
+	if err == nil {
+		out.Report = api.NodeReportToProto(r)
+	}
+	return err
 }

@@ -49,6 +49,7 @@ type promise struct {
 	order    fleet.IssuedOrder
 	sentence string
 	warnings []string
+	epoch    uint64
 }
 
 // order signs an order for a node: what it says, the founding right that goes
@@ -160,6 +161,7 @@ func (s *Server) order(ctx context.Context, c caller, w wish) (p promise, err er
 func describeOrder(t store.Reader, site fleet.Site, n fleet.Node, w wish, o *fleet.Order) (p promise, err error) {
 	st, who := site.Status, fleet.Words(n.ID)
 	warn := func(format string, args ...any) { p.warnings = append(p.warnings, fmt.Sprintf(format, args...)) }
+	p.epoch = st.ClusterEpoch
 	uid := w.cluster
 	if uid == "" {
 		uid = st.ClusterUID

@@ -246,26 +246,14 @@ func (s *Server) newer(ctx context.Context, e nodeEntry, id fleet.NodeID, has fl
 	return err
 }
 
-// restored is what the audit log keeps of a restored backup.
-type restored struct {
-	Epoch uint64 `json:"epoch"`
-}
-
-// restored begins a new life of the database: whoever restored a backup says
-// so before nodes are served again. Numbers of documents that the lost part
-// gave out are then never given out again, and no founding is granted until a
-// site reported or a person confirmed it.
-func (s *Server) restored(ctx context.Context, by act, reason string) (r restored, err error) {
-	err = s.store.Update(ctx, func(t store.Tx) error {
-		if r.Epoch, err = t.RaiseEpoch(); err != nil {
-			return err
-		}
-		return by.record(t, DefaultTenant, audit.BackupRestored, "tenant/"+DefaultTenant, map[string]uint64{"epoch": r.Epoch - 1}, r, reason)
-	})
-	if err == nil {
-		s.epoch = r.Epoch
+// raiseEpoch begins a new life of the database.
+func raiseEpoch(t store.Tx, by act, reason string) (uint64, error) {
+	epoch, err := t.RaiseEpoch()
+	if err != nil {
+		return 0, err
 	}
-	return r, err
+	return epoch, by.record(t, DefaultTenant, audit.BackupRestored, "tenant/"+DefaultTenant,
+		map[string]uint64{"epoch": epoch - 1}, map[string]uint64{"epoch": epoch}, reason)
 }
 
 // parsePKIX reads a public key in PKIX DER.

@@ -18,16 +18,17 @@ import (
 	"github.com/muster-edge/muster/fleet/text"
 )
 
-// describeCommand is `muster describe [request|node] ID`.
+// describeCommand is `muster describe [request|node|site] ID`.
 func describeCommand() *cobra.Command {
 	var f format
 	cmd := &cobra.Command{
-		Use:   "describe [request|node] ID",
-		Short: "Show all there is to know of a request or a node: verdict, evidence, warnings, what changed",
+		Use:   "describe [request|node|site] ID",
+		Short: "Show all there is to know of a request, a node or a site: verdict, evidence, cluster, what changed",
 		Long: `ID is the whole ID, an unambiguous beginning of it, or the words that the
 machine shows on its screen.`,
 		Example: `  muster describe request r-abc
-  muster describe "amber canoe"`,
+  muster describe "amber canoe"
+  muster describe site shop-7`,
 		Args: usageArgs(cobra.MinimumNArgs(1), "describe what? Give the ID or the words that the machine shows"),
 	}
 	a := accessFlags(cmd)
@@ -37,6 +38,9 @@ machine shows on its screen.`,
 		c, err := a.connect()
 		if err != nil {
 			return err
+		}
+		if kind == "site" {
+			return c.explain(describeSite(cmd, c, f, id))
 		}
 		if kind != "node" {
 			err := describeRequest(cmd, c, f, id)
@@ -61,10 +65,12 @@ func kindOf(args []string) (kind, id string) {
 			return "request", strings.Join(args[1:], " ")
 		case "node", "nodes":
 			return "node", strings.Join(args[1:], " ")
+		case "site", "sites":
+			return "site", strings.Join(args[1:], " ")
 		}
 	}
 	id = strings.Join(args, " ")
-	for _, k := range []string{"request", "node"} {
+	for _, k := range []string{"request", "node", "site"} {
 		if rest, found := strings.CutPrefix(id, k+"/"); found {
 			return k, rest
 		}

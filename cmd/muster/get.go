@@ -15,14 +15,14 @@ import (
 // getCommand is `muster get KIND`: lists.
 func getCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "get requests|nodes|sites|images",
+		Use:   "get requests|nodes|sites|orders|images",
 		Short: "List what the centre knows",
-		Args:  usageArgs(cobra.NoArgs, "want requests, nodes, sites or images"),
+		Args:  usageArgs(cobra.NoArgs, "want requests, nodes, sites, orders or images"),
 		RunE: func(*cobra.Command, []string) error {
-			return exitError{2, fmt.Errorf("get what? Want requests, nodes, sites or images")}
+			return exitError{2, fmt.Errorf("get what? Want requests, nodes, sites, orders or images")}
 		},
 	}
-	cmd.AddCommand(getRequestsCommand(), getNodesCommand(), getSitesCommand(), getImagesCommand())
+	cmd.AddCommand(getRequestsCommand(), getNodesCommand(), getSitesCommand(), getOrdersCommand(), getImagesCommand())
 	return cmd
 }
 
@@ -155,7 +155,7 @@ func getSitesCommand() *cobra.Command {
 	return listing("sites", "List sites", []string{"site"},
 		func(cmd *cobra.Command, c *centre) (any, table, error) {
 			sites := []fleet.Site{}
-			t := table{columns: []string{"NAME", "TITLE", "STACK", "VERSION", "AGE", "REPORTED", "BLOCKER"}, wide: 5, empty: "no sites"}
+			t := table{columns: []string{"NAME", "TITLE", "CLUSTER", "SERVERS", "WORKERS", "CHARTER", "REPORTED", "WAITS FOR", "AGE", "EPOCH", "FOUNDING", "STACK", "VERSION"}, wide: 8, empty: "no sites"}
 			now := time.Now()
 			for after := ""; ; {
 				out, err := c.ListSites(cmd.Context(), &musterv1.ListSitesRequest{After: after})
@@ -169,7 +169,14 @@ func getSitesCommand() *cobra.Command {
 						return nil, table{}, err
 					}
 					sites = append(sites, s)
-					t.rows = append(t.rows, []string{s.Name, s.Title, s.Spec.Stack, s.Spec.Version, ago(now, s.Created), ago(now, s.Status.Seen), s.Status.Blocker})
+					charter := ""
+					if s.Spec.Charter != (fleet.DocVersion{}) {
+						charter = s.Spec.Charter.String()
+					}
+					t.rows = append(t.rows, []string{
+						s.Name, s.Title, s.Status.ClusterUID, fmt.Sprint(s.Status.Servers), fmt.Sprint(s.Status.Workers), charter, ago(now, s.Status.Seen), s.Status.Blocker,
+						ago(now, s.Created), fmt.Sprint(s.Status.ClusterEpoch), string(s.Spec.Chosen().Founding.Mode), s.Spec.Stack, s.Spec.Version,
+					})
 					t.names = append(t.names, "site/"+s.Name)
 					after = s.Name
 				}

@@ -16,8 +16,8 @@ import (
 // --data while no centre serves from it, else through the API.
 func (a *access) either(ctx context.Context, local func(*central.Local) error, remote func(*centre) error) error {
 	if a.data != "" && a.config == "" {
-		if info, err := os.Stat(a.data); err != nil || !info.IsDir() {
-			return exitError{3, fmt.Errorf("there is no data directory %s: `muster serve --data %s` makes it, or `muster ca init --data %s`", a.data, a.data, a.data)}
+		if err := dirExists(a.data); err != nil {
+			return err
 		}
 		l, err := central.OpenLocal(ctx, a.data, time.Now())
 		if err == nil {
@@ -32,6 +32,14 @@ func (a *access) either(ctx context.Context, local func(*central.Local) error, r
 		return err
 	}
 	return c.explain(remote(c))
+}
+
+// dirExists keeps a mistyped data directory from being made.
+func dirExists(dir string) error {
+	if info, err := os.Stat(dir); err != nil || !info.IsDir() {
+		return exitError{3, fmt.Errorf("there is no data directory %s: `muster serve --data %s` makes it, or `muster ca init --data %s`", dir, dir, dir)}
+	}
+	return nil
 }
 
 // plain takes the name of the package from what is meant for people.

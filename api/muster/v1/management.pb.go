@@ -1997,9 +1997,12 @@ type GetNodeResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Node  *Node                  `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
 	// All requests of the node, oldest first.
-	Requests      []*Request `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
-	Lab           bool       `protobuf:"varint,3,opt,name=lab,proto3" json:"lab,omitempty"`
-	Denied        bool       `protobuf:"varint,4,opt,name=denied,proto3" json:"denied,omitempty"`
+	Requests []*Request `protobuf:"bytes,2,rep,name=requests,proto3" json:"requests,omitempty"`
+	Lab      bool       `protobuf:"varint,3,opt,name=lab,proto3" json:"lab,omitempty"`
+	Denied   bool       `protobuf:"varint,4,opt,name=denied,proto3" json:"denied,omitempty"`
+	// PKIX DER of the node's LDevID key, and what the node said last.
+	LdevidPublic  []byte      `protobuf:"bytes,5,opt,name=ldevid_public,json=ldevidPublic,proto3" json:"ldevid_public,omitempty"`
+	Report        *NodeReport `protobuf:"bytes,6,opt,name=report,proto3" json:"report,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2060,6 +2063,20 @@ func (x *GetNodeResponse) GetDenied() bool {
 		return x.Denied
 	}
 	return false
+}
+
+func (x *GetNodeResponse) GetLdevidPublic() []byte {
+	if x != nil {
+		return x.LdevidPublic
+	}
+	return nil
+}
+
+func (x *GetNodeResponse) GetReport() *NodeReport {
+	if x != nil {
+		return x.Report
+	}
+	return nil
 }
 
 type DenyNodeRequest struct {
@@ -3219,7 +3236,10 @@ type CreateOrderResponse struct {
 	// One sentence on what the order does.
 	Sentence string `protobuf:"bytes,2,opt,name=sentence,proto3" json:"sentence,omitempty"`
 	// What a person should know before.
-	Warnings      []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	Warnings []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// Epoch of the site's cluster as the centre knows it: give it back as
+	// seen_epoch.
+	Epoch         uint64 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3273,6 +3293,13 @@ func (x *CreateOrderResponse) GetWarnings() []string {
 		return x.Warnings
 	}
 	return nil
+}
+
+func (x *CreateOrderResponse) GetEpoch() uint64 {
+	if x != nil {
+		return x.Epoch
+	}
+	return 0
 }
 
 type ListOrdersRequest struct {
@@ -5212,12 +5239,14 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x03lab\x18\x02 \x01(\bR\x03lab\x12\x12\n" +
 	"\x04more\x18\x03 \x01(\bR\x04more\" \n" +
 	"\x0eGetNodeRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\x90\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xe4\x01\n" +
 	"\x0fGetNodeResponse\x12#\n" +
 	"\x04node\x18\x01 \x01(\v2\x0f.muster.v1.NodeR\x04node\x12.\n" +
 	"\brequests\x18\x02 \x03(\v2\x12.muster.v1.RequestR\brequests\x12\x10\n" +
 	"\x03lab\x18\x03 \x01(\bR\x03lab\x12\x16\n" +
-	"\x06denied\x18\x04 \x01(\bR\x06denied\"U\n" +
+	"\x06denied\x18\x04 \x01(\bR\x06denied\x12#\n" +
+	"\rldevid_public\x18\x05 \x01(\fR\fldevidPublic\x12-\n" +
+	"\x06report\x18\x06 \x01(\v2\x15.muster.v1.NodeReportR\x06report\"U\n" +
 	"\x0fDenyNodeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1a\n" +
@@ -5308,11 +5337,12 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\adry_run\x18\t \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
 	"seen_epoch\x18\n" +
-	" \x01(\x04R\tseenEpoch\"{\n" +
+	" \x01(\x04R\tseenEpoch\"\x91\x01\n" +
 	"\x13CreateOrderResponse\x12,\n" +
 	"\x05order\x18\x01 \x01(\v2\x16.muster.v1.IssuedOrderR\x05order\x12\x1a\n" +
 	"\bsentence\x18\x02 \x01(\tR\bsentence\x12\x1a\n" +
-	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"Q\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\x12\x14\n" +
+	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\"Q\n" +
 	"\x11ListOrdersRequest\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12\x12\n" +
 	"\x04open\x18\x02 \x01(\bR\x04open\x12\x14\n" +
@@ -5576,9 +5606,9 @@ var file_muster_v1_management_proto_goTypes = []any{
 	(*PreApproval)(nil),               // 95: muster.v1.PreApproval
 	(IdentityTrust)(0),                // 96: muster.v1.IdentityTrust
 	(BootTrust)(0),                    // 97: muster.v1.BootTrust
-	(*Site)(nil),                      // 98: muster.v1.Site
-	(*Charter)(nil),                   // 99: muster.v1.Charter
-	(*NodeReport)(nil),                // 100: muster.v1.NodeReport
+	(*NodeReport)(nil),                // 98: muster.v1.NodeReport
+	(*Site)(nil),                      // 99: muster.v1.Site
+	(*Charter)(nil),                   // 100: muster.v1.Charter
 	(*IssuedOrder)(nil),               // 101: muster.v1.IssuedOrder
 	(*SiteSettings)(nil),              // 102: muster.v1.SiteSettings
 	(*Admission)(nil),                 // 103: muster.v1.Admission
@@ -5617,122 +5647,123 @@ var file_muster_v1_management_proto_depIdxs = []int32{
 	94,  // 26: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
 	94,  // 27: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
 	92,  // 28: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
-	94,  // 29: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
-	94,  // 30: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
-	98,  // 31: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
-	98,  // 32: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
-	99,  // 33: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
-	94,  // 34: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
-	100, // 35: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
-	101, // 36: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
-	91,  // 37: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
-	102, // 38: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
-	98,  // 39: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
-	99,  // 40: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
-	98,  // 41: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
-	89,  // 42: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
-	94,  // 43: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
-	103, // 44: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
-	94,  // 45: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
-	104, // 46: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
-	101, // 47: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	101, // 48: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
-	101, // 49: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	105, // 50: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
-	105, // 51: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
-	61,  // 52: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
-	105, // 53: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
-	106, // 54: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
-	106, // 55: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
-	91,  // 56: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
-	69,  // 57: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
-	69,  // 58: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
-	91,  // 59: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
-	93,  // 60: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
-	107, // 61: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
-	0,   // 62: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
-	2,   // 63: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
-	4,   // 64: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
-	6,   // 65: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
-	8,   // 66: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
-	10,  // 67: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
-	12,  // 68: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
-	14,  // 69: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
-	17,  // 70: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
-	19,  // 71: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
-	21,  // 72: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
-	23,  // 73: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
-	25,  // 74: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
-	28,  // 75: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
-	30,  // 76: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
-	32,  // 77: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
-	34,  // 78: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
-	44,  // 79: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
-	46,  // 80: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
-	36,  // 81: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
-	38,  // 82: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
-	40,  // 83: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
-	42,  // 84: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
-	48,  // 85: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
-	50,  // 86: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
-	52,  // 87: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
-	54,  // 88: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
-	56,  // 89: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
-	58,  // 90: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
-	60,  // 91: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
-	63,  // 92: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
-	65,  // 93: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
-	67,  // 94: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
-	70,  // 95: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
-	72,  // 96: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
-	74,  // 97: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
-	76,  // 98: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
-	78,  // 99: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
-	80,  // 100: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
-	1,   // 101: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
-	3,   // 102: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
-	5,   // 103: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
-	7,   // 104: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
-	9,   // 105: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
-	11,  // 106: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
-	13,  // 107: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
-	16,  // 108: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
-	18,  // 109: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
-	20,  // 110: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
-	22,  // 111: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
-	24,  // 112: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
-	27,  // 113: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
-	29,  // 114: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
-	31,  // 115: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
-	33,  // 116: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
-	35,  // 117: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
-	45,  // 118: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
-	47,  // 119: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
-	37,  // 120: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
-	39,  // 121: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
-	41,  // 122: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
-	43,  // 123: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
-	49,  // 124: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
-	51,  // 125: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
-	53,  // 126: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
-	55,  // 127: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
-	57,  // 128: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
-	59,  // 129: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
-	62,  // 130: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
-	64,  // 131: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
-	66,  // 132: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
-	68,  // 133: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
-	71,  // 134: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
-	73,  // 135: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
-	75,  // 136: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
-	77,  // 137: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
-	79,  // 138: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
-	81,  // 139: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
-	101, // [101:140] is the sub-list for method output_type
-	62,  // [62:101] is the sub-list for method input_type
-	62,  // [62:62] is the sub-list for extension type_name
-	62,  // [62:62] is the sub-list for extension extendee
-	0,   // [0:62] is the sub-list for field type_name
+	98,  // 29: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
+	94,  // 30: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
+	94,  // 31: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
+	99,  // 32: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
+	99,  // 33: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
+	100, // 34: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
+	94,  // 35: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
+	98,  // 36: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
+	101, // 37: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
+	91,  // 38: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
+	102, // 39: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
+	99,  // 40: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
+	100, // 41: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
+	99,  // 42: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
+	89,  // 43: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
+	94,  // 44: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
+	103, // 45: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
+	94,  // 46: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
+	104, // 47: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
+	101, // 48: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	101, // 49: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
+	101, // 50: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	105, // 51: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
+	105, // 52: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
+	61,  // 53: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
+	105, // 54: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
+	106, // 55: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
+	106, // 56: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
+	91,  // 57: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
+	69,  // 58: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
+	69,  // 59: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
+	91,  // 60: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
+	93,  // 61: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
+	107, // 62: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
+	0,   // 63: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
+	2,   // 64: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
+	4,   // 65: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
+	6,   // 66: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
+	8,   // 67: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
+	10,  // 68: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
+	12,  // 69: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
+	14,  // 70: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
+	17,  // 71: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
+	19,  // 72: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
+	21,  // 73: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
+	23,  // 74: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
+	25,  // 75: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
+	28,  // 76: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
+	30,  // 77: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
+	32,  // 78: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
+	34,  // 79: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
+	44,  // 80: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
+	46,  // 81: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
+	36,  // 82: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
+	38,  // 83: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
+	40,  // 84: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
+	42,  // 85: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
+	48,  // 86: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
+	50,  // 87: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
+	52,  // 88: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
+	54,  // 89: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
+	56,  // 90: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
+	58,  // 91: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
+	60,  // 92: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
+	63,  // 93: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
+	65,  // 94: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
+	67,  // 95: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
+	70,  // 96: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
+	72,  // 97: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
+	74,  // 98: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
+	76,  // 99: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
+	78,  // 100: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
+	80,  // 101: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
+	1,   // 102: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
+	3,   // 103: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
+	5,   // 104: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
+	7,   // 105: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
+	9,   // 106: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
+	11,  // 107: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
+	13,  // 108: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
+	16,  // 109: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
+	18,  // 110: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
+	20,  // 111: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
+	22,  // 112: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
+	24,  // 113: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
+	27,  // 114: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
+	29,  // 115: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
+	31,  // 116: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
+	33,  // 117: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
+	35,  // 118: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
+	45,  // 119: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
+	47,  // 120: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
+	37,  // 121: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
+	39,  // 122: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
+	41,  // 123: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
+	43,  // 124: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
+	49,  // 125: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
+	51,  // 126: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
+	53,  // 127: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
+	55,  // 128: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
+	57,  // 129: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
+	59,  // 130: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
+	62,  // 131: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
+	64,  // 132: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
+	66,  // 133: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
+	68,  // 134: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
+	71,  // 135: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
+	73,  // 136: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
+	75,  // 137: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
+	77,  // 138: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
+	79,  // 139: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
+	81,  // 140: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
+	102, // [102:141] is the sub-list for method output_type
+	63,  // [63:102] is the sub-list for method input_type
+	63,  // [63:63] is the sub-list for extension type_name
+	63,  // [63:63] is the sub-list for extension extendee
+	0,   // [0:63] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_management_proto_init() }
