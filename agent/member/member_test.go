@@ -1,9 +1,13 @@
 package member
 
 import (
+	"math/rand/v2"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
 )
@@ -46,4 +50,86 @@ func TestThreeNodesBecomeThreeServers(t *testing.T) {
 			}
 		}
 	})
+}
+
+// servers reports whether all nodes are confirmed servers of one ledger.
+func (w *world) servers(n int) bool {
+	w.mu.Lock()
+	l := w.etcd.ledger
+	w.mu.Unlock()
+	if l == nil || len(l.Record.Servers) != n {
+		return false
+	}
+	have := 0
+	for _, x := range w.nodes {
+		if x.m != nil && x.j.Disk().Role == cb.RoleServer {
+			have++
+		}
+	}
+	return have == n
+}
+
+// TestPowerCuts cuts the power of any node at any write, again and again: what
+// was acknowledged is there after the restart, nothing is shown before it is
+// flushed, there is one cluster, and the site ends with three servers.
+func TestPowerCuts(t *testing.T) {
+	seeds := 12
+	if testing.Short() {
+		seeds = 5
+	}
+	for seed := range seeds {
+		synctest.Test(t, func(t *testing.T) { powerCuts(t, uint64(seed)) })
+		if t.Failed() {
+			t.Fatalf("seed %d", seed)
+		}
+	}
+}
+
+func powerCuts(t *testing.T, seed uint64) {
+	rng := rand.New(rand.NewPCG(seed, 7))
+	w := newWorld(t, 3)
+	defer w.allOff()
+	cuts := 12
+	for _, x := range w.nodes {
+		x.cutAt = func(string) bool {
+			if cuts == 0 || rng.IntN(8) != 0 {
+				return false
+			}
+			cuts--
+			return true
+		}
+		x.powerOn()
+	}
+	uids := map[string]bool{}
+	for end := time.Now().Add(2 * time.Hour); ; time.Sleep(500 * time.Millisecond) {
+		for _, x := range w.nodes {
+			if !x.dead {
+				continue
+			}
+			acked := x.acked
+			x.off(true)
+			time.Sleep(time.Duration(rng.IntN(40)) * time.Second)
+			x.powerOn()
+			if diff := cmp.Diff(acked, x.j.Disk(), cmpopts.EquateEmpty()); diff != "" {
+				t.Fatalf("%s lost an acknowledged write:\n%s", x.id, diff)
+			}
+		}
+		w.mu.Lock()
+		if l := w.etcd.ledger; l != nil {
+			uids[l.Record.UID] = true
+		}
+		w.mu.Unlock()
+		if len(uids) > 1 {
+			t.Fatalf("clusters %v", uids)
+		}
+		if w.servers(3) { // at rest nothing is written
+			return
+		}
+		if time.Now().After(end) {
+			for _, x := range w.nodes {
+				t.Logf("%s: %+v %v", x.id, x.shown(), x.m.Report().Problems)
+			}
+			t.Fatalf("seed %d: the site did not get there", seed)
+		}
+	}
 }

@@ -71,7 +71,12 @@ type node struct {
 	ended   chan error
 	boots   int
 	applied hostnet.Desired
-	cutAt   func(point string) bool
+	// cutAt says whether the power is cut at a write; dead: it has been.
+	// writes counts writes, acked is the last one that was acknowledged.
+	cutAt  func(point string) bool
+	dead   bool
+	writes int
+	acked  cb.Disk
 }
 
 func newWorld(t *testing.T, n int) *world {
@@ -114,6 +119,7 @@ func (x *node) powerOn() {
 		x.w.t.Fatal(err)
 	}
 	x.boots++
+	x.dead = false
 	cfg := Config{
 		Self: x.id, Boot: fmt.Sprint("boot", x.boots), StateDir: dir, RunDir: dir, Listen: ":7445",
 		Journal: x.journal(j), Mark: x, Papers: x.papers, K3s: x.k3s, Host: x, Centre: x,
@@ -140,7 +146,36 @@ func (x *node) powerOn() {
 	go func() { ended <- m.Run(ctx, x) }()
 }
 
-func (x *node) journal(j *journal.Journal) Journal { return j }
+func (x *node) journal(j *journal.Journal) Journal { return &cutJournal{Journal: j, x: x} }
+
+// cutJournal cuts the power at writes.
+type cutJournal struct {
+	*journal.Journal
+	x *node
+}
+
+var errPower = errors.New("the power is gone")
+
+func (j *cutJournal) Update(change func(*cb.Disk)) error {
+	x := j.x
+	if x.dead {
+		return errPower
+	}
+	x.writes++
+	if x.cutAt != nil && x.cutAt("before") {
+		x.dead = true
+		return errPower
+	}
+	if err := j.Journal.Update(change); err != nil {
+		return err
+	}
+	x.acked = j.Disk()
+	if x.cutAt != nil && x.cutAt("after") {
+		x.dead = true
+		return errPower
+	}
+	return nil
+}
 
 // off ends the agent. With power, k3s goes too, and what was volatile.
 func (x *node) off(power bool) {
@@ -243,7 +278,7 @@ func (x *node) Wait(ctx context.Context) ([]discovery.Hint, error) {
 func (w *world) reach(x, y *node) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return y.m != nil && !w.cut[[2]int{x.i, y.i}]
+	return y.m != nil && !y.dead && !x.dead && !w.cut[[2]int{x.i, y.i}]
 }
 
 // AskFounding, PutEscrow and Handover implement Centre.
@@ -292,7 +327,7 @@ type conn struct {
 func (c *conn) ok() error {
 	c.x.w.mu.Lock()
 	defer c.x.w.mu.Unlock()
-	if c.y.m != c.m || c.x.m == nil || c.x.w.cut[[2]int{c.x.i, c.y.i}] {
+	if c.y.m != c.m || c.x.m == nil || c.x.dead || c.y.dead || c.x.w.cut[[2]int{c.x.i, c.y.i}] {
 		return peer.ErrClosed
 	}
 	return nil
@@ -327,13 +362,23 @@ func (c *conn) Status(ctx context.Context) (cb.Status, bool, error) {
 	if err := c.travel(ctx); err != nil {
 		return cb.Status{}, false, err
 	}
-	c.m.Heard(c.x.id, netip.AddrPortFrom(c.x.ip, 7445), c.x.member().Status())
-	s := c.m.Status()
+	mine, s := c.x.shownStatus(), c.y.shownStatus()
+	c.m.Heard(c.x.id, netip.AddrPortFrom(c.x.ip, 7445), mine)
 	if err := c.travel(ctx); err != nil {
 		return cb.Status{}, false, err
 	}
 	c.x.member().Heard(c.y.id, netip.AddrPortFrom(c.y.ip, 7445), s)
 	return s, c.x.papers.Revision() != c.y.papers.Revision(), nil
+}
+
+// shownStatus is what the node shows; it must be what is flushed.
+func (x *node) shownStatus() cb.Status {
+	s := x.member().Status()
+	d := x.j.Disk()
+	if s.Role != d.Role || s.Ack != d.Ack || s.Step != d.Step || s.Lead != d.Lead || s.Record != d.Record || s.Intent != (d.Intent != nil) || s.Reset != (d.Reset != nil) {
+		x.w.t.Errorf("%s shows what is not flushed: %+v, on the disk %+v", x.id, s, d)
+	}
+	return s
 }
 
 func (x *node) member() *Member {
@@ -458,11 +503,17 @@ type fakeK3s struct {
 	init    bool
 	lease   time.Duration
 	broken  map[string]error
+	infoAt  time.Time
+	seenV   uint64
+	seenAt  time.Time
 }
 
 const startTime = 5 * time.Second
 
 func (k *fakeK3s) call(name string) error {
+	if k.n.dead {
+		return errPower
+	}
 	k.calls = append(k.calls, name)
 	return k.broken[name]
 }
@@ -529,8 +580,9 @@ func (k *fakeK3s) Observe(context.Context) (cb.K3s, k3s.DiskSigns) {
 	answers := k.up() && e.quorum(w)
 	if k.proc == cb.ProcessServer {
 		if !answers {
-			out.NoInfo = out.Running
+			out.NoInfo = time.Since(k.infoAt)
 		} else {
+			k.infoAt = time.Now()
 			for _, v := range e.voters {
 				out.Members = append(out.Members, cb.Member{Node: v})
 			}
@@ -545,7 +597,10 @@ func (k *fakeK3s) Observe(context.Context) (cb.K3s, k3s.DiskSigns) {
 	}
 	if answers {
 		out.API, out.Ledger, out.Virgin = true, e.ledger, e.virgin
-		out.LedgerFor = time.Minute
+		if k.seenV != e.version {
+			k.seenV, k.seenAt = e.version, time.Now()
+		}
+		out.LedgerFor = time.Since(k.seenAt)
 	}
 	return out, signs
 }
@@ -574,7 +629,7 @@ func (k *fakeK3s) Start(_ context.Context, s k3s.Start) error {
 		return errors.New("no lease")
 	}
 	if k.proc == cb.ProcessNone {
-		k.started = time.Now()
+		k.started, k.infoAt = time.Now(), time.Now()
 	}
 	k.role, k.proc, k.init = s.Role, want, s.Init
 	return nil
