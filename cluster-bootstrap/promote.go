@@ -313,10 +313,13 @@ func (v *view) candidate() (State, []Action) {
 		return v.aside(RoleWorker, rec, "My new datastore is damaged ("+v.K3s.Damaged+"). I am a worker again.")
 	}
 	if st.Replace && v.K3s.Process == ProcessServer && !v.K3s.API && v.K3s.NoInfo > v.pol.QuorumLost {
+		if s, acts := v.candidateOrder(rec); acts != nil {
+			return s, acts
+		}
 		return v.wait(Waiting, QuorumLost, "The cluster lost its majority while I became a server. Please check the other servers; if they are lost, an order is needed.")
 	}
 	if !st.Replace && !v.leaseHolds(st.Plan, 0) {
-		if s, acts := v.giveUp(rec); acts != nil {
+		if s, acts := v.candidateOrder(rec); acts != nil {
 			return s, acts
 		}
 		return v.leaseEnded(st)
@@ -333,6 +336,14 @@ func (v *view) candidate() (State, []Action) {
 		return v.wait(Candidate, LeaseMissing, "I wait for the lease to be renewed before I start.")
 	}
 	return v.wait(Candidate, Settling, "I run as a new server; the plan is not confirmed yet.")
+}
+
+// candidateOrder does what an order allows a candidate that cannot go on.
+func (v *view) candidateOrder(rec *Record) (State, []Action) {
+	if m := v.restoreOrder(rec); m != nil && !v.K3s.API {
+		return v.restore(m)
+	}
+	return v.giveUp(rec)
 }
 
 func (v *view) leaseEnded(st *Step) (State, []Action) {

@@ -369,7 +369,7 @@ func (v *view) recovering() (State, []Action) {
 	if v.K3s.Process != ProcessNone && !v.Disk.ResetFlag {
 		return Recovering, []Action{{Kind: StopK3s, Reason: "k3s must be stopped before its datastore is reset."}}
 	}
-	if end := v.LastGrant + v.pol.Lease + v.pol.LeaseMargin; r.Plan != "" && v.Mono < end {
+	if end := v.LastGrant + v.pol.Lease + v.pol.LeaseMargin; r.Plan != "" && !v.Disk.ResetFlag && v.Mono < end {
 		return Recovering, []Action{{Kind: Wait, Blocker: LeaseRunsOut, For: end - v.Mono,
 			Reason: "The promotion failed and the cluster has no majority. I wait until the other nodes have certainly stopped, then go on from my own data."}}
 	}

@@ -12,6 +12,7 @@ import (
 
 	clusterbootstrap "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/cluster-bootstrap/k3s/launch"
+	"github.com/muster-edge/muster/internal/failpoint"
 )
 
 // keepAside is how many old datastores stay on the node.
@@ -57,34 +58,39 @@ func (m *Manager) MoveAside(ctx context.Context, role clusterbootstrap.Role) err
 	if n.Role != clusterbootstrap.RoleNone.String() {
 		n.Role = role.String()
 	}
-	if err := launch.WriteFile(m.asideFile(), n); err != nil {
-		return err
+	steps := []struct {
+		name string
+		do   func() error
+	}{
+		{"journal", func() error { return launch.WriteFile(m.asideFile(), n) }},
+		{"role", func() error { return launch.Remove(m.cfg.Paths.RoleFile()) }},
+		{"tokens", m.forgetServerTokens},
+		{"move", func() error { return m.moveServer(n.ID) }},
+		{"scrub", func() error { return m.scrub(n.ID) }},
+		{"worker", func() error {
+			if n.Role != clusterbootstrap.RoleNone.String() {
+				return nil
+			}
+			return m.dropWorker()
+		}},
+		// A config of a server would make the next start one.
+		{"config", func() error { return launch.Remove(m.cfg.Paths.ConfigFile()) }},
+		{"snapshot", func() error { return launch.Remove(m.snapshotFile()) }},
+		{"prune", m.pruneAside},
+		{"done", func() error { return launch.Remove(m.asideFile()) }},
 	}
-	if err := launch.Remove(m.cfg.Paths.RoleFile()); err != nil {
-		return err
-	}
-	if err := m.forgetServerTokens(); err != nil {
-		return err
-	}
-	if err := m.moveServer(n.ID); err != nil {
-		return err
-	}
-	if n.Role == clusterbootstrap.RoleNone.String() {
-		if err := m.dropWorker(); err != nil {
-			return err
+	for _, s := range steps {
+		failpoint.Hit("k3s.aside." + s.name)
+		if m.step != nil {
+			if err := m.step(s.name); err != nil {
+				return err
+			}
+		}
+		if err := s.do(); err != nil {
+			return fmt.Errorf("k3s: move aside: %s: %w", s.name, err)
 		}
 	}
-	// A config of a server would make the next start one.
-	if err := launch.Remove(m.cfg.Paths.ConfigFile()); err != nil {
-		return err
-	}
-	if err := launch.Remove(m.snapshotFile()); err != nil {
-		return err
-	}
-	if err := m.pruneAside(); err != nil {
-		m.cfg.Log.Warn("delete an old datastore", "err", err)
-	}
-	return launch.Remove(m.asideFile())
+	return nil
 }
 
 // secrets are what below server/ makes a server; everything there but the
@@ -110,6 +116,12 @@ func (m *Manager) moveServer(id string) error {
 			return err
 		}
 	}
+	return nil
+}
+
+// scrub deletes the secrets from the copy.
+func (m *Manager) scrub(id string) error {
+	to := filepath.Join(m.asideDir(), id)
 	for _, s := range secrets {
 		if err := os.RemoveAll(filepath.Join(to, "server", s)); err != nil {
 			return fmt.Errorf("k3s: move aside: %w", err)

@@ -26,6 +26,8 @@ type Manager struct {
 	seen  seen
 	birth *fleet.BirthSettings // of the last start
 	disk  diskSpeed
+	// step is called before each step of MoveAside; nil but in tests.
+	step func(name string) error
 	// client of the API, as long as the files behind it stay the same.
 	client    *kube.Client
 	clientKey string

@@ -31,6 +31,12 @@ type seen struct {
 	virgin   bool
 	virginAt time.Duration
 	members  []member
+	memberAt map[memberKey]time.Duration // since when a member is as it is
+}
+
+type memberKey struct {
+	id      uint64
+	learner bool
 }
 
 type nodeSeen struct {
@@ -169,9 +175,17 @@ func (m *Manager) askServer(ctx context.Context, k *clusterbootstrap.K3s) {
 	if infoErr == nil {
 		m.seen.info = now
 		m.seen.members = nameMembers(raw, nodes, m.seen.members)
+		at := make(map[memberKey]time.Duration, len(m.seen.members))
 		for _, x := range m.seen.members {
-			k.Members = append(k.Members, clusterbootstrap.Member{Node: x.node, Learner: x.Learner})
+			key := memberKey{x.ID, x.Learner}
+			since, ok := m.seen.memberAt[key]
+			if !ok {
+				since = now
+			}
+			at[key] = since
+			k.Members = append(k.Members, clusterbootstrap.Member{Node: x.node, Learner: x.Learner, For: now - since})
 		}
+		m.seen.memberAt = at
 		slices.SortFunc(k.Members, func(a, b clusterbootstrap.Member) int { return strings.Compare(string(a.Node), string(b.Node)) })
 	} else {
 		noInfo()

@@ -24,12 +24,8 @@ func TestStories(t *testing.T) {
 	}
 	for _, f := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(f), ".txt"), func(t *testing.T) {
-			raw, err := os.ReadFile(f)
-			if err != nil {
-				t.Fatal(err)
-			}
-			head, want, _ := strings.Cut(string(raw), "---\n")
-			sc, end := parseStory(t, head)
+			sc, end, raw := readStory(t, f)
+			head, want, _ := strings.Cut(raw, "---\n")
 			var out bytes.Buffer
 			r := Run(1, Options{Script: &sc, Trace: &out})
 			if r.Violation != "" {
@@ -59,6 +55,17 @@ func TestStories(t *testing.T) {
 			}
 		})
 	}
+}
+
+func readStory(t *testing.T, file string) (Script, string, string) {
+	t.Helper()
+	raw, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	head, _, _ := strings.Cut(string(raw), "---\n")
+	sc, end := parseStory(t, head)
+	return sc, end, string(raw)
 }
 
 func parseStory(t *testing.T, text string) (Script, string) {
