@@ -265,16 +265,17 @@ func roleToProto(as clusterbootstrap.Role) (peerv1.JoinAs, error) {
 	return 0, fmt.Errorf("peer: nobody joins as %s", as)
 }
 
-// materialToProto copies the token, so that both copies can be wiped.
+// materialToProto copies the tokens, so that both copies can be wiped.
 func materialToProto(m Material) (*peerv1.JoinMaterialResponse, error) {
-	if len(m.Token) == 0 || len(m.Token) > maxToken || len(m.Servers) == 0 {
+	if len(m.Token) == 0 || len(m.Token) > maxToken || len(m.AgentToken) > maxToken || len(m.Servers) == 0 {
 		return nil, errors.New("peer: material without a token or a server")
 	}
 	return &peerv1.JoinMaterialResponse{Servers: m.Servers[:min(len(m.Servers), maxServers)], Token: slices.Clone(m.Token),
-		TokenSeconds: uint32(min(max(0, m.Good/time.Second), math.MaxInt32)), Uid: m.UID, Epoch: m.Epoch}, nil
+		TokenSeconds: uint32(min(max(0, m.Good/time.Second), math.MaxInt32)), Uid: m.UID, Epoch: m.Epoch,
+		AgentToken: slices.Clone(m.AgentToken), K3SVersion: m.Version, K3SArgs: m.Args}, nil
 }
 
-// materialFromProto takes the token out of the message.
+// materialFromProto takes the tokens out of the message.
 func materialFromProto(x *peerv1.JoinMaterialResponse, as clusterbootstrap.Role, plan string) (Material, error) {
 	var r reading
 	r.check(len(x.GetServers()) > 0 && len(x.GetServers()) <= maxServers, "%d servers, want 1 to %d", len(x.GetServers()), maxServers)
@@ -284,8 +285,11 @@ func materialFromProto(x *peerv1.JoinMaterialResponse, as clusterbootstrap.Role,
 			"a server is no https://host:port")
 	}
 	r.check(tokenForm(x.GetToken()), "the token is not in K10 form")
+	r.check(len(x.GetAgentToken()) == 0 || as == clusterbootstrap.RoleServer && oneLine(x.GetAgentToken()), "the agent token is none")
+	r.check(x.GetK3SVersion() == "" || versionForm.MatchString(x.GetK3SVersion()), "version of k3s is none")
 	r.check(fleet.ValidateClusterUID(x.GetUid()) == nil, "there is no cluster UID")
-	m := Material{Servers: x.GetServers(), Token: x.GetToken(), Good: time.Duration(x.GetTokenSeconds()) * time.Second,
+	m := Material{Servers: x.GetServers(), Token: x.GetToken(), AgentToken: x.GetAgentToken(), Version: x.GetK3SVersion(),
+		Args: r.id("arguments", x.GetK3SArgs(), true), Good: time.Duration(x.GetTokenSeconds()) * time.Second,
 		UID: x.GetUid(), Epoch: r.epoch("epoch", x.GetEpoch()), As: as, Plan: plan}
 	if err := r.err("join material"); err != nil {
 		m.Wipe()
@@ -298,7 +302,12 @@ func materialFromProto(x *peerv1.JoinMaterialResponse, as clusterbootstrap.Role,
 // hash>::<credentials>": one line of printable ASCII, since it becomes a file
 // that k3s reads.
 func tokenForm(b []byte) bool {
-	if len(b) < len("K10::x") || len(b) > maxToken || string(b[:3]) != "K10" {
+	return len(b) >= len("K10::x") && string(b[:3]) == "K10" && oneLine(b)
+}
+
+// oneLine tells whether b may be one line of a file that k3s reads.
+func oneLine(b []byte) bool {
+	if len(b) > maxToken {
 		return false
 	}
 	for _, c := range b {

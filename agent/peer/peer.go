@@ -62,7 +62,7 @@ type Address struct {
 	At   netip.AddrPort
 }
 
-// Material is what a node needs to join the cluster. Its token is a secret:
+// Material is what a node needs to join the cluster. Its tokens are secrets:
 // call Wipe after use.
 type Material struct {
 	// Servers are https URLs, best first.
@@ -70,6 +70,11 @@ type Material struct {
 	// Token is in K10 form: a bootstrap token of minutes for a worker, the
 	// server token for a candidate.
 	Token Secret
+	// AgentToken is the server's own token for agents, if it has one that is
+	// not Token: for candidates only.
+	AgentToken Secret
+	// Version and Args are those of the server's k3s, as in a Status.
+	Version, Args string
 	// Good is how long the token is good from now; 0: for ever.
 	Good  time.Duration
 	UID   string
@@ -79,10 +84,11 @@ type Material struct {
 	Plan string
 }
 
-// Wipe overwrites the token.
+// Wipe overwrites the tokens.
 func (m *Material) Wipe() {
 	clear(m.Token)
-	m.Token = nil
+	clear(m.AgentToken)
+	m.Token, m.AgentToken = nil, nil
 }
 
 // Secret never shows itself.

@@ -74,7 +74,8 @@ func newProving(t *testing.T, list []measurement) *proving {
 			Plan: &clusterbootstrap.PlanDoc{ID: aPlan, Phase: clusterbootstrap.PlanPrepare, Leader: p.server.id, Candidates: []fleet.NodeID{p.joiner.id}}}},
 	}
 	p.server.material = func() (Material, error) {
-		return Material{Servers: []string{"https://100.96.0.1:6443"}, Token: Secret(canary), Good: 5 * time.Minute, UID: cluster}, nil
+		return Material{Servers: []string{"https://100.96.0.1:6443"}, Token: Secret(canary), Good: 5 * time.Minute, UID: cluster,
+			Version: "v1.36.3+k3s1", Args: "ab"}, nil
 	}
 	edit := func(c *Config) {
 		c.Now = p.clock.Now
@@ -127,8 +128,14 @@ func TestJoinMaterialForOurOwn(t *testing.T) {
 	if !bytes.Equal(token, make([]byte, len(token))) {
 		t.Error("the token is still in memory after Wipe")
 	}
+	worker := p.server.material
+	p.server.material = func() (Material, error) {
+		m, err := worker()
+		m.AgentToken = Secret("agents-" + canary)
+		return m, err
+	}
 	s, err := c.JoinMaterial(t.Context(), clusterbootstrap.RoleServer, aPlan)
-	if err != nil || s.Plan != aPlan || s.As != clusterbootstrap.RoleServer {
+	if err != nil || s.Plan != aPlan || s.As != clusterbootstrap.RoleServer || string(s.AgentToken) != "agents-"+canary || s.Version != "v1.36.3+k3s1" || s.Args != "ab" {
 		t.Fatalf("%+v, %v", s, err)
 	}
 	if strings.Contains(p.log.String(), "canary") {

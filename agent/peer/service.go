@@ -282,7 +282,7 @@ func (s service) JoinMaterial(ctx context.Context, m *peerv1.JoinMaterialRequest
 		return nil, s.fault(ctx, "join material", err)
 	}
 	l.mu.Lock()
-	l.secrets = append(l.secrets, out.Token)
+	l.secrets = append(l.secrets, out.Token, out.AgentToken)
 	l.mu.Unlock()
 	s.p.cfg.Log.Info("join material given", slog.String(keyNode, string(node)), slog.String(keyCall, as.String()))
 	return out, nil

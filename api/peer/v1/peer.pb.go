@@ -969,9 +969,16 @@ type JoinMaterialResponse struct {
 	// never logged, never shown, wiped after use.
 	Token []byte `protobuf:"bytes,3,opt,name=token,proto3" json:"token,omitempty"`
 	// How long the token is good; 0: for ever.
-	TokenSeconds  uint32 `protobuf:"varint,4,opt,name=token_seconds,json=tokenSeconds,proto3" json:"token_seconds,omitempty"`
-	Uid           string `protobuf:"bytes,5,opt,name=uid,proto3" json:"uid,omitempty"`
-	Epoch         uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	TokenSeconds uint32 `protobuf:"varint,4,opt,name=token_seconds,json=tokenSeconds,proto3" json:"token_seconds,omitempty"`
+	Uid          string `protobuf:"bytes,5,opt,name=uid,proto3" json:"uid,omitempty"`
+	Epoch        uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// For a node being promoted, if the site has one: the token by which agents
+	// join. A secret like token.
+	AgentToken []byte `protobuf:"bytes,7,opt,name=agent_token,json=agentToken,proto3" json:"agent_token,omitempty"`
+	// What a candidate compares itself with: version of k3s, digest of the
+	// arguments that must be the same on all servers.
+	K3SVersion    string `protobuf:"bytes,8,opt,name=k3s_version,json=k3sVersion,proto3" json:"k3s_version,omitempty"`
+	K3SArgs       string `protobuf:"bytes,9,opt,name=k3s_args,json=k3sArgs,proto3" json:"k3s_args,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1046,6 +1053,27 @@ func (x *JoinMaterialResponse) GetEpoch() uint64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *JoinMaterialResponse) GetAgentToken() []byte {
+	if x != nil {
+		return x.AgentToken
+	}
+	return nil
+}
+
+func (x *JoinMaterialResponse) GetK3SVersion() string {
+	if x != nil {
+		return x.K3SVersion
+	}
+	return ""
+}
+
+func (x *JoinMaterialResponse) GetK3SArgs() string {
+	if x != nil {
+		return x.K3SArgs
+	}
+	return ""
 }
 
 type LeaseRequest struct {
@@ -2347,14 +2375,19 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\fmilliseconds\x18\x03 \x01(\rR\fmilliseconds\"J\n" +
 	"\x13JoinMaterialRequest\x12\x1f\n" +
 	"\x02as\x18\x01 \x01(\x0e2\x0f.peer.v1.JoinAsR\x02as\x12\x12\n" +
-	"\x04plan\x18\x02 \x01(\tR\x04plan\"\xab\x01\n" +
+	"\x04plan\x18\x02 \x01(\tR\x04plan\"\x88\x02\n" +
 	"\x14JoinMaterialResponse\x12\x16\n" +
 	"\x06denied\x18\x01 \x01(\tR\x06denied\x12\x18\n" +
 	"\aservers\x18\x02 \x03(\tR\aservers\x12\x14\n" +
 	"\x05token\x18\x03 \x01(\fR\x05token\x12#\n" +
 	"\rtoken_seconds\x18\x04 \x01(\rR\ftokenSeconds\x12\x10\n" +
 	"\x03uid\x18\x05 \x01(\tR\x03uid\x12\x14\n" +
-	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\"\"\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x1f\n" +
+	"\vagent_token\x18\a \x01(\fR\n" +
+	"agentToken\x12\x1f\n" +
+	"\vk3s_version\x18\b \x01(\tR\n" +
+	"k3sVersion\x12\x19\n" +
+	"\bk3s_args\x18\t \x01(\tR\ak3sArgs\"\"\n" +
 	"\fLeaseRequest\x12\x12\n" +
 	"\x04plan\x18\x01 \x01(\tR\x04plan\"K\n" +
 	"\rLeaseResponse\x12\x16\n" +
