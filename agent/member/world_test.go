@@ -17,6 +17,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
+
 	"github.com/muster-edge/muster/agent/hostnet"
 	"github.com/muster-edge/muster/agent/journal"
 	"github.com/muster-edge/muster/agent/peer"
@@ -117,6 +120,9 @@ func (x *node) powerOn() {
 	j, err := journal.Open(filepath.Join(dir, "journal"))
 	if err != nil {
 		x.w.t.Fatal(err)
+	}
+	if diff := cmp.Diff(x.acked, j.Disk(), cmpopts.EquateEmpty()); x.boots > 0 && diff != "" {
+		x.w.t.Fatalf("%s lost an acknowledged write:\n%s", x.id, diff)
 	}
 	x.boots++
 	x.dead = false
