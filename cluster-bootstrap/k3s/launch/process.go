@@ -105,6 +105,9 @@ func (p *Process) Alive() bool {
 
 // pidfd returns a handle that can never mean another process; nil if p is gone.
 func (p *Process) pidfd() (*os.File, error) {
+	if !p.Alive() {
+		return nil, nil
+	}
 	fd, err := unix.PidfdOpen(p.PID, 0)
 	if errors.Is(err, unix.ESRCH) {
 		return nil, nil
