@@ -30,6 +30,16 @@ func (v *view) acknowledged() (State, []Action) {
 	return v.survey(v.name(ack.Node) + " wanted to start the cluster and is gone; I look around again.")
 }
 
+// ackBinds: the claim that this node acknowledged stands, so that its owner may
+// found at any moment. Not even an order founds then.
+func (v *view) ackBinds() bool {
+	if v.Disk.Ack == nil {
+		return false
+	}
+	p := v.peer(v.Disk.Ack.Node)
+	return p != nil && p.Age <= v.pol.PeerFresh && p.Status.Claim != nil && *p.Status.Claim == *v.Disk.Ack
+}
+
 func (v *view) survey(why string) (State, []Action) {
 	return Surveying, []Action{{Kind: StartSurvey, Reason: why}}
 }

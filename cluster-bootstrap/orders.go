@@ -85,10 +85,11 @@ func (v *view) foundByOrder(m *Mandate, mayServe bool) (State, []Action) {
 }
 
 // resetOrder returns an order to go on from own data. It is heeded only where
-// no majority is, since a cluster that runs needs no reset.
+// no majority is, since a cluster that runs needs no reset; or by a candidate
+// that no server can confirm any more.
 func (v *view) resetOrder(rec *Record) *Mandate {
 	if m := v.mandate(MandateReset); m != nil && rec != nil && m.UID == rec.UID && m.Epoch > rec.Epoch && v.Disk.Datastore &&
-		!v.K3s.API && v.serverOf(rec.UID) == nil {
+		(!v.K3s.API || v.Disk.Role == RoleCandidate) && v.serverOf(rec.UID) == nil {
 		return m
 	}
 	return nil
@@ -197,7 +198,7 @@ func (v *view) void() string {
 			return "An order tells me to go on from my own data, but I have none. It must go to a node that was a server."
 		case !mine:
 			return "An order tells me to go on from my own data, but names another cluster."
-		case v.K3s.API || v.serverOf(m.UID) != nil:
+		case v.K3s.API && v.Disk.Role != RoleCandidate || v.serverOf(m.UID) != nil:
 			return "An order tells me to go on from my own data alone, but the cluster runs. Nothing is to be done."
 		}
 	case MandateRestore:

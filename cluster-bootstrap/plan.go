@@ -125,14 +125,14 @@ func (v *view) outsider() (State, []Action) {
 	if target := v.bestCluster(); target != nil {
 		return v.join(target)
 	}
-	if v.Disk.Ack != nil {
-		if s, acts := v.acknowledged(); acts != nil {
+	adm, _ := v.Docs.Admitted(v.Self)
+	if m := v.foundOrder(); m != nil && v.founderSeen() == nil && !v.ackBinds() {
+		if s, acts := v.foundByOrder(m, adm.MayServe); acts != nil {
 			return s, acts
 		}
 	}
-	adm, _ := v.Docs.Admitted(v.Self)
-	if m := v.foundOrder(); m != nil && v.founderSeen() == nil {
-		if s, acts := v.foundByOrder(m, adm.MayServe); acts != nil {
+	if v.Disk.Ack != nil {
+		if s, acts := v.acknowledged(); acts != nil {
 			return s, acts
 		}
 	}

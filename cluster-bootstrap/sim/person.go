@@ -77,6 +77,7 @@ func (w *world) act(b cb.Blocker, n *node) bool {
 		return true
 	case cb.OrderVoid:
 		w.tracef("person: withdraws the order for %s", n.name)
+		w.given[n.mandate.Kind]--
 		n.mandate = nil
 		n.wake(0)
 		return true
@@ -125,7 +126,7 @@ func (w *world) orderRecovery(n *node) bool {
 		}
 	}
 	if w.escrow[uid] != nil && w.given[cb.MandateRestore] == 0 {
-		for _, m := range w.nodes {
+		for _, m := range append([]*node{n}, w.nodes...) {
 			if usable(m) && (m.disk.Record == nil || m.disk.Record.UID == uid) {
 				w.give(m, cb.Mandate{Kind: cb.MandateRestore, UID: uid, Epoch: epoch, Snapshot: "newest"}, 48*time.Hour)
 				return true
