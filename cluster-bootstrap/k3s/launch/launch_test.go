@@ -29,6 +29,12 @@ func TestMain(m *testing.M) {
 	case filepath.Base(os.Args[0]) == "k3s":
 		playK3s()
 		return
+	case filepath.Base(os.Args[0]) == "systemctl":
+		if err := playSystemctl(os.Args[1:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	case len(os.Args) > 1 && os.Args[1] == "k3s-child":
 		fmt.Fprintln(os.Stderr, BecomeK3s(os.Args[2:]))
 		os.Exit(1)
@@ -193,24 +199,25 @@ func newWorld(t *testing.T, s script) *world {
 		t.Fatal(err)
 	}
 	w.cfg.Child = []string{self, "k3s-child"}
-	in, err := os.Open(self)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	out, err := os.OpenFile(w.cfg.Binary, os.O_CREATE|os.O_WRONLY, 0o755)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if _, err := io.Copy(out, in); err != nil {
-		t.Fatal(err)
-	}
-	if err := out.Close(); err != nil {
-		t.Fatal(err)
-	}
+	w.copySelf(w.cfg.Binary)
 	w.config(s, "server: https://100.96.0.1:6443\n")
 	t.Setenv("K3S_TOKEN", "secret") // must not reach k3s
 	return w
+}
+
+// copySelf makes a program of the test binary: another file, so that looking
+// for k3s by its file does not find the test.
+func (w *world) copySelf(to string) {
+	w.t.Helper()
+	self, err := os.Executable()
+	w.must(err)
+	in, err := os.Open(self)
+	w.must(err)
+	defer in.Close()
+	out, err := os.OpenFile(to, os.O_CREATE|os.O_WRONLY, 0o755)
+	w.must(err)
+	_, err = io.Copy(out, in)
+	w.must(errors.Join(err, out.Close()))
 }
 
 func (w *world) config(s script, more string) {
