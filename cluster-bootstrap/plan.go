@@ -302,9 +302,13 @@ func (v *view) workerOrder(rec *Record) (State, []Action) {
 // token first.
 func (v *view) startWorker(rec *Record) (State, []Action) {
 	if !v.Disk.AgentCert {
-		m := v.Material
+		m, p := v.Material, v.serverOf(rec.UID)
+		if p != nil {
+			if why := skew(v.K3s.Version, p.Status.Version); why != "" {
+				return v.wait(Waiting, VersionSkew, "I cannot join the cluster again: "+why+".")
+			}
+		}
 		if m == nil || m.As != RoleWorker || m.UID != rec.UID || m.Age > v.pol.MaterialAge {
-			p := v.serverOf(rec.UID)
 			if p == nil {
 				return v.absent("I need a server of the cluster to join again, and none answers.")
 			}

@@ -1,7 +1,6 @@
 package sim
 
 import (
-	"fmt"
 	"slices"
 	"time"
 
@@ -12,8 +11,8 @@ import (
 // observe gathers what the planner sees.
 func (n *node) observe() cb.Observation {
 	w := n.w
-	o := cb.Observation{Self: n.id, Words: n.name, Boot: fmt.Sprint(n.boots), Mono: n.mono(), Addr: n.addr,
-		Fresh: fmt.Sprintf("%s-%d-%d", n.name, n.boots, n.round), Docs: n.documents(), Disk: n.believed,
+	o := cb.Observation{Self: n.id, Words: n.name, Boot: n.boot, Mono: n.mono(), Addr: n.addr,
+		Fresh: n.fresh, Docs: n.documents(), Disk: n.believed,
 		Centre: n.centre, Mandate: n.mandate, Survey: n.survey, Claim: n.claim, Lease: n.lease, LastGrant: n.grantAt,
 		AckSeen: n.age(n.ackAt)}
 	if n.material != nil {
@@ -286,6 +285,7 @@ func (n *node) do(a cb.Action, done func(bool)) {
 		done(true)
 	case cb.StartSurvey:
 		n.round++
+		n.renew()
 		n.claim = nil
 		n.survey = &cb.Survey{Since: n.mono(), Round: n.round}
 		if n.disk.Ack != nil {

@@ -2,6 +2,7 @@ package sim
 
 import (
 	"fmt"
+	"strconv"
 	"time"
 
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
@@ -57,6 +58,8 @@ type node struct {
 	reason   string
 	survey   *cb.Survey
 	round    uint64
+	boot     string // boots in words
+	fresh    string
 	claim    *cb.Claim
 	ackAt    time.Duration
 	lease    cb.Lease
@@ -109,6 +112,7 @@ func (n *node) powerOn() {
 	w := n.w
 	n.up = true
 	n.boots++
+	n.renew()
 	n.gen++
 	n.bootAt, n.seq = w.now, 0
 	n.peers = make([]seen, len(w.nodes))
@@ -129,6 +133,12 @@ func (n *node) powerOn() {
 	if w.sc.CentreUsed {
 		n.later(w.between(0, 3*time.Second), n.centreLoop)
 	}
+}
+
+// renew draws what is new in each round and boot.
+func (n *node) renew() {
+	n.boot = strconv.FormatUint(n.boots, 10)
+	n.fresh = n.name + "-" + n.boot + "-" + strconv.FormatUint(n.round, 10)
 }
 
 func (n *node) powerOff(why string) {

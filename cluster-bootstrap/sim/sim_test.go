@@ -107,7 +107,7 @@ var rare = []struct {
 
 // Runs are small and make much garbage: most of a run was spent collecting it.
 func TestMain(m *testing.M) {
-	debug.SetGCPercent(1000)
+	debug.SetGCPercent(2000)
 	flag.Parse()
 	os.Exit(m.Run())
 }
