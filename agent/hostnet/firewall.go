@@ -87,6 +87,9 @@ func layout(f Firewall, inSite []netip.Addr) structure {
 	nodes := slices.Concat(inSite, f.Nodes)
 	slices.SortFunc(nodes, netip.Addr.Compare)
 	for _, a := range slices.Compact(nodes) {
+		if !usable(a) {
+			continue
+		}
 		e := nftables.SetElement{Key: a.WithZone("").AsSlice()}
 		if a.Is4() {
 			n4 = append(n4, e)

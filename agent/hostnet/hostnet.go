@@ -6,12 +6,13 @@
 // In-site addresses are on a dummy link, and each peer's one is routed by the
 // LAN address at which that peer was last proven to be. So a new LAN address
 // of a node, or of all of them, changes routes and nothing else: k3s and etcd
-// keep knowing each other. docs/adr/0005 has the reasons.
+// keep knowing each other. docs/adr/0007-in-site-addresses.md has the reasons.
 package hostnet
 
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"slices"
 )
@@ -45,7 +46,7 @@ type Desired struct {
 type Firewall struct {
 	// Nodes are the addresses of admitted nodes besides the in-site ones: LAN
 	// addresses of a site without in-site addresses, and where tunnels
-	// between nodes end.
+	// between nodes end. What cannot be a host's address is left out.
 	Nodes []netip.Addr
 	// Networks are the pod and service networks.
 	Networks []netip.Prefix
@@ -66,26 +67,14 @@ func (d Desired) Validate() error {
 			errs = append(errs, fmt.Errorf("hostnet: "+format, args...))
 		}
 	}
-	usable := func(a netip.Addr) bool {
-		return a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.Is4In6()
-	}
 	check(!d.Self.IsValid() || d.Self.Is4() && usable(d.Self), "in-site address %s is no IPv4 address of a node", d.Self)
 	check(d.Self.IsValid() || len(d.Peers) == 0, "peers have in-site addresses, this node has none")
 	check(len(d.Peers) <= maxPeers, "%d peers, at most %d are possible", len(d.Peers), maxPeers)
-	for in, lan := range d.Peers {
+	for in := range d.Peers {
 		check(in.Is4() && usable(in) && in != d.Self, "in-site address %s of a peer cannot be that", in)
-		if !lan.IsValid() {
-			continue
-		}
-		_, loop := d.Peers[lan]
-		check(usable(lan) && !loop && lan != d.Self, "LAN address %s of %s cannot be that", lan, in)
-		check(!lan.IsLinkLocalUnicast() || lan.Is4() || lan.Zone() != "" || d.Link != "", "LAN address %s of %s is of no known link", lan, in)
 	}
 	if f := d.Firewall; f != nil {
 		check(len(f.Nodes) <= maxPeers && len(f.Networks) <= 64, "%d nodes and %d networks in the firewall", len(f.Nodes), len(f.Networks))
-		for _, n := range f.Nodes {
-			check(usable(n), "address %s of a node in the firewall", n)
-		}
 		for _, n := range f.Networks {
 			check(n.IsValid() && n.Bits() > 0 && n == n.Masked(), "network %s in the firewall", n)
 		}
@@ -94,15 +83,37 @@ func (d Desired) Validate() error {
 	return errors.Join(errs...)
 }
 
+func usable(a netip.Addr) bool {
+	return a.IsValid() && !a.IsUnspecified() && !a.IsLoopback() && !a.IsMulticast() && !a.Is4In6()
+}
+
+// checkLAN says what is wrong with where a peer is said to be. That is one
+// peer's matter: the others get their routes all the same.
+func (d Desired) checkLAN(lan netip.Addr) error {
+	_, inSite := d.Peers[lan]
+	switch {
+	case !usable(lan):
+		return errors.New("hostnet: no address of a host")
+	case inSite, lan == d.Self:
+		return errors.New("hostnet: it is an in-site address itself")
+	case lan.Is6() && lan.IsLinkLocalUnicast() && lan.Zone() == "" && d.Link == "":
+		return errors.New("hostnet: it is of no known link")
+	}
+	return nil
+}
+
 // Host changes the network of this host. Methods may be called from one
 // goroutine at a time. The zero value is ready.
-type Host struct{}
+type Host struct {
+	// Log gets peers that have no usable LAN address; nil: nobody does.
+	Log *slog.Logger
+}
 
 // Apply makes things as d says. What is right already is not touched, so that
 // connections stay; calling it again costs little and mends what others broke.
-// The firewall goes first, so that nothing is open that should not be. Peers
-// whose LAN address cannot be reached from here are left without a route and
-// reported; the rest is done.
+// The firewall goes first, so that nothing is open that should not be. A peer
+// whose LAN address cannot be reached from here keeps the route that it had, if
+// any, and is logged: it must not keep this node from running.
 func (h *Host) Apply(d Desired) error {
 	if err := d.Validate(); err != nil {
 		return err
@@ -111,7 +122,11 @@ func (h *Host) Apply(d Desired) error {
 	if d.Firewall != nil {
 		errs = append(errs, applyFirewall(*d.Firewall, inSite(d)))
 	}
-	errs = append(errs, applyRoutes(d))
+	log := h.Log
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	errs = append(errs, applyRoutes(d, log))
 	return errors.Join(errs...)
 }
 

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 
@@ -15,7 +16,7 @@ import (
 const fallbackMetric = 0xfffffffe
 
 // applyRoutes brings link, address and routes to what d says.
-func applyRoutes(d Desired) error {
+func applyRoutes(d Desired, log *slog.Logger) error {
 	if !d.Self.IsValid() {
 		return removeLink()
 	}
@@ -28,13 +29,15 @@ func applyRoutes(d Desired) error {
 	}
 	var errs []error
 	wanted := make([]netlink.Route, 0, len(d.Peers)+1)
+	lost := map[netip.Addr]bool{} // keep what they have
 	for in, lan := range d.Peers {
 		if !lan.IsValid() {
 			continue
 		}
 		r, err := routeTo(d, in, lan)
 		if err != nil {
-			errs = append(errs, err)
+			log.Warn("no route to a peer", "in_site", in.String(), "lan", lan.String(), "err", err)
+			lost[in] = true
 			continue
 		}
 		wanted = append(wanted, r)
@@ -62,7 +65,7 @@ func applyRoutes(d Desired) error {
 		}
 	}
 	for i := range old {
-		if keptRoute(wanted, &old[i]) {
+		if keptRoute(wanted, &old[i]) || !isDefault(&old[i]) && lost[addrOf(old[i].Dst)] {
 			continue
 		}
 		if err := netlink.RouteDel(&old[i]); err != nil && !errors.Is(err, unix.ESRCH) {
@@ -171,6 +174,9 @@ func ensureAddress(link netlink.Link, self netip.Addr) error {
 // routeTo is the route to a peer's in-site address. Its source is this node's
 // in-site address, so that peers see connections come from there.
 func routeTo(d Desired, in, lan netip.Addr) (netlink.Route, error) {
+	if err := d.checkLAN(lan); err != nil {
+		return netlink.Route{}, err
+	}
 	r := netlink.Route{Dst: ipNet(in), Src: d.Self.AsSlice(), Protocol: routeProtocol}
 	name := d.Link
 	if lan.Zone() != "" {
@@ -268,6 +274,11 @@ func sameVia(a, b netlink.Destination) bool {
 		return a == nil && b == nil
 	}
 	return a.Equal(b)
+}
+
+func addrOf(n *net.IPNet) netip.Addr {
+	a, _ := netip.AddrFromSlice(n.IP) // the zero address is nobody's
+	return a.Unmap()
 }
 
 func ipNet(a netip.Addr) *net.IPNet {
