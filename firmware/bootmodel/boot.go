@@ -153,7 +153,7 @@ func (m *Machine) load(pressed bool, out *Outcome) bool {
 		out.note("the loader finds no entry")
 		return false
 	}
-	if pressed || conf.menu {
+	if pressed && !conf.disabled || conf.menu {
 		out.note("a key was pressed: the loader shows its menu")
 		out.Menu = true
 		return true
@@ -191,12 +191,12 @@ func (m *Machine) load(pressed bool, out *Outcome) bool {
 
 type conf struct {
 	defaults string
-	menu     bool
+	// menu: always; disabled: never, whatever is pressed.
+	menu, disabled bool
 }
 
-// parseConf reads the settings that matter: a time limit other than 0 shows
-// the menu for that time, so that what starts depends on nobody touching a
-// key; "menu-force" stays in it.
+// parseConf reads the settings that matter: with "menu-force" the loader stays
+// in its menu; "menu-disabled" (since version 255) makes it deaf to keys.
 func parseConf(e ESP) conf {
 	var c conf
 	_, f, _ := e.find(LoaderConf)
@@ -207,7 +207,7 @@ func parseConf(e ESP) conf {
 		case "default":
 			c.defaults = value
 		case "timeout":
-			c.menu = value == "menu-force"
+			c.menu, c.disabled = value == "menu-force", value == "menu-disabled"
 		}
 	}
 	return c
