@@ -1,5 +1,5 @@
 // Package bootmodel says what a machine will start: the firmware's boot order
-// and the choice of systemd-boot 252 as pure functions over the files of an
+// and the choice of systemd-boot (252 and 257 alike) as pure functions over the files of an
 // EFI system partition and the firmware's variables. The node uses it to look
 // before it leaps (a change of the ESP is judged by what every later power-on
 // would start), tests use it to judge thousands of power cuts.
