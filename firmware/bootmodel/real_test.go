@@ -103,6 +103,9 @@ func realCases() []realCase {
 	}
 }
 
+// smoke are the cases of every run; MUSTER_VM_TESTS=long has all.
+var smoke = []string{"bad-slot-counts-down", "corrupt-uki", "key-pressed-menu-disabled"}
+
 // TestRealLoader compares the model with systemd-boot itself, on UEFI firmware
 // in a virtual machine: what starts, in which order, and what the ESP holds
 // afterwards.
@@ -111,7 +114,11 @@ func TestRealLoader(t *testing.T) {
 		t.Skip("starts virtual machines: set MUSTER_VM_TESTS=1 to run it")
 	}
 	loader := realLoader(t)
+	all := os.Getenv("MUSTER_VM_TESTS") == "long"
 	for _, c := range realCases() {
+		if !all && !slices.Contains(smoke, c.name) {
+			continue
+		}
 		t.Run(c.name, func(t *testing.T) {
 			if missing := machine.CheckHost(c.secure); len(missing) > 0 {
 				t.Skipf("this host cannot run machines: missing %v", missing)
