@@ -104,7 +104,7 @@ func realCases() []realCase {
 }
 
 // smoke are the cases of every run; MUSTER_VM_TESTS=long has all.
-var smoke = []string{"bad-slot-counts-down", "corrupt-uki", "key-pressed-menu-disabled"}
+var smoke = []string{"bad-slot-counts-down", "corrupt-uki", "key-pressed"}
 
 // TestRealLoader compares the model with systemd-boot itself, on UEFI firmware
 // in a virtual machine: what starts, in which order, and what the ESP holds
