@@ -131,16 +131,21 @@ func (m *Manager) Start(ctx context.Context, s Start) error {
 		return err
 	}
 	m.birth = &s.Settings.Birth
-	if err := launch.WriteFile(m.cfg.Paths.RoleFile(), note); err != nil {
-		return err
+	// Not written again each turn: it costs a flush.
+	if old, err := m.cfg.Paths.ReadRole(); err != nil || old != note {
+		if err := launch.WriteFile(m.cfg.Paths.RoleFile(), note); err != nil {
+			return err
+		}
 	}
 	if s.Init {
 		if err := launch.WriteFile(m.cfg.Paths.InitFile(), launch.Init{Boot: m.boot}); err != nil {
 			return err
 		}
 	}
-	if err := launch.WriteFile(m.cfg.Paths.GoFile(), launch.Go{Boot: m.boot}); err != nil {
-		return err
+	if !m.allowed() {
+		if err := launch.WriteFile(m.cfg.Paths.GoFile(), launch.Go{Boot: m.boot}); err != nil {
+			return err
+		}
 	}
 	return m.cfg.Control.Start(ctx)
 }

@@ -209,6 +209,11 @@ func do(m *Manager, addr netip.Addr, c call) (a answer) {
 		a.Version, err = m.WriteLedger(ctx, c.Ledger)
 	case "remove":
 		err = m.RemoveServer(ctx, c.Node, c.Keep)
+	case "drop":
+		k, e := m.admin()
+		if err = e; err == nil {
+			err = m.dropMembers(ctx, k, c.Node)
+		}
 	case "snapshot":
 		a.Snapshot, err = m.Snapshot(ctx, c.Plan)
 	case "escrow":
@@ -628,6 +633,25 @@ func TestSite(t *testing.T) {
 	d.do(call{Do: "start", Start: Start{Role: clusterbootstrap.RoleWorker, Settings: d.settings(JoinURL(b.addr))}})
 	d.until("the old server is a worker", func(x answer) bool { return x.K3s.API && x.K3s.Process == clusterbootstrap.ProcessAgent })
 	mark("old server is a worker")
+
+	// It takes a server's place again, beside two that have the quorum: no
+	// lease. Then it dies once more, and etcd is told directly.
+	m := b.do(call{Do: "server-material", Start: Start{Settings: b.settings("")}}).Material
+	d.do(call{Do: "keep", Material: m})
+	d.do(call{Do: "stop"})
+	d.do(call{Do: "start", Start: Start{Role: clusterbootstrap.RoleCandidate, Unfenced: true, Settings: d.settings(m.Server)}})
+	a.until("three voters again", func(x answer) bool { v, l := voters(x.K3s); return v == 3 && l == 0 })
+	d.until("the new server answers", func(x answer) bool { return x.K3s.API })
+	mark("replaced")
+	d.do(call{Do: "kill"})
+	a.do(call{Do: "drop", Node: d.id})
+	if x := a.observe(); len(x.K3s.Members) != 2 {
+		t.Errorf("members: %v", x.K3s.Members)
+	}
+	d.do(call{Do: "aside", Role: clusterbootstrap.RoleWorker})
+	a.do(call{Do: "remove", Node: d.id, Keep: true})
+	d.do(call{Do: "start", Start: Start{Role: clusterbootstrap.RoleWorker, Settings: d.settings(JoinURL(b.addr))}})
+	mark("removed in etcd itself")
 
 	// The other one dies too: no quorum, until a goes on alone.
 	b.do(call{Do: "kill"})

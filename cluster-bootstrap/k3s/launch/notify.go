@@ -57,7 +57,10 @@ func newNotifier(path string, log *slog.Logger) (*notifier, error) {
 	}
 	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: path, Net: "unixgram"})
 	if err != nil {
-		return nil, fmt.Errorf("launch: notify socket: %w", err)
+		// A path longer than 107 bytes, for example: nobody hears that k3s is
+		// ready, and that is all.
+		log.Warn("listen to k3s", "err", err)
+		return n, nil
 	}
 	n.conn = c
 	if up := os.Getenv("NOTIFY_SOCKET"); up != "" {
@@ -89,7 +92,12 @@ func (n *notifier) receive() {
 	}
 }
 
-func (n *notifier) env() string { return "NOTIFY_SOCKET=" + n.path }
+func (n *notifier) env() string {
+	if n.conn == nil {
+		return ""
+	}
+	return "NOTIFY_SOCKET=" + n.path
+}
 
 func (n *notifier) send(s string) {
 	if n.up == nil {
@@ -102,7 +110,9 @@ func (n *notifier) send(s string) {
 
 // Close ends receiving.
 func (n *notifier) Close() {
-	_ = n.conn.Close()
+	if n.conn != nil {
+		_ = n.conn.Close()
+	}
 	if n.up != nil {
 		_ = n.up.Close()
 	}
