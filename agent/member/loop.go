@@ -127,8 +127,9 @@ func (m *Member) act(ctx context.Context, acts []cb.Action) time.Duration {
 		idle = idle && passive[a.Kind]
 	}
 	if !idle {
-		return soon
+		return m.repeated(acts[len(acts)-1])
 	}
+	m.repeats = 0
 	pause := longest
 	if f := acts[len(acts)-1].For; f > 0 {
 		pause = min(pause, max(f, 200*time.Millisecond))
@@ -139,6 +140,21 @@ func (m *Member) act(ctx context.Context, acts []cb.Action) time.Duration {
 	}
 	m.mu.Unlock()
 	return pause - m.jitter(pause/5)
+}
+
+// repeated is the pause after something was done. Doing the same again and
+// again means that it works and does not help (k3s ends as soon as it is
+// started): then the pauses grow. Only the loop calls it.
+func (m *Member) repeated(last cb.Action) time.Duration {
+	same := fmt.Sprint(last.Kind, last.Plan, last.Reason)
+	if same != m.lastDone {
+		m.lastDone, m.repeats = same, 0
+	}
+	m.repeats++
+	if m.repeats <= 3 {
+		return soon
+	}
+	return min(soon<<min(m.repeats-3, 8), longest)
 }
 
 // passive actions change nothing here: planning again at once would say the

@@ -36,6 +36,11 @@ type Member struct {
 	aliveUntil atomic.Int64
 	seq        atomic.Uint64
 
+	// lastDone and repeats are the loop's own: what it did last, and how often
+	// in a row.
+	lastDone string
+	repeats  int
+
 	// k3sMu: the manager is called by one goroutine at a time.
 	k3sMu sync.Mutex
 	// jobs are calls to others that the loop does not wait for.
