@@ -54,6 +54,9 @@ func crashing(dir string) error {
 		return err
 	}
 	h.scribe = &h.s.scribe
+	if os.Getenv(crashWork) == forming {
+		return errors.Join(crashingSite(h), h.s.Close())
+	}
 	if os.Getenv(crashWork) == preApproving {
 		return errors.Join(crashingPreApproved(h), h.s.Close())
 	}

@@ -31,11 +31,20 @@ type vaultShop struct {
 	private, public []byte
 	url             string
 	client          *http.Client
+	close           func()
 	people          musterv1connect.ManagementServiceClient
 }
 
 func newVaultShop(t *testing.T) *vaultShop {
-	s := &vaultShop{shop: newShop(t)}
+	s := newVaultShopOf(t, newHarness(t, t.TempDir()))
+	s.image("slot", "1")
+	t.Cleanup(s.close)
+	return s
+}
+
+func newVaultShopOf(t testing.TB, h *harness) *vaultShop {
+	h.scribe = &h.s.scribe
+	s := &vaultShop{shop: &shop{h, t, nodeService{Server: h.s}}}
 	var err error
 	s.private, s.public, err = escrow.GenerateKey()
 	s.must(err)
@@ -53,14 +62,14 @@ func newVaultShop(t *testing.T) *vaultShop {
 			atLeisure(h).ServeHTTP(w, r.WithContext(ctx))
 		})
 	}
-	path, h := musterv1connect.NewNodeServiceHandler(nodeService{Server: s.s})
-	mux.Handle(path, as(h))
-	path, h = musterv1connect.NewManagementServiceHandler(management{Server: s.s})
-	mux.Handle(path, as(h))
+	path, svc := musterv1connect.NewNodeServiceHandler(nodeService{Server: s.s})
+	mux.Handle(path, as(svc))
+	path, svc = musterv1connect.NewManagementServiceHandler(management{Server: s.s})
+	mux.Handle(path, as(svc))
 	srv := httptest.NewUnstartedServer(mux)
 	srv.EnableHTTP2 = true
 	srv.StartTLS()
-	t.Cleanup(srv.Close)
+	s.close = srv.Close
 	s.url = srv.URL
 	s.people = musterv1connect.NewManagementServiceClient(srv.Client(), srv.URL)
 	s.client = srv.Client()

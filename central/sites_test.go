@@ -65,19 +65,23 @@ func (s *shop) update(f func(store.Tx) error) {
 
 func (s *shop) image(name, version string) {
 	s.t.Helper()
+	s.update(func(t store.Tx) error { return addTestImage(t, s.clock.now(), name, version) })
+}
+
+func addTestImage(t store.Tx, now time.Time, name, version string) error {
 	sum := sha256.Sum256([]byte(name + version))
-	s.update(func(t store.Tx) error {
-		return t.AddImage(fleet.Image{
-			Tenant: DefaultTenant, Name: name, Version: version, Kind: fleet.ImageSlot, Arch: "amd64", SHA256: sum[:], Size: 1,
-			Authenticode: sum[:], PCR11: sum[:], Registered: s.clock.now(),
-		})
+	return t.AddImage(fleet.Image{
+		Tenant: DefaultTenant, Name: name, Version: version, Kind: fleet.ImageSlot, Arch: "amd64", SHA256: sum[:], Size: 1,
+		Authenticode: sum[:], PCR11: sum[:], Registered: now,
 	})
 }
 
 // join enrolls a machine into a site, the way machines do.
 func (s *shop) join(name, site string) *member {
 	s.t.Helper()
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	// The same machine has the same key, also in another process.
+	seed := sha256.Sum256([]byte("ldevid " + name))
+	key, err := ecdsa.ParseRawPrivateKey(elliptic.P256(), seed[:])
 	s.must(err)
 	public, err := x509.MarshalPKIXPublicKey(key.Public())
 	s.must(err)

@@ -4,8 +4,10 @@ import (
 	"bufio"
 	"context"
 	"database/sql"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -13,8 +15,11 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/pressly/goose/v3"
+
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/central/store/storetest"
+	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/audit"
 )
 
@@ -181,5 +186,88 @@ func TestPragmas(t *testing.T) {
 	}
 	if s.writer.Stats().MaxOpenConnections != 1 {
 		t.Error("there must be one writer")
+	}
+}
+
+// TestUpgradeOfTheFirstSchema: a database that the first version wrote, with
+// rows in it, is brought up to date and says the same as before.
+func TestUpgradeOfTheFirstSchema(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "test.db")
+	old, err := sql.Open("sqlite", dsn(path, "immediate", "journal_mode(WAL)"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := fs.Sub(migrations, "migrations")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p, err := goose.NewProvider(goose.DialectSQLite3, old, files, goose.WithVerbose(false))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := p.UpTo(context.Background(), 1); err != nil {
+		t.Fatal(err)
+	}
+	node, gone := storetest.Node("one", "a"), storetest.Node("one", "b")
+	node.Site = "shop"
+	rows := []string{
+		`INSERT INTO settings VALUES ('epoch', '1'), ('document-version', '7')`,
+		`INSERT INTO tenants VALUES ('one', 1, 1, '{"tenant":"one","name":"one"}')`,
+		`INSERT INTO sites VALUES ('one', 'shop', 3, '{"tenant":"one","name":"shop","spec":{}}')`,
+		`INSERT INTO preapprovals VALUES ('one', 'list', 1, '{}')`,
+		`INSERT INTO listed_eks VALUES ('one', 'ab', 'list')`,
+	}
+	for _, n := range []fleet.Node{node, gone} {
+		body, err := json.Marshal(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		rows = append(rows, fmt.Sprintf(`INSERT INTO nodes VALUES ('one', '%s', 'w', 'active', '%s', '%s', '%s', 2, 5, '%s')`, n.ID, n.Site, n.EK, n.LDevIDKey, body),
+			fmt.Sprintf(`INSERT INTO documents VALUES ('one', 'admission', '%s', 1, %d, 9, 'envelope of %s')`, n.ID, len(rows), n.Site))
+	}
+	for _, r := range rows {
+		if _, err := old.Exec(r); err != nil {
+			t.Fatalf("%s: %v", r, err)
+		}
+	}
+	if err := old.Close(); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 { // the second time there is nothing to do
+		s := open(t, dir)
+		err := s.View(context.Background(), func(r store.Reader) error {
+			site, err := r.Site("one", "shop")
+			if err != nil || site.Revision != 3 || site.Ledger.Unsure(1) {
+				t.Errorf("the site: %+v %v", site, err)
+			}
+			n, err := r.Node("one", node.ID)
+			if err != nil || n.Site != "shop" || n.Revision != 2 {
+				t.Errorf("the node: %+v %v", n, err)
+			}
+			documents, err := r.DocumentsOfSite("one", "shop", fleet.DocVersion{}, 10)
+			if err != nil || len(documents) != 1 || documents[0].Name != string(node.ID) || string(documents[0].Envelope) != "envelope of shop" {
+				t.Errorf("the site's documents: %+v %v", documents, err)
+			}
+			if d, err := r.Document("one", "admission", string(gone.ID)); err != nil || d.Site != "" {
+				t.Errorf("the document of a node in the pool: %+v %v", d, err)
+			}
+			return nil
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Update(context.Background(), func(tx store.Tx) error {
+			v, err := tx.NextVersion()
+			if v.N < 8 {
+				t.Errorf("version %s was given out before", v)
+			}
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
 	}
 }

@@ -55,6 +55,13 @@ func Run(t *testing.T, open Open) {
 		{"when denied then every EK is, until allowed", (*suite).denials},
 		{"when seen later then last-seen moves, and never back", (*suite).touch},
 		{"when versions are given out then each once, also after reopening", (*suite).versions},
+		{"when a site has documents then its nodes' are found by version", (*suite).documentsOfSite},
+		{"when a node has an in-site address then nobody else gets it", (*suite).addresses},
+		{"when a node reports then its last word is kept", (*suite).reports},
+		{"when there are orders then those that stand are found", (*suite).orders},
+		{"when blobs are in escrow then each tenant sees its own", (*suite).escrow},
+		{"when a site has nodes then they are found by it and by key", (*suite).nodesOfSite},
+		{"when a backup was restored then versions outrank all before", (*suite).epochs},
 		{"when the context has ended then nothing is written", (*suite).context},
 	} {
 		t.Run(c.name, func(t *testing.T) {
