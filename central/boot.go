@@ -30,6 +30,10 @@ type BootConfig struct {
 	Range pxeserver.Range
 	// HTTP is the address of HTTP boot, ":7480" by default.
 	HTTP string
+	// HTTPS is the address of HTTP boot with TLS, "" for none; HTTPSOnly
+	// never gives a machine a plain URL.
+	HTTPS     string
+	HTTPSOnly bool
 	// Image is the directory of a built recovery image.
 	Image string
 }
@@ -74,6 +78,7 @@ func (s *Server) runBoot(ctx context.Context) error {
 	}
 	server, err := pxeserver.New(pxeserver.Config{
 		Interface: c.Interface, Mode: c.Mode, Address: c.Address.Addr(), Range: c.Range, HTTPAddr: c.HTTP,
+		HTTPSAddr: c.HTTPS, HTTPSOnly: c.HTTPSOnly,
 		StateDir: s.data.file("boot"), Images: pxeserver.Dir(c.Image),
 		Policy: pxeserver.PolicyFunc(s.standing), Events: bootEvents{s}, Log: s.log, Now: s.cfg.Now,
 	})

@@ -229,11 +229,17 @@ func bootPart(req Request, pol Policy, class Class, hush func(Cause, bool, strin
 		return Boot{}, hush(CauseNoImage, false, "%s: no recovery image for %s is registered here", arch, p.CPU), false
 	}
 	if class == ClassHTTP {
-		if pol.HTTPPort == 0 {
+		scheme, port := "http", pol.HTTPPort
+		if pol.HTTPSPort != 0 && (pol.HTTPSOnly || !pol.Untrusting || port == 0) {
+			scheme, port = "https", pol.HTTPSPort
+		} else if pol.HTTPSOnly {
+			port = 0
+		}
+		if port == 0 {
 			return Boot{}, hush(CauseNoImage, false, "%s: HTTP boot is not served here", arch), false
 		}
 		// An IP literal needs no DNS: EDK2 ranks it above every name.
-		url := fmt.Sprintf("http://%s/%s", netip.AddrPortFrom(pol.Server, pol.HTTPPort), img.Path)
+		url := fmt.Sprintf("%s://%s/%s", scheme, netip.AddrPortFrom(pol.Server, port), img.Path)
 		return Boot{VendorClass: VendorHTTP, Server: pol.Server, File: url, CPU: p.CPU}, Reply{}, true
 	}
 	return Boot{VendorClass: VendorPXE, Server: pol.Server, File: img.Path, VendorOptions: directDiscovery, CPU: p.CPU}, Reply{}, true

@@ -104,6 +104,12 @@ type Policy struct {
 	Server netip.Addr
 	// HTTPPort is where httpboot listens; 0 if HTTP boot is not served.
 	HTTPPort uint16
+	// HTTPSPort is where httpboot listens with TLS; 0 if it does not.
+	HTTPSPort uint16
+	// HTTPSOnly never falls back to plain HTTP. Untrusting is true when this
+	// machine was just given an https URL and did not fetch it: its firmware may
+	// lack our CA, or believe a clock that is wrong.
+	HTTPSOnly, Untrusting bool
 	// Images by CPU (Go names).
 	Images map[string]Image
 }

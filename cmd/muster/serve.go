@@ -25,6 +25,8 @@ type serveSettings struct {
 	reportEvery                                                          time.Duration
 	labUnknownBoot, labUnverified                                        bool
 	bootInterface, bootMode, bootAddress, bootRange, bootHTTP, bootImage string
+	bootHTTPS                                                            string
+	bootHTTPSOnly                                                        bool
 	logFormat, logLevel                                                  string
 }
 
@@ -46,6 +48,8 @@ func (s *serveSettings) flags(cmd *cobra.Command) {
 	f.StringVar(&s.bootAddress, "boot-address", "", "our address on the boot interface and its network, with what to lease in mode full: 10.77.0.1/24,10.77.0.100-10.77.0.199")
 	f.StringVar(&s.bootRange, "boot-range", "", "addresses to lease in mode full: FIRST-LAST")
 	f.StringVar(&s.bootHTTP, "boot-http", ":7480", "address for UEFI HTTP boot; \"-\" for none")
+	f.StringVar(&s.bootHTTPS, "boot-https", "", "address for UEFI HTTPS boot, such as :7481; its CA, to enrol in firmware, is boot/https-ca.pem in the data directory")
+	f.BoolVar(&s.bootHTTPSOnly, "boot-https-only", false, "give HTTP boot clients no plain URL, even when they do not take the https one")
 	f.StringVar(&s.bootImage, "boot-image", "", "`directory` written by muster image recovery")
 	f.StringVar(&s.logFormat, "log-format", "text", "text or json")
 	f.StringVar(&s.logLevel, "log-level", "info", "debug, info, warn or error")
@@ -153,7 +157,7 @@ func (s *serveSettings) config(cmd *cobra.Command) (central.Config, error) {
 }
 
 func (s *serveSettings) boot() (*central.BootConfig, error) {
-	b := &central.BootConfig{Interface: s.bootInterface, HTTP: s.bootHTTP, Image: s.bootImage}
+	b := &central.BootConfig{Interface: s.bootInterface, HTTP: s.bootHTTP, HTTPS: s.bootHTTPS, HTTPSOnly: s.bootHTTPSOnly, Image: s.bootImage}
 	switch s.bootMode {
 	case "full":
 		b.Mode = pxe.ModeFull

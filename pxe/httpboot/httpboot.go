@@ -8,6 +8,7 @@ package httpboot
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -61,6 +62,9 @@ type Config struct {
 	// Progress, if set, is called at the start, every tenth part and the end
 	// of each download.
 	Progress func(Progress)
+	// TLS, if set, serves HTTPS alone. Firmware knows TLS 1.2 and seldom
+	// more, and checks the address in the URL against the certificate.
+	TLS *tls.Config
 	// MaxConns bounds open connections (1024 by default).
 	MaxConns int
 	Log      *slog.Logger
@@ -92,6 +96,24 @@ const (
 	chunk = 4 << 20
 	stall = 2 * time.Minute
 )
+
+// FirmwareTLS is a configuration that firmware can talk to; its owner adds a
+// certificate. TLS 1.2 is the newest that EDK2 before 2023 knows, and builds
+// without elliptic curves offer plain RSA key exchange alone, which Go leaves
+// out by default. What passes here is public and is verified again by Secure
+// Boot and by measurement; TLS keeps others from standing in for us.
+func FirmwareTLS() *tls.Config {
+	return &tls.Config{
+		MinVersion: tls.VersionTLS12,
+		NextProtos: []string{"http/1.1"},
+		CipherSuites: []uint16{
+			tls.TLS_ECDHE_ECDSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_ECDSA_WITH_AES_256_GCM_SHA384,
+			tls.TLS_ECDHE_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_ECDHE_RSA_WITH_AES_256_GCM_SHA384,
+			tls.TLS_RSA_WITH_AES_128_GCM_SHA256, tls.TLS_RSA_WITH_AES_256_GCM_SHA384,
+			tls.TLS_RSA_WITH_AES_256_CBC_SHA, tls.TLS_RSA_WITH_AES_128_CBC_SHA,
+		},
+	}
+}
 
 // New opens the listener. Run serves; Close is for a server that is never
 // run.
@@ -125,6 +147,8 @@ func New(cfg Config) (*Server, error) {
 		// What clients do wrong is not this host's error.
 		ErrorLog:                     log.New(io.Discard, "", 0),
 		DisableGeneralOptionsHandler: true,
+		// HTTP/2 is nothing firmware speaks.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
 	return s, nil
 }
@@ -139,7 +163,12 @@ func (s *Server) Close() error { return s.ln.Close() }
 func (s *Server) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { s.http.Close() })
 	defer stop()
-	err := s.http.Serve(netutil.LimitListener(s.ln, s.cfg.MaxConns))
+	ln := netutil.LimitListener(s.ln, s.cfg.MaxConns)
+	if s.cfg.TLS != nil {
+		// The handshake takes part in ReadHeaderTimeout.
+		ln = tls.NewListener(ln, s.cfg.TLS)
+	}
+	err := s.http.Serve(ln)
 	if ctx.Err() != nil || errors.Is(err, http.ErrServerClosed) {
 		return nil
 	}

@@ -79,11 +79,15 @@ func (s *Server) Decide(ctx context.Context, now time.Time, req pxe.Request, sto
 		if s.http != nil {
 			pol.HTTPPort = s.http.Addr().Port()
 		}
+		if s.https != nil {
+			pol.HTTPSPort, pol.HTTPSOnly = s.https.Addr().Port(), s.cfg.HTTPSOnly
+		}
 	}
 	m := s.machines
 	m.mu.Lock()
 	if e, ok := m.byMAC[req.MAC]; ok {
 		pol.Ladder = e.ladder
+		pol.Untrusting = e.untrusting(now, req.Type)
 		pol.Admitted = e.window != 0 && e.window == m.number && now.Before(m.window.Until)
 	}
 	pol.Window = m.window
@@ -97,6 +101,9 @@ func (s *Server) Decide(ctx context.Context, now time.Time, req pxe.Request, sto
 		e.Machine = who
 	}
 	e.ladder = rep.Ladder
+	if req.Type == pxe.Discover && strings.HasPrefix(rep.Boot.File, "https://") && !e.tlsOffered.After(now.Add(-sameRound)) {
+		e.tlsOffered, e.plain = now, false
+	}
 	if rep.Counts {
 		m.window.Left--
 		e.window = m.number
@@ -217,8 +224,12 @@ func (s *Server) tftpProgress(p tftp.Progress) {
 	s.fetched(fetch{p.Client, "tftp", p.Name, p.Sent, p.Size, p.Done, p.Probe, p.Err})
 }
 
-func (s *Server) httpProgress(p httpboot.Progress) {
-	s.fetched(fetch{p.Client, "http", p.Name, p.Offset + p.Sent, p.Size, p.Done, false, p.Err})
+func (s *Server) httpProgress(p httpboot.Progress) { s.webProgress("http", p) }
+
+func (s *Server) httpsProgress(p httpboot.Progress) { s.webProgress("https", p) }
+
+func (s *Server) webProgress(by string, p httpboot.Progress) {
+	s.fetched(fetch{p.Client, by, p.Name, p.Offset + p.Sent, p.Size, p.Done, false, p.Err})
 }
 
 func (s *Server) fetched(f fetch) {
@@ -241,6 +252,9 @@ func (s *Server) fetched(f fetch) {
 		m.dirty = true
 	}
 	save := m.dirty
+	if f.by == "https" {
+		e.tlsOffered, e.plain = time.Time{}, false
+	}
 	e.Sent, e.Size = f.sent, f.size
 	state := e.State
 	if state != pxe.StateFetching && !f.done {

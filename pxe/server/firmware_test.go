@@ -1,6 +1,9 @@
 package server_test
 
 import (
+	"bytes"
+	"crypto/tls"
+	"encoding/binary"
 	"os"
 	"path/filepath"
 	"testing"
@@ -25,16 +28,23 @@ func TestRealFirmwareFetches(t *testing.T) {
 		}
 	}
 	dir, _ := image(t, 300_001)
+	noPXE := []string{"-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no"}
 	const mac = "52:54:00:aa:bb:01"
 	for _, c := range []struct {
 		name  string
 		proxy bool
 		by    string
 		args  []string
+		// https serves HTTPS alone, with a key of this kind; enrolled puts
+		// the CA into the firmware.
+		https    string
+		enrolled bool
 	}{
-		{"full-pxe", false, "by tftp", nil},
-		{"proxy-pxe", true, "by tftp", nil},
-		{"proxy-http", true, "by http", []string{"-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no"}},
+		{name: "full-pxe", by: "by tftp"},
+		{name: "proxy-pxe", proxy: true, by: "by tftp"},
+		{name: "proxy-http", proxy: true, by: "by http", args: noPXE},
+		{name: "full-https-rsa", by: "by https", args: noPXE, https: "rsa", enrolled: true},
+		{name: "full-https-not-enrolled", by: "", args: noPXE, https: "rsa"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			lan := netlab.NewLAN(t, "10.77.0.1/24")
@@ -43,9 +53,23 @@ func TestRealFirmwareFetches(t *testing.T) {
 				site(t, lan)
 				cfg = proxy(lan, dir, pxe.Recover)
 			}
+			work := t.TempDir()
+			if c.https != "" {
+				ca := newAuthority(t, rsaKey)
+				ca.hello = func(h *tls.ClientHelloInfo) {
+					t.Logf("the firmware offers TLS versions %x, suites %x, curves %v", h.SupportedVersions, h.CipherSuites, h.SupportedCurves)
+				}
+				cfg.HTTPAddr, cfg.HTTPSAddr, cfg.HTTPSOnly, cfg.TLS = "-", ":7481", true, ca.tls
+				if c.enrolled {
+					list := filepath.Join(work, "cacerts")
+					if err := os.WriteFile(list, signatureList(ca.cert.Raw), 0o600); err != nil {
+						t.Fatal(err)
+					}
+					c.args = append(append([]string(nil), c.args...), "-fw_cfg", "name=etc/edk2/https/cacerts,file="+list)
+				}
+			}
 			tap := lan.Tap(t)
 			_, rec := start(t, cfg)
-			work := t.TempDir()
 			v, err := os.ReadFile(vars)
 			if err == nil {
 				err = os.WriteFile(filepath.Join(work, "vars"), v, 0o600)
@@ -72,6 +96,16 @@ func TestRealFirmwareFetches(t *testing.T) {
 				}
 			})
 			begun := time.Now()
+			if c.by == "" {
+				netlab.Eventually(t, 2*time.Minute, "firmware gives up", func() bool {
+					b, _ := os.ReadFile(filepath.Join(work, "serial"))
+					return bytes.Contains(b, []byte("Could not retrieve NBP file size"))
+				})
+				if rec.has(pxe.StateServed, "") || rec.has(pxe.StateFetching, "") {
+					t.Error("firmware fetches from a server that it does not trust")
+				}
+				return
+			}
 			netlab.Eventually(t, 2*time.Minute, "firmware has fetched "+server.ImageName, func() bool { return rec.has(pxe.StateServed, c.by) })
 			t.Logf("served %.1f s after power-on", time.Since(begun).Seconds())
 			for _, e := range rec.all() {
@@ -82,4 +116,15 @@ func TestRealFirmwareFetches(t *testing.T) {
 			rec.dump(t)
 		})
 	}
+}
+
+// signatureList is an EFI_SIGNATURE_LIST of type EFI_CERT_X509_GUID with one
+// certificate (UEFI 2.10 section 32.4.1), which OVMF takes into its
+// TlsCaCertificate variable from fw_cfg.
+func signatureList(der []byte) []byte {
+	b := []byte{0xa1, 0x59, 0xc0, 0xa5, 0xe4, 0x94, 0xa7, 0x4a, 0x87, 0xb5, 0xab, 0x15, 0x5c, 0x2b, 0xf0, 0x72}
+	b = binary.LittleEndian.AppendUint32(b, uint32(28+16+len(der)))
+	b = binary.LittleEndian.AppendUint32(b, 0)
+	b = binary.LittleEndian.AppendUint32(b, uint32(16+len(der)))
+	return append(append(b, make([]byte, 16)...), der...)
 }

@@ -60,6 +60,32 @@ type machine struct {
 	lines  bucket
 	// home: it has called home since we started.
 	home bool
+	// tlsOffered is when it was last given an https URL, plain is true once
+	// it came back without having fetched that.
+	tlsOffered time.Time
+	plain      bool
+}
+
+const (
+	// sameRound is within which a further DISCOVER is a repetition.
+	sameRound = 2 * time.Second
+	// plainFor is how long a machine that did not fetch by HTTPS is given
+	// plain URLs; then its firmware may have been set right.
+	plainFor = 10 * time.Minute
+)
+
+// untrusting reports whether the machine has just been given an https URL and
+// asks again without having fetched it. EDK2 says nothing to a server whose
+// certificate it does not trust, or that it takes for expired.
+func (e *machine) untrusting(now time.Time, t pxe.MessageType) bool {
+	since := now.Sub(e.tlsOffered)
+	switch {
+	case e.tlsOffered.IsZero() || since < 0 || since >= plainFor:
+		e.plain = false
+	case t == pxe.Discover && since >= sameRound:
+		e.plain = true
+	}
+	return e.plain
 }
 
 // bucket bounds lines. The zero value is full.

@@ -6,6 +6,7 @@ package server
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"io"
@@ -112,6 +113,13 @@ type Config struct {
 	// HTTPAddr is where UEFI HTTP boot is served, ":7480" by default; "-"
 	// switches it off. Without a host part it is our address.
 	HTTPAddr string
+	// HTTPSAddr is where HTTP boot with TLS is served, "" for nowhere; TLS
+	// makes its configuration for our address, which the certificate must
+	// name; by default a CA in StateDir does. With both HTTPS and HTTP, HTTP boot clients get an https URL first, and a
+	// machine that does not fetch it the http one, unless HTTPSOnly.
+	HTTPSAddr string
+	TLS       func(netip.Addr) (*tls.Config, error)
+	HTTPSOnly bool
 	// StateDir keeps the leases and what was learnt of firmware. Required
 	// in full mode; without it a proxy forgets when it stops.
 	StateDir string
@@ -140,6 +148,12 @@ func (c *Config) validate() error {
 	if c.Policy == nil {
 		bad("Policy is missing")
 	}
+	if c.HTTPSAddr != "" && c.TLS == nil && c.StateDir == "" {
+		bad("HTTPSAddr needs StateDir, where its CA is kept, or TLS, a certificate")
+	}
+	if c.HTTPSOnly && c.HTTPSAddr == "" {
+		bad("HTTPSOnly needs HTTPSAddr, where HTTPS is served")
+	}
 	switch c.Mode {
 	case pxe.ModeOff, pxe.ModeProxy:
 	case pxe.ModeFull:
@@ -163,6 +177,7 @@ type Server struct {
 	dhcp     *dhcp.Server
 	tftp     *tftp.Server
 	http     *httpboot.Server
+	https    *httpboot.Server
 	server   netip.Addr
 	subnets  []netip.Prefix
 }
@@ -234,6 +249,27 @@ func (s *Server) open(local netip.Prefix) error {
 			return err
 		}
 	}
+	if cfg.HTTPSAddr != "" {
+		if strings.HasPrefix(cfg.HTTPSAddr, ":") {
+			cfg.HTTPSAddr = s.server.String() + cfg.HTTPSAddr
+		}
+		if cfg.TLS == nil {
+			ca, err := httpboot.OpenCA(cfg.StateDir, cfg.Now())
+			if err != nil {
+				return err
+			}
+			s.log.Info("machines that shall boot by HTTPS need this CA in their firmware", "path", ca.Path)
+			cfg.TLS = ca.TLS
+		}
+		tc, err := cfg.TLS(s.server)
+		if err != nil {
+			return fmt.Errorf("server: certificate for HTTPS boot: %w", err)
+		}
+		s.https, err = httpboot.New(httpboot.Config{Addr: cfg.HTTPSAddr, TLS: tc, Source: httpSource{s}, Allow: s.served, Progress: s.httpsProgress, Log: s.log})
+		if err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
@@ -248,6 +284,9 @@ func (s *Server) Close() error {
 	}
 	if s.http != nil {
 		errs = append(errs, s.http.Close())
+	}
+	if s.https != nil {
+		errs = append(errs, s.https.Close())
 	}
 	return errors.Join(errs...)
 }
@@ -270,6 +309,9 @@ func (s *Server) Run(ctx context.Context) error {
 	if s.http != nil {
 		g.Go(func() error { return s.http.Run(ctx) })
 	}
+	if s.https != nil {
+		g.Go(func() error { return s.https.Run(ctx) })
+	}
 	err := g.Wait()
 	s.machines.save()
 	return err
@@ -286,7 +328,11 @@ func (s *Server) Advice() []string {
 			continue
 		}
 		out = append(out, pxe.Advice(pxe.Boot{VendorClass: pxe.VendorPXE, Server: s.server, File: img.Path, CPU: cpu}))
-		if s.http != nil {
+		if s.https != nil {
+			url := fmt.Sprintf("https://%s/%s", netip.AddrPortFrom(s.server, s.https.Addr().Port()), img.Path)
+			out = append(out, pxe.Advice(pxe.Boot{VendorClass: pxe.VendorHTTP, Server: s.server, File: url, CPU: cpu}))
+		}
+		if s.http != nil && !s.cfg.HTTPSOnly {
 			url := fmt.Sprintf("http://%s/%s", netip.AddrPortFrom(s.server, s.http.Addr().Port()), img.Path)
 			out = append(out, pxe.Advice(pxe.Boot{VendorClass: pxe.VendorHTTP, Server: s.server, File: url, CPU: cpu}))
 		}

@@ -8,6 +8,7 @@ package edk2
 import (
 	"bytes"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -31,6 +32,10 @@ type Client struct {
 	Arch uint16
 	// HTTP selects HttpBootDxe.
 	HTTP bool
+	// Roots are the CAs enrolled in the firmware; without any, https is not
+	// fetched. Clock is the firmware's, the real time by default.
+	Roots *x509.CertPool
+	Clock func() time.Time
 	// Old is EDK2 before April 2017, which drops proxy PXE10 offers.
 	Old bool
 	// Deaf ignores proxy offers of every kind, as some vendors' stacks do.
@@ -211,7 +216,7 @@ func (c *Client) choose(offers []offer) (dhcp, boot offer, kind string) {
 	}
 	if c.HTTP {
 		web := func(o offer) bool {
-			return strings.HasPrefix(o.class(), "HTTPClient") && strings.HasPrefix(o.file(), "http://") && literal(o.file())
+			return strings.HasPrefix(o.class(), "HTTPClient") && (strings.HasPrefix(o.file(), "http://") || strings.HasPrefix(o.file(), "https://")) && literal(o.file())
 		}
 		if o := first(func(o offer) bool { return !o.proxy() && web(o) }); o.DHCPv4 != nil {
 			return o, o, "dhcp-http"
@@ -247,7 +252,7 @@ func (c *Client) choose(offers []offer) (dhcp, boot offer, kind string) {
 }
 
 func literal(url string) bool {
-	host := strings.TrimPrefix(url, "http://")
+	_, host, _ := strings.Cut(url, "://")
 	host, _, _ = strings.Cut(host, "/")
 	_, err := netip.ParseAddrPort(host)
 	if err != nil {

@@ -3,6 +3,7 @@ package edk2
 import (
 	"bufio"
 	"bytes"
+	"crypto/tls"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -300,8 +301,18 @@ func (c *Client) Fetch(url string) ([]byte, error) { return c.httpFetch(url) }
 
 // httpFetch is HttpBootDxe: HEAD for size and type, then GET; no redirects.
 func (c *Client) httpFetch(url string) ([]byte, error) {
-	host, path, _ := strings.Cut(strings.TrimPrefix(url, "http://"), "/")
-	head, _, err := HTTP(host, "HEAD", "/"+path, "")
+	scheme, rest, _ := strings.Cut(url, "://")
+	host, path, _ := strings.Cut(rest, "/")
+	var tc *tls.Config
+	if scheme == "https" {
+		if c.Roots == nil {
+			return nil, errors.New("edk2: https: no CA is enrolled in this firmware")
+		}
+		// TlsDxe of 2022 and older ends at TLS 1.2. The name is the URL's, here an address.
+		name, _, _ := net.SplitHostPort(host)
+		tc = &tls.Config{RootCAs: c.Roots, ServerName: name, MaxVersion: tls.VersionTLS12, Time: c.Clock}
+	}
+	head, _, err := request(tc, host, "HEAD", "/"+path, "")
 	if err != nil {
 		return nil, err
 	}
@@ -312,7 +323,7 @@ func (c *Client) httpFetch(url string) ([]byte, error) {
 	if ct != "application/efi" && !strings.HasSuffix(path, ".efi") {
 		return nil, fmt.Errorf("edk2: http: not a boot image: %q", ct)
 	}
-	get, body, err := HTTP(host, "GET", "/"+path, "")
+	get, body, err := request(tc, host, "GET", "/"+path, "")
 	if err != nil {
 		return nil, err
 	}
@@ -324,9 +335,16 @@ func (c *Client) httpFetch(url string) ([]byte, error) {
 
 // HTTP makes one request on a connection opened by this thread.
 func HTTP(hostport, method, path, ranges string) (*http.Response, []byte, error) {
+	return request(nil, hostport, method, path, ranges)
+}
+
+func request(tc *tls.Config, hostport, method, path, ranges string) (*http.Response, []byte, error) {
 	conn, err := net.DialTimeout("tcp4", hostport, 3*time.Second)
 	if err != nil {
 		return nil, nil, err
+	}
+	if tc != nil {
+		conn = tls.Client(conn, tc)
 	}
 	defer conn.Close()
 	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
