@@ -179,6 +179,11 @@ func TestHandshakesThatFail(t *testing.T) {
 	}{
 		"TLS 1.2":        {newKey(t), func(c *tls.Config) { c.MinVersion, c.MaxVersion = tls.VersionTLS12, tls.VersionTLS12 }},
 		"no certificate": {newKey(t), func(c *tls.Config) { c.Certificates = nil }},
+		"a chain without end": {newKey(t), func(c *tls.Config) {
+			for range 60 {
+				c.Certificates[0].Certificate = append(c.Certificates[0].Certificate, c.Certificates[0].Certificate[0])
+			}
+		}},
 		"an Ed25519 key": {other, func(c *tls.Config) { c.Certificates[0].SupportedSignatureAlgorithms = nil }},
 	} {
 		t.Run(name, func(t *testing.T) {

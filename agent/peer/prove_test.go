@@ -379,6 +379,10 @@ func TestHostileProofs(t *testing.T) {
 		if err := attest(m); err != nil {
 			t.Errorf("the forged proof fails for another reason than the one tested: %v", err)
 		}
+		// So it can tell what one more check is for: a key that is not this
+		// connection's.
+		forged.id.LDevIDPublic = identityOf(t, other.device).LDevIDPublic
+		refused(t, forged.answer(t, c, p.joiner), "another key than the LDevID")
 		p.know(nil)
 	})
 	for name, edit := range map[string]struct {

@@ -13,6 +13,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -36,7 +37,7 @@ const (
 
 // Caps of bodies in bytes, by procedure.
 const (
-	maxHelloBody     = 96 << 10
+	maxHelloBody     = 32 << 10
 	maxDocumentsBody = 2 << 20
 	maxStatusBody    = 64 << 10
 	maxAttestBody    = maxEventLog + 64<<10
@@ -47,6 +48,31 @@ const (
 // callTime is how long one call may take to arrive and to be answered; calls
 // that carry blobs have it for each chunk.
 const callTime = 30 * time.Second
+
+// maxHandshake is how many bytes a caller may send before its handshake is
+// done. An honest one takes three thousand; TLS alone would take in hundreds of
+// thousands.
+const maxHandshake = 16 << 10
+
+// capped bounds what is read from a connection until it is set free.
+type capped struct {
+	net.Conn
+	left atomic.Int64
+	free atomic.Bool
+}
+
+func (c *capped) Read(b []byte) (int, error) {
+	if c.free.Load() {
+		return c.Conn.Read(b)
+	}
+	left := c.left.Load()
+	if left <= 0 {
+		return 0, errors.New("peer: the handshake is too long")
+	}
+	n, err := c.Conn.Read(b[:min(int64(len(b)), left)])
+	c.left.Add(-int64(n))
+	return n, err
+}
 
 // link is the server's side of one connection.
 type link struct {
@@ -220,13 +246,16 @@ func (p *Peer) handshake(ctx context.Context, raw net.Conn, source netip.AddrPor
 		}
 	})
 	leave := sync.OnceFunc(func() { timer.Stop(); p.gate.leave(at) })
-	conn := tls.Server(raw, config)
+	bounded := &capped{Conn: raw}
+	bounded.left.Store(maxHandshake)
+	conn := tls.Server(bounded, config)
 	hctx, cancel := context.WithTimeout(ctx, p.cfg.Limits.Hello)
 	defer cancel()
 	l, err := func() (*link, error) {
 		if err := conn.HandshakeContext(hctx); err != nil {
 			return nil, err
 		}
+		bounded.free.Store(true)
 		public, err := keyOf(conn.ConnectionState())
 		if err != nil {
 			return nil, err
