@@ -32,6 +32,11 @@ standin: bin/k3s-standin ## build bin/k3s-standin, the stand-in for k3s in tests
 bin/k3s-standin: FORCE
 	@cd lab/standin && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ .
 
+# The node agent that stops at a named line (MUSTER_FAILPOINT), for the scenario powercut.
+bin/muster-node-crash: LDFLAGS += -X main.buildTime=$(BUILDTIME)
+bin/muster-node-crash: FORCE
+	@CGO_ENABLED=0 go build -trimpath -tags failpoint -ldflags "$(LDFLAGS)" -o $@ ./cmd/muster-node
+
 lab: ## boot a machine from power-on to its certificate (the main job)
 	@internal/dev/prerequisites lab
 	@$(MAKE) --no-print-directory build

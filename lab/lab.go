@@ -40,6 +40,16 @@ func newLab(b briefing, people io.Writer) (*Lab, error) {
 	return &Lab{Spec: b.Spec, Dir: b.Spec.Dir, line: line, result: b.Result}, nil
 }
 
+// ForTest returns a run without namespaces, for tests of scenarios' parts: it
+// has a directory and a time line.
+func ForTest(dir string) *Lab {
+	l, err := newLab(briefing{Spec: Spec{Dir: dir}}, nil)
+	if err != nil {
+		panic(err) // the test's directory is not writable
+	}
+	return l
+}
+
 // Say records something and tells people.
 func (l *Lab) Say(source, event, text string) { l.line.add(time.Now(), source, event, text, true) }
 

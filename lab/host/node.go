@@ -110,6 +110,10 @@ func New(cfg Config) (*Node, error) {
 	return n, n.ReplaceDisk()
 }
 
+// Paper returns a node that has a name and nothing else, for tests of what
+// looks at nodes: it is off for ever.
+func Paper(name string) *Node { return &Node{cfg: Config{Name: name}} }
+
 // Name is the node's host name.
 func (n *Node) Name() string { return n.cfg.Name }
 

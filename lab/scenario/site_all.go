@@ -30,6 +30,8 @@ func siteScenarios() []lab.Scenario {
 		of("nocentre", "the centre goes away as soon as the boxes hold their papers", 4, shopOptions{}, nocentre),
 		of("meet-virgin", "two clusters with nothing in them meet: one remains", 4, first, meetVirgin),
 		of("meet-used", "two clusters with data meet: one is fenced and a person is asked", 4, first, meetUsed),
+		of("lastserver", "the only server is lost for good: a person orders another node to go on from a sealed snapshot", 3,
+			shopOptions{policy: []string{"--servers", "1"}}, lastServer),
 		{
 			Name: "by-hand", Summary: "for comparison: the same nodes and k3s, a script instead of muster, until three voters", Host: true,
 			Nodes: 3, Timeout: 15 * time.Minute, Prepare: prepareShop, Run: byHand,

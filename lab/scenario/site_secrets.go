@@ -13,22 +13,27 @@ import (
 // clusterSecrets are the secrets of the cluster that b is a server of: what
 // nobody but servers may have.
 func (b *box) clusterSecrets() ([]canary, error) {
+	return secretsBelow(b.Files(), b.Name())
+}
+
+// secretsBelow collects them from the files of a server.
+func secretsBelow(root, name string) ([]canary, error) {
 	var out []canary
-	data := b.Files() + k3sData
+	data := root + k3sData
 	token, err := os.ReadFile(data + "/server/token")
 	if err != nil {
-		return nil, fmt.Errorf("scenario: read server token of %s: %w", b.Name(), err)
+		return nil, fmt.Errorf("scenario: read server token of %s: %w", name, err)
 	}
 	// K10<hash>::server:<secret>; the hash is public.
 	text := strings.TrimSpace(string(token))
 	secret := text[strings.LastIndex(text, ":")+1:]
 	if len(secret) < 16 {
-		return nil, fmt.Errorf("scenario: read server token of %s: a secret of %d characters", b.Name(), len(secret))
+		return nil, fmt.Errorf("scenario: read server token of %s: a secret of %d characters", name, len(secret))
 	}
-	out = append(out, canary{"the server token of " + b.Name(), []byte(secret)})
+	out = append(out, canary{"the server token of " + name, []byte(secret)})
 	err = filepath.WalkDir(data+"/server/tls", func(path string, d fs.DirEntry, err error) error {
-		name := filepath.Base(path)
-		if err != nil || !d.Type().IsRegular() || !strings.HasSuffix(name, "-ca.key") && name != "service.key" {
+		file := filepath.Base(path)
+		if err != nil || !d.Type().IsRegular() || !strings.HasSuffix(file, "-ca.key") && file != "service.key" {
 			return err
 		}
 		key, err := os.ReadFile(path)
@@ -39,14 +44,14 @@ func (b *box) clusterSecrets() ([]canary, error) {
 		if len(lines) < 3 {
 			return fmt.Errorf("%s is no key", path)
 		}
-		out = append(out, canary{name + " of " + b.Name(), []byte(lines[len(lines)/2])})
+		out = append(out, canary{file + " of " + name, []byte(lines[len(lines)/2])})
 		return nil
 	})
 	if err != nil {
-		return nil, fmt.Errorf("scenario: collect secrets of %s: %w", b.Name(), err)
+		return nil, fmt.Errorf("scenario: collect secrets of %s: %w", name, err)
 	}
 	if len(out) < 4 {
-		return nil, fmt.Errorf("scenario: collect secrets of %s: only %d found", b.Name(), len(out))
+		return nil, fmt.Errorf("scenario: collect secrets of %s: only %d found", name, len(out))
 	}
 	return out, nil
 }
@@ -61,6 +66,10 @@ func (b *box) holds(secrets []canary) error {
 	if root == "" {
 		return fmt.Errorf("scenario: search %s: it is off", b.Name())
 	}
+	return secretsIn(root, b.Name(), secrets)
+}
+
+func secretsIn(root, name string, secrets []canary) error {
 	var hits []error
 	for _, place := range privatePlaces {
 		err := filepath.WalkDir(root+place, func(path string, d fs.DirEntry, err error) error {
@@ -89,13 +98,13 @@ func (b *box) holds(secrets []canary) error {
 			}
 			for _, s := range secrets {
 				if bytes.Contains(text, s.bytes) {
-					hits = append(hits, fmt.Errorf("%s holds %s in %s", b.Name(), s.name, strings.TrimPrefix(path, root)))
+					hits = append(hits, fmt.Errorf("%s holds %s in %s", name, s.name, strings.TrimPrefix(path, root)))
 				}
 			}
 			return nil
 		})
 		if err != nil {
-			return fmt.Errorf("scenario: search %s: %w", b.Name(), err)
+			return fmt.Errorf("scenario: search %s: %w", name, err)
 		}
 	}
 	return errors.Join(hits...)
