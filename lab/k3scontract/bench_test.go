@@ -168,6 +168,9 @@ func newBench(t *testing.T, names ...string) *bench {
 	dir := t.TempDir()
 	if *keep != "" {
 		dir = filepath.Join(*keep, strings.ReplaceAll(t.Name(), "/", "_"))
+		if err := os.RemoveAll(dir); err != nil { // of an earlier run
+			t.Fatal(err)
+		}
 		if err := os.MkdirAll(dir, 0o755); err != nil {
 			t.Fatal(err)
 		}
@@ -249,6 +252,7 @@ func (n *node) run(args ...string) (string, error) {
 type process struct {
 	n    *node
 	log  string
+	from int64 // where its part of the log begins
 	mu   sync.Mutex
 	cmd  *exec.Cmd
 	stop bool
@@ -263,6 +267,9 @@ const restartAfter = 5 * time.Second
 func (n *node) start(again bool, env []string, args ...string) *process {
 	n.b.t.Helper()
 	p := &process{n: n, log: filepath.Join(n.dir, "log"), done: make(chan struct{})}
+	if st, err := os.Stat(p.log); err == nil {
+		p.from = st.Size()
+	}
 	n.p = p
 	if err := p.once(env, args); err != nil {
 		n.b.t.Fatal(err)
@@ -355,9 +362,10 @@ func (p *process) running() bool {
 	}
 }
 
+// text is what it has written.
 func (p *process) text() string {
 	b, _ := os.ReadFile(p.log)
-	return string(b)
+	return string(b[min(int64(len(b)), p.from):])
 }
 
 func (p *process) tail(n int) string {

@@ -104,9 +104,17 @@ func Title(title string) {
 	}
 }
 
+// notifySocket is taken out of the environment at once: the apiserver in this
+// process would say READY=1 on its own, too early, and forget the socket.
+var notifySocket = func() string {
+	s := os.Getenv("NOTIFY_SOCKET")
+	_ = os.Unsetenv("NOTIFY_SOCKET")
+	return s
+}()
+
 // Notify sends a state to the service manager, if there is one.
 func Notify(state string) {
-	path := os.Getenv("NOTIFY_SOCKET")
+	path := notifySocket
 	if path == "" {
 		return
 	}
