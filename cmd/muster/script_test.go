@@ -52,6 +52,7 @@ func TestScripts(t *testing.T) {
 		Cmds: map[string]func(*testscript.TestScript, bool, []string){
 			"serve": scriptServe, "halt": scriptHalt, "seed": scriptSeed, "tamper": scriptTamper, "rootcert": scriptRoot,
 			"manifest": scriptManifest, "pick": scriptPick, "rc": scriptExit, "enrolled": scriptEnrolled, "isolate": scriptIsolate, "clean": scriptClean,
+			"reported": scriptReported, "sealed": scriptSealed, "offers": scriptOffers, "truncate": scriptTruncate,
 		},
 	})
 }
