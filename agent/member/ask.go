@@ -275,7 +275,9 @@ func (m *Member) renewLease(ctx context.Context, ask leaseAsk) error {
 		return fmt.Errorf("member: ask %s for the lease: %w", fleet.Words(ask.from), err)
 	}
 	d, ok := got.(time.Duration)
-	if !ok || d <= 0 || d > m.cfg.Policy.Lease {
+	// The length counts from the call; before the request was sent, this node
+	// may have had to prove what it runs.
+	if !ok || d <= 0 || d > m.cfg.Policy.Lease+(m.mono()-sent) {
 		return fmt.Errorf("member: a lease of %v makes no sense", got)
 	}
 	m.mu.Lock()

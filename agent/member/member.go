@@ -207,7 +207,7 @@ func (m *Member) job(kind cb.ActionKind, limit time.Duration, do func(context.Co
 		m.mu.Lock()
 		delete(m.running, kind)
 		m.mu.Unlock()
-		m.outcome(kind.String(), err)
+		m.outcome("answer to "+kind.String(), err)
 		m.wake()
 	})
 }

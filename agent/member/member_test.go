@@ -1,12 +1,20 @@
 package member
 
 import (
+	"cmp"
+	"errors"
 	"math/rand/v2"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
 
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
+	"github.com/muster-edge/muster/fleet"
 )
 
 // TestThreeNodesBecomeThreeServers is the ordinary life of a site: one founds,
@@ -70,7 +78,10 @@ func (w *world) servers(n int) bool {
 // was acknowledged is there after the restart, nothing is shown before it is
 // flushed, there is one cluster, and the site ends with three servers.
 func TestPowerCuts(t *testing.T) {
-	seeds := 12
+	seeds, err := strconv.Atoi(cmp.Or(os.Getenv("CUTS"), "12"))
+	if err != nil {
+		t.Fatal(err)
+	}
 	if testing.Short() {
 		seeds = 5
 	}
@@ -125,4 +136,271 @@ func powerCuts(t *testing.T, seed uint64) {
 			t.Fatalf("seed %d: the site did not get there", seed)
 		}
 	}
+}
+
+// TestWithoutTheCentre: a node asks for ever, says why it waits, and founds as
+// soon as the centre answers.
+func TestWithoutTheCentre(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		defer w.allOff()
+		w.centre = false
+		x := w.nodes[0]
+		x.powerOn()
+		time.Sleep(3 * time.Hour)
+		if s := x.shown(); s.Blocker != cb.CentreUnreachable || s.Reason == "" {
+			t.Fatalf("%+v", s)
+		}
+		if x.m.Report().Problems["answer to ask-grant"] == "" {
+			t.Error("the status does not say that the centre fails")
+		}
+		w.mu.Lock()
+		w.centre = true
+		w.mu.Unlock()
+		w.until(time.Minute, "a server", func() bool { return x.j.Disk().Role == cb.RoleServer })
+	})
+}
+
+// TestAForgottenCluster: the centre says that this node founded a cluster of
+// which it knows nothing. It must not found another one.
+func TestAForgottenCluster(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		defer w.allOff()
+		x := w.nodes[0]
+		w.grant = Grant{Node: x.id, UID: "old"}
+		w.etcd.ledger = &cb.Ledger{Record: cb.Record{UID: "old"}}
+		x.powerOn()
+		time.Sleep(time.Hour)
+		if d := x.j.Disk(); d.Intent != nil || x.marks > 0 {
+			t.Fatalf("it founded: %+v", d)
+		}
+		if s := x.shown(); !s.Blocker.NeedsPerson() {
+			t.Errorf("nobody is asked: %+v", s)
+		}
+	})
+}
+
+// promoted starts a world and waits for three servers.
+func promoted(t *testing.T, n int) *world {
+	w := newWorld(t, n)
+	for _, x := range w.nodes {
+		x.powerOn()
+	}
+	w.until(10*time.Minute, "three servers", func() bool { return w.servers(3) })
+	return w
+}
+
+// TestACandidateDiesInTheWindow: the founder loses quorum, waits until the
+// lease has certainly ended, resets to its own data, and takes the other back
+// as a worker that holds no server token.
+func TestACandidateDiesInTheWindow(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer w.allOff()
+		for _, x := range w.nodes {
+			x.powerOn()
+		}
+		two := func() bool { // one has a vote, none is confirmed
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return len(w.etcd.voters) == 2
+		}
+		w.until(10*time.Minute, "two votes", two)
+		byID := func(id fleet.NodeID) *node {
+			return w.nodes[slices.IndexFunc(w.nodes, func(x *node) bool { return x.id == id })]
+		}
+		founder, dies := byID(w.etcd.voters[0]), byID(w.etcd.voters[1])
+		stays := w.nodes[3-founder.i-dies.i]
+		dies.off(true)
+		stays.off(true) // both at once: quorum is gone
+		lost := time.Now()
+		w.until(10*time.Minute, "a reset", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return slices.Contains(founder.k3s.calls, "reset")
+		})
+		if d := time.Since(lost); d < 30*time.Second {
+			t.Errorf("reset after %s: a lease may still have run", d)
+		}
+		w.until(time.Minute, "epoch 2", func() bool {
+			d := founder.j.Disk()
+			return d.Record != nil && d.Record.Epoch == 2 && d.Reset == nil && d.Lead == nil
+		})
+		stays.powerOn()
+		w.until(10*time.Minute, "a worker again", func() bool { return stays.j.Disk().Role == cb.RoleWorker && stays.j.Disk().Record.Epoch == 2 })
+		w.until(time.Minute, "no server token on a worker", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return !stays.k3s.server
+		})
+	})
+}
+
+// TestAMovedMachine: a new LAN address is written down and becomes a route.
+func TestAMovedMachine(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := promoted(t, 3)
+		defer w.allOff()
+		x, y := w.nodes[0], w.nodes[1]
+		in := netip.MustParseAddr("100.96.0.2")
+		y.off(true)
+		y.ip = netip.MustParseAddr("198.51.100.7")
+		y.powerOn()
+		w.until(5*time.Minute, "the route", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return x.applied.Peers[in] == y.ip
+		})
+		if got := x.j.Disk().Addrs[y.id]; got != y.ip.String() {
+			t.Errorf("journal says %s", got)
+		}
+		w.until(5*time.Minute, "a server again", func() bool { return y.shown().State == cb.Server && y.shown().Blocker == "" })
+	})
+}
+
+// TestARemovedNode stops its k3s, and nobody talks to it any more.
+func TestARemovedNode(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := promoted(t, 4)
+		defer w.allOff()
+		x := w.nodes[3]
+		w.until(time.Minute, "a worker", func() bool { return x.j.Disk().Role == cb.RoleWorker })
+		w.nodes[0].papers.merge(cb.Documents{Removals: []fleet.Removal{{Node: x.id, Incarnation: 1}}})
+		w.until(time.Minute, "it stopped", func() bool {
+			w.mu.Lock()
+			proc := x.k3s.proc
+			w.mu.Unlock()
+			return x.shown().State == cb.Removed && proc == cb.ProcessNone
+		})
+		w.until(time.Minute, "it is forgotten", func() bool {
+			for _, p := range w.nodes[0].m.Report().Peers {
+				if p.Node == x.id {
+					return false
+				}
+			}
+			return true
+		})
+	})
+}
+
+// TestABrokenDiskAndTPM: what cannot be known is said, and nothing is done.
+func TestABrokenDiskAndTPM(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 1)
+		defer w.allOff()
+		x := w.nodes[0]
+		x.markErr = errors.New("the TPM is deaf")
+		x.powerOn()
+		time.Sleep(time.Minute)
+		if s := x.shown(); s.Blocker != NodeFault || !strings.Contains(s.Reason, "deaf") || !x.m.Report().NeedsPerson {
+			t.Fatalf("%+v", s)
+		}
+		if x.j.Disk().Intent != nil || len(x.k3s.calls) > 0 {
+			t.Fatal("it acted without knowing whether it is a member")
+		}
+		w.mu.Lock()
+		x.markErr = nil
+		w.mu.Unlock()
+		w.until(time.Minute, "a server", func() bool { return x.j.Disk().Role == cb.RoleServer })
+	})
+}
+
+// TestTheFirstFailureEndsTheList: while k3s cannot be started nothing after it
+// happens, and the status says what does not work.
+func TestTheFirstFailureEndsTheList(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 2)
+		defer w.allOff()
+		for _, x := range w.nodes {
+			x.k3s.broken = map[string]error{"write-ledger": errors.New("etcd is slow")}
+			x.powerOn()
+		}
+		time.Sleep(5 * time.Minute)
+		for _, x := range w.nodes {
+			if d := x.j.Disk(); d.Role != cb.RoleNone || d.Record != nil {
+				t.Errorf("%s: %+v", x.id, d)
+			}
+		}
+		founder := w.nodes[slices.IndexFunc(w.nodes, func(x *node) bool { return x.j.Disk().Intent != nil })]
+		if p := founder.m.Report().Problems["write-ledger"]; !strings.Contains(p, "etcd is slow") {
+			t.Errorf("problems: %v", founder.m.Report().Problems)
+		}
+		tries := 0
+		for _, c := range founder.k3s.calls {
+			if c == "write-ledger" {
+				tries++
+			}
+		}
+		if tries < 10 || tries > 1000 {
+			t.Errorf("%d tries in five minutes", tries)
+		}
+		w.mu.Lock()
+		founder.k3s.broken = nil
+		w.mu.Unlock()
+		w.until(time.Minute, "a server", func() bool { return founder.j.Disk().Role == cb.RoleServer })
+	})
+}
+
+// TestADissolvedClusterWasVirgin: something was put into the cluster between
+// the look and the write.
+func TestADissolvedClusterWasVirgin(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := promoted(t, 3)
+		defer w.allOff()
+		x := w.nodes[0]
+		l := *w.etcd.ledger
+		l.Record.Into = "other"
+		for _, c := range []struct {
+			virgin bool
+			order  string
+			want   bool
+		}{{false, "", false}, {false, "o-1", true}, {true, "", true}} {
+			w.mu.Lock()
+			w.etcd.virgin = c.virgin
+			l.Version = w.etcd.version
+			w.mu.Unlock()
+			err := x.m.writeLedger(t.Context(), cb.Action{Ledger: &l, Order: c.order})
+			if (err == nil) != c.want {
+				t.Errorf("virgin %v, order %q: %v", c.virgin, c.order, err)
+			}
+			w.mu.Lock() // undo
+			w.etcd.ledger.Record.Into = ""
+			w.mu.Unlock()
+		}
+	})
+}
+
+// TestLeaseCountsFromTheSending: what the launcher gets is what the planner
+// believes, and no longer than what the leader gave.
+func TestLeaseCountsFromTheSending(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3)
+		defer w.allOff()
+		for _, x := range w.nodes {
+			x.powerOn()
+		}
+		var c *node
+		w.until(10*time.Minute, "a candidate", func() bool {
+			for _, x := range w.nodes {
+				if x.j.Disk().Role == cb.RoleCandidate && x.m.holds(x.j.Disk().Step.Plan) {
+					c = x
+				}
+			}
+			return c != nil
+		})
+		c.m.mu.Lock()
+		l := c.m.lease
+		now := c.m.mono()
+		c.m.mu.Unlock()
+		if left := l.Until - now; left > 30*time.Second {
+			t.Errorf("a lease of %s", left)
+		}
+		w.mu.Lock()
+		file := c.k3s.lease
+		w.mu.Unlock()
+		if want := c.m.born + l.Until; file != want {
+			t.Errorf("the launcher has %s, the planner %s", file, want)
+		}
+	})
 }

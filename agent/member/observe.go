@@ -173,6 +173,9 @@ func (m *Member) Heard(from fleet.NodeID, at netip.AddrPort, s cb.Status) {
 	if from == m.cfg.Self || s.Node != from {
 		return
 	}
+	if _, ok := m.cfg.Papers.Documents().Admitted(from); !ok {
+		return
+	}
 	m.mu.Lock()
 	now := m.mono()
 	h := m.peers[from]

@@ -63,6 +63,8 @@ type node struct {
 	id   fleet.NodeID
 	ip   netip.Addr
 	mark string
+	// markErr is what the TPM answers instead.
+	markErr error
 	// marks counts writes of the TPM mark.
 	marks  int
 	papers *fakePapers
@@ -252,7 +254,11 @@ func (x *node) Apply(d hostnet.Desired) error {
 }
 
 // Mark and SetMark implement Mark.
-func (x *node) Mark() (string, error) { return x.mark, nil }
+func (x *node) Mark() (string, error) {
+	x.w.mu.Lock()
+	defer x.w.mu.Unlock()
+	return x.mark, x.markErr
+}
 
 func (x *node) SetMark(uid string) error {
 	x.mark = uid
@@ -548,7 +554,7 @@ func (k *fakeK3s) tick() {
 		e.voters, k.data = []fleet.NodeID{id}, true
 	case slices.Contains(e.voters, id):
 	case slices.Contains(e.learners, id):
-		if time.Since(k.started) > 3*startTime {
+		if time.Since(k.started) > time.Duration(2+k.n.i)*startTime {
 			e.learners = slices.DeleteFunc(e.learners, func(x fleet.NodeID) bool { return x == id })
 			e.voters = append(e.voters, id)
 		}
