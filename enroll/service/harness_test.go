@@ -361,6 +361,7 @@ type wire struct {
 	rpc      musterv1connect.EnrollmentServiceClient
 	exporter []byte
 	resumed  bool
+	close    func()
 }
 
 func (c *centre) dial(t testing.TB) *wire { return c.dialWith(t, nil) }
