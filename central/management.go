@@ -513,6 +513,7 @@ func (s management) WatchEvents(ctx context.Context, q *musterv1.WatchEventsRequ
 // ListRoots implements the management service.
 func (s management) ListRoots(ctx context.Context, _ *musterv1.ListRootsRequest) (*musterv1.ListRootsResponse, error) {
 	s.trust.forget()
+	s.documentsStale()
 	set, err := s.trust.roots(ctx)
 	if err != nil {
 		return nil, s.coded(ctx, "reading roots", err)
@@ -545,6 +546,7 @@ func (s management) ImportRoots(ctx context.Context, q *musterv1.ImportRootsRequ
 		return nil, s.coded(ctx, "importing roots", err)
 	}
 	s.trust.forget()
+	s.documentsStale()
 	s.hub.changed(eventsTopic(c.Tenant))
 	return &musterv1.ImportRootsResponse{Roots: rootsToProto(roots)}, nil
 }
