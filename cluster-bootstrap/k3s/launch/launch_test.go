@@ -587,6 +587,9 @@ func TestLogIsBounded(t *testing.T) {
 	w.must(c.Start(t.Context()))
 	w.until("three files", func() bool { return exists(w.cfg.Paths.LogFile() + ".2") })
 	w.must(c.Stop(t.Context()))
+	if b, err := os.ReadFile(w.cfg.Paths.LogFile()); err != nil || strings.HasPrefix(string(b), StartMark) {
+		t.Errorf("the log was never emptied: %v", err)
+	}
 	for i := range 5 {
 		fi, err := os.Stat(w.cfg.Paths.LogFile() + "." + strconv.Itoa(i+1))
 		if i >= 2 {
