@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -11,7 +12,10 @@ import (
 )
 
 // Orders: what a person decides and nodes never decide alone. Each is good
-// for one node until it ends, and carrying it out twice changes nothing.
+// for one node until it ends, and carrying it out twice changes nothing. One
+// about a cluster that is lost is heeded only when this node has not heard a
+// server of it for Policy.QuorumLost: an order that was not needed must not go
+// off when a server merely restarts.
 
 // MandateOf picks what Plan should know of the node's orders: the newest one
 // about clusters that has not ended. A newer order replaces an older one. The
@@ -57,14 +61,19 @@ func foundPrefix(order string) string {
 // foundOrder returns an order to found that was not used yet.
 func (v *view) foundOrder() *Mandate {
 	m := v.mandate(MandateFound)
-	if m == nil {
+	if m == nil || v.used(m) {
 		return nil
 	}
-	p := foundPrefix(m.ID)
-	if strings.HasPrefix(v.Disk.Mark, p) || slices.ContainsFunc(v.Docs.Records, func(r Record) bool { return strings.HasPrefix(r.UID, p) }) {
+	if r := v.known(); r != nil && !v.lost(r.UID) && !v.onlyServer(r.UID) {
 		return nil
 	}
 	return m
+}
+
+// used reports whether an order to found has founded a cluster.
+func (v *view) used(m *Mandate) bool {
+	p := foundPrefix(m.ID)
+	return strings.HasPrefix(v.Disk.Mark, p) || slices.ContainsFunc(v.Docs.Records, func(r Record) bool { return strings.HasPrefix(r.UID, p) })
 }
 
 // foundByOrder lets a node outside all clusters found one, whatever it was in
@@ -89,10 +98,22 @@ func (v *view) foundByOrder(m *Mandate, mayServe bool) (State, []Action) {
 // that no server can confirm any more.
 func (v *view) resetOrder(rec *Record) *Mandate {
 	if m := v.mandate(MandateReset); m != nil && rec != nil && m.UID == rec.UID && m.Epoch > rec.Epoch && v.Disk.Datastore &&
-		(!v.K3s.API || v.Disk.Role == RoleCandidate) && v.serverOf(rec.UID) == nil {
+		(!v.K3s.API || v.Disk.Role == RoleCandidate) && v.serverOf(rec.UID) == nil && v.lost(rec.UID) {
 		return m
 	}
 	return nil
+}
+
+// lost reports whether no confirmed server of cluster uid was heard to serve
+// for Policy.QuorumLost, or since this agent started.
+func (v *view) lost(uid string) bool {
+	for i := range v.Peers {
+		p := &v.Peers[i]
+		if s := p.Status; s.Role == RoleServer && s.Record != nil && s.Record.UID == uid && p.Served >= 0 && p.Served < v.pol.QuorumLost {
+			return false
+		}
+	}
+	return v.Mono >= v.pol.QuorumLost
 }
 
 // restoreOrder returns an order to restore a snapshot. rec is the record of
@@ -107,6 +128,8 @@ func (v *view) restoreOrder(rec *Record) *Mandate {
 		return nil
 	case rec != nil && v.K3s.API && (v.Disk.Role != RoleServer || len(v.K3s.Members) != 1):
 		return nil
+	case !v.onlyServer(m.UID) && !v.lost(m.UID):
+		return nil
 	}
 	if n, ok := v.Docs.Newest(m.UID); ok && n.Epoch >= m.Epoch {
 		return nil
@@ -115,6 +138,12 @@ func (v *view) restoreOrder(rec *Record) *Mandate {
 		return nil
 	}
 	return m
+}
+
+// onlyServer: this node is all the servers that cluster uid has.
+func (v *view) onlyServer(uid string) bool {
+	r, ok := v.Docs.Newest(uid)
+	return ok && v.Disk.Role == RoleServer && len(r.Servers) == 1 && r.Servers[0] == v.Self
 }
 
 func (v *view) restore(m *Mandate) (State, []Action) {
@@ -160,7 +189,7 @@ func (v *view) dissolve(l *Ledger) (State, []Action) {
 
 // giveUp leaves a cluster that does not answer, by order.
 func (v *view) giveUp(rec *Record) (State, []Action) {
-	if v.dissolveOrder(rec.UID) == nil || v.K3s.API || v.serverOf(rec.UID) != nil {
+	if v.dissolveOrder(rec.UID) == nil || v.K3s.API || v.serverOf(rec.UID) != nil || !v.lost(rec.UID) {
 		return 0, nil
 	}
 	return v.aside(RoleNone, nil, "An order tells me to leave this cluster, which does not answer, for another one.")
@@ -178,10 +207,12 @@ func (v *view) void() string {
 		mine = rec.UID == m.UID
 	}
 	adm, _ := v.Docs.Admitted(v.Self)
-	switch newest, known := v.Docs.Newest(m.UID); m.Kind {
+	newest, known := v.Docs.Newest(m.UID)
+	served := v.K3s.API || v.serverOf(m.UID) != nil
+	switch m.Kind {
 	case MandateFound:
 		switch {
-		case v.foundOrder() == nil:
+		case v.used(m):
 			return ""
 		case !adm.MayServe:
 			return "An order tells me to start a cluster, but my admission does not let me be a server."
@@ -198,7 +229,7 @@ func (v *view) void() string {
 			return "An order tells me to go on from my own data, but I have none. It must go to a node that was a server."
 		case !mine:
 			return "An order tells me to go on from my own data, but names another cluster."
-		case v.K3s.API && v.Disk.Role != RoleCandidate || v.serverOf(m.UID) != nil:
+		case served && v.Disk.Role != RoleCandidate:
 			return "An order tells me to go on from my own data alone, but the cluster runs. Nothing is to be done."
 		}
 	case MandateRestore:
@@ -209,7 +240,7 @@ func (v *view) void() string {
 			return "An order tells me to restore a snapshot, but my admission does not let me be a server."
 		case v.Disk.Role != RoleNone && !mine:
 			return "An order tells me to restore a snapshot, but of another cluster than mine."
-		case v.serverOf(m.UID) != nil || v.K3s.API && (v.Disk.Role != RoleServer || len(v.K3s.Members) != 1):
+		case served && !(v.onlyServer(m.UID) && len(v.K3s.Members) == 1):
 			return "An order tells me to restore a snapshot, but servers of the cluster run. All but the one that restores must be removed first."
 		}
 	case MandateDissolve:
@@ -218,17 +249,43 @@ func (v *view) void() string {
 			return ""
 		case v.serverOf(m.Into) == nil:
 			return "An order tells me to give this cluster up for another one, but I hear no server of that."
-		case v.Disk.Role == RoleWorker && (v.K3s.API || v.serverOf(m.UID) != nil):
+		case v.Disk.Role == RoleWorker && served:
 			return "An order tells me to give this cluster up for another one, but I am a worker. It must go to a server."
 		}
 	}
 	return ""
 }
 
-// noteOrder says it when an order stands that cannot be carried out.
+// pending says what the order that stands waits for; "" if it waits for
+// nothing.
+func (v *view) pending() string {
+	m := v.Mandate
+	if m == nil || !v.now.Before(m.NotAfter) {
+		return ""
+	}
+	uid := m.UID
+	if m.Kind == MandateFound {
+		r := v.known()
+		if r == nil || v.used(m) || v.onlyServer(r.UID) {
+			return ""
+		}
+		uid = r.UID
+	}
+	r, known := v.Docs.Newest(uid)
+	switch {
+	case v.lost(uid) || known && r.Into != "" || (m.Kind == MandateReset || m.Kind == MandateRestore) && known && r.Epoch >= m.Epoch:
+		return ""
+	case m.Kind == MandateDissolve && (v.Disk.Record == nil || v.Disk.Record.UID != uid || v.K3s.API):
+		return ""
+	}
+	return "An order stands for the case that the cluster is lost; I heed it when no server has answered for " +
+		strconv.Itoa(int(v.pol.QuorumLost/time.Minute)) + " minutes."
+}
+
+// noteOrder says it when an order stands that is not carried out.
 func (v *view) noteOrder(acts []Action) {
 	a := &acts[len(acts)-1]
-	if a.Kind != Wait {
+	if a.Kind != Wait || v.Mandate == nil {
 		return
 	}
 	if why := v.void(); why != "" {
@@ -236,5 +293,7 @@ func (v *view) noteOrder(acts []Action) {
 		if !a.Blocker.NeedsPerson() {
 			a.Blocker = OrderVoid
 		}
+	} else if why := v.pending(); why != "" {
+		a.Reason = why + " " + a.Reason
 	}
 }

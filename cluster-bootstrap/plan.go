@@ -40,6 +40,8 @@ func (v *view) decide() (State, []Action) {
 	switch {
 	case v.Disk.Reset != nil:
 		return v.recovering()
+	case v.Disk.Aside && v.Disk.Intent != nil:
+		return Founding, []Action{{Kind: AbandonFounding, Reason: "I was undoing a founding when I was interrupted, and go on with it."}}
 	case v.Disk.Aside:
 		return v.aside(v.Disk.Role, v.Disk.Record, "I was moving old cluster data aside when I was interrupted, and go on with it.")
 	}

@@ -161,7 +161,9 @@ func (v *view) leadSwitch(l *Ledger) (State, []Action) {
 	if voters != len(servers) || len(v.K3s.Members) != len(servers) {
 		return v.wait(Leading, Settling, "I wait until all servers have a vote.")
 	}
-	if v.K3s.Snapshot != p.ID {
+	// A snapshot that cannot be put elsewhere must not cost the site its new
+	// servers: after half of the window's time the plan goes on without it.
+	if v.K3s.Snapshot != p.ID && v.K3s.LedgerFor < v.pol.WindowLimit/2 {
 		return Leading, []Action{{Kind: TakeSnapshot, Plan: p.ID, Reason: "All servers are up; I take a snapshot."}}
 	}
 	var acts []Action

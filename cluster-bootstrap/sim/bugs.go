@@ -76,7 +76,7 @@ func mutatePlan(l *cb.Ledger, f func(*cb.PlanDoc)) *cb.Ledger {
 
 // Bugs are all planted bugs.
 var Bugs = []Bug{
-	{Name: "founds without waiting for acknowledgements", Kind: "founding", Seed: 424,
+	{Name: "founds without waiting for acknowledgements", Kind: "founding", Seed: 189,
 		Decide: instead(cb.Claiming, cb.AckMissing, func(_ View, o cb.Observation) []cb.Action {
 			return []cb.Action{{Kind: cb.FoundCluster, Reason: "planted", Intent: &cb.Intent{UID: o.Fresh, Boot: o.Boot, Mode: fleet.FoundFirst}}}
 		})},
@@ -86,9 +86,9 @@ var Bugs = []Bug{
 				o.Survey = &cb.Survey{Since: o.Mono - 61*time.Second, Round: o.Survey.Round}
 			}
 		}},
-	{Name: "tie-break by arrival: never yields to a better claim", Kind: "founding", Seed: 59,
+	{Name: "tie-break by arrival: never yields to a better claim", Kind: "founding", Seed: 133,
 		Decide: without(cb.WithdrawClaim)},
-	{Name: "acknowledges a second claim", Kind: "founding", Seed: 424,
+	{Name: "acknowledges a second claim", Kind: "founding", Seed: 38,
 		Decide: instead(cb.Surveying, cb.AckGiven, func(_ View, o cb.Observation) []cb.Action {
 			for _, p := range o.Peers {
 				if c := p.Status.Claim; c != nil && p.Age < 10*time.Second && *c != *o.Disk.Ack {
@@ -97,25 +97,25 @@ var Bugs = []Bug{
 			}
 			return nil
 		})},
-	{Name: "forgets its acknowledgement in a restart", Kind: "founding", Seed: 5757,
+	{Name: "forgets its acknowledgement in a restart", Kind: "founding", Seed: 7206,
 		Observe: func(v View, o *cb.Observation) {
 			if o.Disk.Ack != nil && v.Boots > 1 {
 				o.Disk.Ack = nil
 			}
 		}},
-	{Name: "writes are not flushed", Kind: "promotion", Edge: "lost-fsync"},
-	{Name: "founds in spite of a sign of membership", Kind: "founding", Seed: 25,
+	{Name: "writes are not flushed", Kind: "promotion", Seed: 2, Edge: "lost-fsync"},
+	{Name: "founds in spite of a sign of membership", Kind: "founding", Seed: 23,
 		Observe: func(_ View, o *cb.Observation) {
 			if o.Disk.Role == cb.RoleNone && o.Disk.Intent == nil {
 				o.Disk.Mark, o.Disk.AgentCert = "", false
 				o.Docs.Records = nil
 			}
 		}},
-	{Name: "the centre grants founding to everybody", Kind: "founding", Seed: 22, Edge: "centre-grants-all"},
-	{Name: "the centre forgets its grant in a restore", Kind: "founding", Seed: 218, Edge: "centre-forgets"},
-	{Name: "a removal loses to an admission", Kind: "", Seed: 14,
+	{Name: "the centre grants founding to everybody", Kind: "founding", Seed: 1, Edge: "centre-grants-all"},
+	{Name: "the centre forgets its grant in a restore", Kind: "founding", Seed: 596, Edge: "centre-forgets"},
+	{Name: "a removal loses to an admission", Kind: "", Seed: 1,
 		Observe: func(_ View, o *cb.Observation) { o.Docs.Removals = nil }},
-	{Name: "the server token goes to any worker that asks", Kind: "promotion", Seed: 1,
+	{Name: "the server token goes to any worker that asks", Kind: "promotion",
 		Decide: instead(cb.Worker, cb.NoBlocker, func(_ View, o cb.Observation) []cb.Action {
 			for _, p := range o.Peers {
 				if p.Status.API {
@@ -135,37 +135,37 @@ var Bugs = []Bug{
 				o.Docs.Charter = &c
 			}
 		}},
-	{Name: "promotes nodes that may not serve", Kind: "promotion", Seed: 6,
+	{Name: "promotes nodes that may not serve", Kind: "promotion", Seed: 3,
 		Observe: func(_ View, o *cb.Observation) {
 			o.Docs.Admissions = slices.Clone(o.Docs.Admissions)
 			for i := range o.Docs.Admissions {
 				o.Docs.Admissions[i].MayServe = true
 			}
 		}},
-	{Name: "compare-and-set is a set", Kind: "", Seed: 1, Edge: "cas-ignored"},
+	{Name: "compare-and-set is a set", Kind: "", Edge: "cas-ignored"},
 	{Name: "starts the new role before the old process is gone", Kind: "promotion", Edge: "no-wait-for-exit",
 		Observe: func(_ View, o *cb.Observation) {
 			if o.K3s.Stopping {
 				o.K3s.Process = cb.ProcessNone
 			}
 		}},
-	{Name: "the fence lease is not honoured", Kind: "promotion", Seed: 1, Edge: "lease-not-honoured",
+	{Name: "the fence lease is not honoured", Kind: "promotion", Seed: 7, Edge: "lease-not-honoured",
 		Decide: func(_ View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			if o.Disk.Role == cb.RoleCandidate && o.K3s.Process == cb.ProcessServer {
 				return without(cb.StopK3s)(View{}, o, s, acts)
 			}
 			return s, acts
 		}},
-	{Name: "the leader gives leases although it resets", Kind: "promotion", Seed: 16, Edge: "lease-after-reset"},
-	{Name: "the leader resets without waiting for leases to end", Kind: "promotion", Seed: 16,
+	{Name: "the leader gives leases although it resets", Kind: "promotion", Seed: 7, Edge: "lease-after-reset"},
+	{Name: "the leader resets without waiting for leases to end", Kind: "promotion", Seed: 7,
 		Observe: func(_ View, o *cb.Observation) { o.LastGrant = -time.Hour }},
-	{Name: "the leader trusts its memory of leases across a restart", Kind: "promotion", Seed: 1228,
+	{Name: "the leader trusts its memory of leases across a restart", Kind: "promotion", Seed: 2259,
 		Observe: func(_ View, o *cb.Observation) {
 			if o.LastGrant == 0 {
 				o.LastGrant = -time.Hour
 			}
 		}},
-	{Name: "the leader may still reset after it confirmed", Kind: "promotion", Seed: 4,
+	{Name: "the leader may still reset after it confirmed", Kind: "promotion", Seed: 2,
 		Decide: func(v View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			acts = slices.Clone(acts)
 			for i, a := range acts {
@@ -180,14 +180,14 @@ var Bugs = []Bug{
 			}
 			return s, acts
 		}},
-	{Name: "the window never fails", Kind: "promotion", Seed: 1,
+	{Name: "the window never fails", Kind: "promotion", Seed: 7,
 		Decide: func(v View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			if acts[len(acts)-1].Kind == cb.BeginReset {
 				s = cb.Leading
 			}
 			return without(cb.BeginReset)(v, o, s, acts)
 		}},
-	{Name: "the epoch is not raised by a reset", Kind: "promotion", Seed: 1,
+	{Name: "the epoch is not raised by a reset", Kind: "promotion", Seed: 7,
 		Decide: func(_ View, _ cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			acts = slices.Clone(acts)
 			for i, a := range acts {
@@ -224,14 +224,14 @@ var Bugs = []Bug{
 			n.Record.Version++
 			return []cb.Action{{Kind: cb.WriteLedger, Ledger: n, Reason: "planted"}}
 		})},
-	{Name: "a candidate never gives up", Kind: "promotion", Seed: 4,
+	{Name: "a candidate never gives up", Kind: "promotion", Seed: 2,
 		Decide: func(v View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			if o.Disk.Role == cb.RoleCandidate {
 				return without(cb.MoveAside)(v, o, s, acts)
 			}
 			return s, acts
 		}},
-	{Name: "two clusters do not fence each other", Kind: "", Seed: 70,
+	{Name: "two clusters do not fence each other", Kind: "", Seed: 26,
 		Observe: func(_ View, o *cb.Observation) {
 			if l := o.K3s.Ledger; l != nil {
 				o.Peers = slices.DeleteFunc(slices.Clone(o.Peers), func(p cb.Peer) bool {
@@ -239,10 +239,10 @@ var Bugs = []Bug{
 				})
 			}
 		}},
-	{Name: "a cluster with data dissolves itself", Kind: "", Seed: 70, Edge: "dissolves-with-data",
+	{Name: "a cluster with data dissolves itself", Kind: "", Seed: 385, Edge: "dissolves-with-data",
 		Observe: func(_ View, o *cb.Observation) { o.K3s.Virgin = true }},
 	{Name: "new addresses are not passed on", Kind: "", Seed: 1, Decide: without(cb.UpdateAddresses)},
-	{Name: "a stuck learner is never taken out", Kind: "promotion", Seed: 28,
+	{Name: "a stuck learner is never taken out", Kind: "promotion", Seed: 2,
 		Observe: func(_ View, o *cb.Observation) {
 			o.K3s.Members = slices.Clone(o.K3s.Members)
 			for i := range o.K3s.Members {
@@ -255,7 +255,7 @@ var Bugs = []Bug{
 				o.K3s.Damaged = "planted"
 			}
 		}},
-	{Name: "a cluster is given up without a snapshot", Kind: "orders", Seed: 9,
+	{Name: "a cluster is given up without a snapshot", Kind: "orders", Seed: 15,
 		Observe: func(_ View, o *cb.Observation) {
 			if m := o.Mandate; m != nil && m.Kind == cb.MandateDissolve {
 				o.K3s.Snapshot = m.ID
@@ -275,7 +275,7 @@ var Bugs = []Bug{
 				o.Disk.Mark, o.Docs.Records = "", nil
 			}
 		}},
-	{Name: "the second of two servers leaves the list before etcd", Kind: "orders", Seed: 43,
+	{Name: "the second of two servers leaves the list before etcd", Kind: "orders", Seed: 107,
 		Decide: func(_ View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			a := acts[len(acts)-1]
 			if l := o.K3s.Ledger; a.Kind == cb.RemoveDeadServer && l != nil && l.Record.Has(a.Node) {
@@ -286,19 +286,19 @@ var Bugs = []Bug{
 			}
 			return s, acts
 		}},
-	{Name: "a removed server of two stops at once", Kind: "orders", Seed: 6,
+	{Name: "a removed server of two stops at once", Kind: "orders", Seed: 83,
 		Observe: func(_ View, o *cb.Observation) {
 			if _, ok := o.Docs.Admitted(o.Self); !ok {
 				o.K3s.API = false
 			}
 		}},
-	{Name: "joins a cluster of an older k3s", Kind: "", Seed: 18,
+	{Name: "joins a cluster of an older k3s", Kind: "", Seed: 6,
 		Observe: func(_ View, o *cb.Observation) {
 			if o.Disk.Role == cb.RoleNone {
 				o.K3s.Version = ""
 			}
 		}},
-	{Name: "promotes whatever k3s and disk a node has", Kind: "promotion", Seed: 2,
+	{Name: "promotes whatever k3s and disk a node has", Kind: "promotion", Seed: 6,
 		Observe: func(_ View, o *cb.Observation) {
 			o.Peers = slices.Clone(o.Peers)
 			for i := range o.Peers {
@@ -307,11 +307,31 @@ var Bugs = []Bug{
 				o.Peers[i].Status = &s
 			}
 		}},
-	{Name: "votes are taken away before the fence of a called-off plan", Kind: "promotion", Seed: 83,
+	{Name: "votes are taken away before the fence of a called-off plan", Kind: "promotion", Seed: 2,
 		Decide: func(_ View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			if l := o.K3s.Ledger; l != nil && l.Plan != nil && l.Plan.Off && l.Plan.Active() && l.Plan.Leader == o.Self && s == cb.Leading && acts[0].Kind != cb.LeadPlan {
 				return s, []cb.Action{{Kind: cb.LeadPlan, Reason: "planted"}, {Kind: cb.WriteLedger, Reason: "planted",
 					Ledger: mutatePlan(l, func(p *cb.PlanDoc) { p.Phase = cb.PlanAborted; p.Failures++ })}}
+			}
+			return s, acts
+		}},
+	{Name: "an order goes off when a server merely restarts", Kind: "orders", Seed: 2,
+		Observe: func(_ View, o *cb.Observation) {
+			if m := o.Mandate; m != nil && m.Kind == cb.MandateRestore && o.Survey == nil {
+				const long = time.Hour
+				o.Mono += long
+				o.LastGrant += long
+				o.Lease.Until += long
+				o.Peers = slices.Clone(o.Peers)
+				for i := range o.Peers {
+					o.Peers[i].Served = -1
+				}
+			}
+		}},
+	{Name: "no snapshot, no confirmation", Kind: "promotion", Seed: 36,
+		Decide: func(_ View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+			if a := acts[len(acts)-1]; a.Kind == cb.WriteLedger && a.Ledger.Plan != nil && a.Ledger.Plan.Phase == cb.PlanDone && o.K3s.Snapshot != a.Ledger.Plan.ID {
+				return s, []cb.Action{{Kind: cb.TakeSnapshot, Plan: a.Ledger.Plan.ID, Reason: "planted"}}
 			}
 			return s, acts
 		}},

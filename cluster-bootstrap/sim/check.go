@@ -211,6 +211,9 @@ func (w *world) ordered(n *node, order string) {
 	if m := n.mandate; order != "" && (m == nil || wall.Add(w.now).After(m.NotAfter.Add(70*time.Minute))) {
 		w.violate("%s carries out an order that has ended", n.name)
 	}
+	if r := n.disk.Record; order == "reset" && r != nil && !(len(r.Servers) == 1 && r.Has(n.id)) && w.now-w.served[r.UID] < w.pol.QuorumLost*9/10 {
+		w.violate("%s resets or restores by order a cluster that was up a moment ago", n.name)
+	}
 }
 
 // stops: n is about to stop k3s.
@@ -306,6 +309,11 @@ func (n *node) lostWrites() {
 
 // watch looks at the site every two seconds, and ends the run.
 func (w *world) watch() {
+	for i, n := range w.nodes {
+		if n.disk.Role == cb.RoleServer && w.api(i) {
+			w.served[n.data.uid] = w.now
+		}
+	}
 	w.meetings()
 	w.learners()
 	if w.quiet {

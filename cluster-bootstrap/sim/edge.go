@@ -522,6 +522,9 @@ func (n *node) takeSnapshot(plan string) bool {
 	if !w.api(n.i) || n.data.ledger == nil {
 		return false
 	}
+	if p := n.data.ledger.Plan; w.sc.NoSnapshots && p != nil && p.ID == plan || !w.quiet && w.chance(w.sc.LostReply) {
+		return false
+	}
 	n.snapshot = plan
 	w.escrow[n.data.uid] = &snap{n.data, w.now, *n.data.ledger, n.data.virgin}
 	return true

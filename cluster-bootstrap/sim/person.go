@@ -18,6 +18,10 @@ func (w *world) sign(what string, n *node) {
 		w.give(n, cb.Mandate{Kind: cb.MandateFound}, 48*time.Hour)
 	case "stale":
 		w.give(n, cb.Mandate{Kind: cb.MandateFound}, -3*time.Hour)
+	case "restore": // of the node's own cluster
+		if r := n.disk.Record; r != nil && w.escrow[r.UID] != nil {
+			w.give(n, cb.Mandate{Kind: cb.MandateRestore, UID: r.UID, Epoch: w.epochs[r.UID] + 100, Snapshot: "newest"}, 48*time.Hour)
+		}
 	case "dissolve":
 		g := n.data
 		if g == nil || g.uid == "" || w.given[cb.MandateDissolve] > 0 {

@@ -36,6 +36,7 @@ type Script struct {
 	Drift         float64       // of monotonic clocks, each way
 	Stuck         float64       // chance that a learner never catches up
 	SlowStart     time.Duration // a server's API may take so long
+	NoSnapshots   bool          // those that plans want fail
 	PersonActs    bool
 	CentreUsed    bool
 }
@@ -234,7 +235,7 @@ func (w *world) happen(what string) {
 				n.wake(time.Second)
 			}
 		}
-	case "order": // order found|stale|dissolve x
+	case "order": // order found|stale|restore|dissolve x
 		w.sign(f[1], w.arg(f[2]))
 	case "work": // somebody puts data into every cluster there is
 		for _, g := range w.groups {
@@ -328,6 +329,7 @@ func (w *world) draw(kind string) Script {
 	}
 	sc.Stuck = []float64{0, .3}[pick(.8, .2)]
 	sc.SlowStart = []time.Duration{0, 4 * time.Minute}[pick(.8, .2)]
+	sc.NoSnapshots = w.chance(.08)
 	sc.Kills = pick(.5, .4, .1)
 	sc.Return = []float64{0, .7}[pick(.6, .4)]
 	if sc.KillLearner > 0 {
@@ -455,7 +457,14 @@ func (w *world) drawOrders(pick func(...float64) int, sec func(int, int) time.Du
 	for i := range sc.Nodes {
 		add(sec(0, 30), "on %c", 'a'+i)
 	}
-	switch pick(.2, .2, .2, .15, .25) {
+	switch pick(.17, .17, .17, .12, .22, .15) {
+	case 5: // an order that is not needed, and servers that merely restart
+		add(sec(120, 200), "order restore %s", node())
+		for i := range sc.Nodes {
+			at := sec(200, q)
+			add(at, "off %c", 'a'+i)
+			add(at+sec(5, 200), "on %c", 'a'+i)
+		}
 	case 0: // whoever should found does not
 		add(sec(0, 40), "die %c", 'a'+sc.Founder)
 		if w.chance(.5) {

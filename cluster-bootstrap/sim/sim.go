@@ -135,7 +135,8 @@ type world struct {
 	orders    int
 	confirmed bool // a person confirmed at the centre
 	escrow    map[string]*snap
-	usedBy    map[string]*group // which cluster an order founded
+	usedBy    map[string]*group        // which cluster an order founded
+	served    map[string]time.Duration // when a confirmed server of each cluster last served
 	given     map[cb.MandateKind]int
 }
 
@@ -146,7 +147,7 @@ var wall = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 func Run(seed uint64, opt Options) Result {
 	res := Result{Seed: seed, Moves: map[[2]cb.State]int{}, Actions: map[cb.ActionKind]int{}}
 	w := &world{opt: opt, rng: rand.New(rand.NewPCG(seed, 0x6d7573746572)), res: &res, meets: map[[2]string]time.Duration{}, good: -1,
-		epochs: map[string]uint64{}, raisedBy: map[string]int{}, escrow: map[string]*snap{}, usedBy: map[string]*group{}, given: map[cb.MandateKind]int{}}
+		epochs: map[string]uint64{}, raisedBy: map[string]int{}, escrow: map[string]*snap{}, usedBy: map[string]*group{}, given: map[cb.MandateKind]int{}, served: map[string]time.Duration{}}
 	w.pol = cb.Policy{}.WithDefaults()
 	w.build(seed)
 	for len(w.q) > 0 && w.fail == "" && res.End == "" {
