@@ -264,9 +264,19 @@ func TestARemovedNode(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		w := promoted(t, 4)
 		defer w.allOff()
-		x := w.nodes[3]
-		w.until(time.Minute, "a worker", func() bool { return x.j.Disk().Role == cb.RoleWorker })
-		w.nodes[0].papers.merge(cb.Documents{Removals: []fleet.Removal{{Node: x.id, Incarnation: 1}}})
+		var x, server *node
+		w.until(time.Minute, "a worker", func() bool {
+			for _, y := range w.nodes {
+				switch y.j.Disk().Role {
+				case cb.RoleWorker:
+					x = y
+				case cb.RoleServer:
+					server = y
+				}
+			}
+			return x != nil
+		})
+		server.papers.merge(cb.Documents{Removals: []fleet.Removal{{Node: x.id, Incarnation: 1}}})
 		w.until(time.Minute, "it stopped", func() bool {
 			w.mu.Lock()
 			proc := x.k3s.proc
@@ -274,7 +284,7 @@ func TestARemovedNode(t *testing.T) {
 			return x.shown().State == cb.Removed && proc == cb.ProcessNone
 		})
 		w.until(time.Minute, "it is forgotten", func() bool {
-			for _, p := range w.nodes[0].m.Report().Peers {
+			for _, p := range server.m.Report().Peers {
 				if p.Node == x.id {
 					return false
 				}

@@ -102,8 +102,8 @@ func (m *Member) observation() cb.Observation {
 const settled = 30 * time.Second
 
 // addrOf is where a peer is now: where it was last believed to be, if it still
-// answers there, else where it answered last. IPv4 goes first, since in-site
-// addresses are IPv4.
+// answers there; else where it answered lately, IPv4 first, since in-site
+// addresses are IPv4; else where it answered last.
 func (m *Member) addrOf(id fleet.NodeID, h *heard, d cb.Disk) string {
 	now := m.mono()
 	if a, err := netip.ParseAddr(d.Addrs[id]); err == nil {
@@ -112,8 +112,22 @@ func (m *Member) addrOf(id fleet.NodeID, h *heard, d cb.Disk) string {
 		}
 	}
 	var best netip.Addr
-	for a, at := range h.addrs {
-		if !best.IsValid() || (a.Is4() && !best.Is4()) || a.Is4() == best.Is4() && (at > h.addrs[best] || at == h.addrs[best] && a.Less(best)) {
+	better := func(a netip.Addr) bool {
+		fresh, was := now-h.addrs[a] <= settled, now-h.addrs[best] <= settled
+		switch {
+		case !best.IsValid():
+			return true
+		case fresh != was:
+			return fresh
+		case fresh && a.Is4() != best.Is4():
+			return a.Is4()
+		case h.addrs[a] != h.addrs[best]:
+			return h.addrs[a] > h.addrs[best]
+		}
+		return a.Less(best)
+	}
+	for a := range h.addrs {
+		if better(a) {
 			best = a
 		}
 	}
