@@ -87,6 +87,8 @@ type Slot struct {
 	// K3s and Etcd are the manifest's minors, for points of no return.
 	K3s  string `json:"k3s,omitempty"`
 	Etcd string `json:"etcd,omitempty"`
+	// Rounds counts how often all tries were spent without a verdict.
+	Rounds int `json:"rounds,omitempty"`
 	// Reason says why the slot is bad.
 	Reason string `json:"reason,omitempty"`
 }
@@ -168,6 +170,9 @@ func (m Meta) Validate() error {
 			if len(text) > maxNameBytes {
 				bad("slot %s: %s has %d bytes, at most %d", SlotID(i), what, len(text), maxNameBytes)
 			}
+		}
+		if s.Rounds < 0 {
+			bad("slot %s: %d rounds", SlotID(i), s.Rounds)
 		}
 		if len(s.Reason) > maxReason {
 			bad("slot %s: reason has %d bytes, at most %d", SlotID(i), len(s.Reason), maxReason)
