@@ -34,7 +34,7 @@ type box struct {
 	// slots hold the image that was written whole, if one was.
 	slots [2]firmware.Digest
 	// files say which image a boot file starts.
-	files map[string]firmware.Digest
+	files     map[string]firmware.Digest
 	qualities map[firmware.Digest]quality
 	target    *firmware.Target
 	runs      map[firmware.Digest]int
