@@ -196,6 +196,7 @@ func (s *server) run(ctx context.Context, member bool, startAgent func(context.C
 	s.sup.core.Store(true)
 	proc.Info("k3s is up and running")
 	proc.Notify("READY=1\n")
+	go s.sup.schedule(ctx)
 	if startAgent != nil && !s.cfg.Bool("disable-agent") {
 		go func() {
 			if err := startAgent(ctx); err != nil && ctx.Err() == nil {

@@ -8,10 +8,13 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"sort"
+	"strconv"
 	"strings"
 	"time"
 
+	"github.com/robfig/cron/v3"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -181,4 +184,50 @@ func (s *supervisor) forget(ctx context.Context, file string) {
 			proc.Warn("forget snapshot: %v", err)
 		}
 	}
+}
+
+// schedule takes snapshots by etcd-snapshot-schedule-cron and keeps the newest
+// etcd-snapshot-retention of them.
+func (s *supervisor) schedule(ctx context.Context) {
+	if s.cfg.Bool("etcd-disable-snapshots") {
+		return
+	}
+	sched, err := cron.ParseStandard(s.cfg.Str("etcd-snapshot-schedule-cron"))
+	if err != nil {
+		proc.Error("etcd-snapshot-schedule-cron: %v", err)
+		return
+	}
+	for proc.Sleep(ctx, time.Until(sched.Next(time.Now()))) {
+		dir := s.cfg.Str("etcd-snapshot-dir")
+		if dir == "" {
+			dir = s.cfg.ServerDir("db", "snapshots")
+		}
+		if err := s.scheduled(ctx, dir); err != nil {
+			proc.Error("Failed to take scheduled snapshot: %v", err)
+		}
+	}
+}
+
+func (s *supervisor) scheduled(ctx context.Context, dir string) error {
+	name := s.cfg.Str("etcd-snapshot-name")
+	if _, err := s.save(ctx, dir, name); err != nil {
+		return err
+	}
+	keep, err := strconv.Atoi(s.cfg.Str("etcd-snapshot-retention"))
+	if err != nil {
+		return err
+	}
+	all, err := listSnapshots(dir)
+	if err != nil || keep < 1 {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(f SnapshotFile) bool { return !strings.HasPrefix(f.Name, name+"-"+s.cfg.NodeName+"-") })
+	sort.Slice(all, func(i, j int) bool { return all[i].Created.After(all[j].Created) })
+	for _, f := range all[min(keep, len(all)):] {
+		if err := os.Remove(filepath.Join(dir, f.Name)); err != nil {
+			return err
+		}
+		s.forget(ctx, f.Name)
+	}
+	return nil
 }

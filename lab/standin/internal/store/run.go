@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"net"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -166,25 +165,6 @@ func (s *Store) Close() {
 	if c := s.Client(); c != nil {
 		_ = c.Close()
 	}
-}
-
-// portFree reports whether a local port can be listened on.
-func portFree(addr string) error {
-	l, err := net.Listen("tcp", addr)
-	if err != nil {
-		return err
-	}
-	return l.Close()
-}
-
-// WaitPorts fails when another process holds etcd's ports.
-func (s *Store) WaitPorts() error {
-	for _, p := range []string{"2379", "2380"} {
-		if err := portFree(net.JoinHostPort(s.cfg.NodeIP, p)); err != nil {
-			return err
-		}
-	}
-	return nil
 }
 
 // settle is how long a reset waits between looks.
