@@ -9,6 +9,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"net/netip"
@@ -51,6 +52,9 @@ type Conn struct {
 	node    fleet.NodeID
 	serve   bool // the peer may be a server
 	server  papers.Ref
+	public  *ecdsa.PublicKey // of the server
+	checked time.Time        // until when the server's proof counts
+	by      *fleet.Charter   // whose images it was judged by
 	helloAt time.Time
 	seen    uint64    // the peer's revision at the last Exchange
 	proven  time.Time // until when the peer takes our proof
@@ -200,7 +204,7 @@ func (c *Conn) hello(ctx context.Context) (Greeting, error) {
 		g.Time = m.GetNow().AsTime()
 	}
 	c.mu.Lock()
-	c.node, c.serve, c.server, c.helloAt = admission.Node, admission.MayServe, server, p.cfg.Now()
+	c.node, c.serve, c.server, c.public, c.helloAt = admission.Node, admission.MayServe, server, key, p.cfg.Now()
 	c.mu.Unlock()
 	if at, err := addressesFromProto(m.GetPeers()); err == nil && len(at) > 0 {
 		p.cfg.Node.Hinted(admission.Node, at)
@@ -341,13 +345,15 @@ func (c *Conn) Prove(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, proveTime)
 	defer cancel()
-	m, err := c.p.attest(ctx, c.exporter, server, func(ek, ak []byte) (*peerv1.ChallengeResponse, error) {
-		out, err := c.rpc.Challenge(ctx, &peerv1.ChallengeRequest{EkPublic: ek, AkPublic: ak})
-		if err != nil {
-			return nil, failed("challenge", err)
-		}
-		return out, nil
-	})
+	id, err := c.p.identity(ctx)
+	if err != nil {
+		return err
+	}
+	challenge, err := c.rpc.Challenge(ctx, &peerv1.ChallengeRequest{EkPublic: id.EKs[0].Public, AkPublic: id.AKPublic})
+	if err != nil {
+		return failed("challenge", err)
+	}
+	m, err := c.p.attest(id, c.exporter, server, challenge)
 	if err != nil {
 		return err
 	}
@@ -377,14 +383,56 @@ func (c *Conn) again(ctx context.Context, denied string) (bool, error) {
 // noProof is how package clusterbootstrap says that a proof is missing.
 const noProof = "no fresh proof of what the node runs"
 
-// JoinMaterial proves what this node runs and asks for what it needs to join.
-// The error is *Denied if the peer's planner says no.
+// check makes the server prove what it runs: whoever runs another system on an
+// admitted machine must not lead nodes into a cluster of his own.
+func (c *Conn) check(ctx context.Context) error {
+	p := c.p
+	charter := p.cfg.Papers.Documents().Charter
+	c.mu.Lock()
+	by := prover{node: c.node, exporter: c.exporter, key: c.server, public: c.public}
+	fresh := p.cfg.Now().Before(c.checked) && c.by == charter
+	c.mu.Unlock()
+	if fresh {
+		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, proveTime)
+	defer cancel()
+	keys, err := c.rpc.Keys(ctx, &peerv1.KeysRequest{})
+	if err != nil {
+		return failed("keys", err)
+	}
+	challenge, message, err := p.challengeTo(by.node, keys.GetEkPublic(), keys.GetAkPublic())
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrServerUnproven, err)
+	}
+	m, err := c.rpc.Prove(ctx, &peerv1.ProveRequest{Challenge: message})
+	if err != nil {
+		return failed("prove", err)
+	}
+	verdict, err := p.judge(by, challenge, charter, m.GetProof())
+	if err != nil {
+		p.cfg.Log.Warn("a server's proof was not taken", slog.String(keyNode, string(by.node)), slog.String(keySource, c.at.String()), slog.Any(keyError, err))
+		return fmt.Errorf("%w: %w", ErrServerUnproven, err)
+	}
+	p.cfg.Log.Debug("server proved what it runs", slog.String(keyNode, string(by.node)), slog.String(keyBoot, verdict.Boot.String()), slog.String(keyImage, verdict.Image))
+	p.learnBeside(by.node, challenge.ak)
+	c.mu.Lock()
+	c.checked, c.by = challenge.issued.Add(clusterbootstrap.MaxQuoteAge), charter
+	c.mu.Unlock()
+	return nil
+}
+
+// JoinMaterial lets both ends prove what they run and asks for what this node
+// needs to join. The error is *Denied if the peer's planner says no.
 func (c *Conn) JoinMaterial(ctx context.Context, as clusterbootstrap.Role, plan string) (Material, error) {
 	joinAs, err := roleToProto(as)
 	if err != nil {
 		return Material{}, err
 	}
 	if err := c.fromServer(ctx); err != nil {
+		return Material{}, err
+	}
+	if err := c.check(ctx); err != nil {
 		return Material{}, err
 	}
 	var m *peerv1.JoinMaterialResponse

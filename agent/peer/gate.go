@@ -28,6 +28,7 @@ type gate struct {
 	opened    *buckets[netip.Addr]
 	hellos    *buckets[papers.Ref]
 	strangers *buckets[struct{}]
+	provers   *buckets[papers.Ref]
 	// friends are sources of admitted nodes, the last seen first.
 	friends     *list.List // of netip.Addr
 	friendPlace map[netip.Addr]*list.Element
@@ -56,6 +57,7 @@ func newGate(l Limits) *gate {
 		opened:    newBuckets[netip.Addr](l.PerSource, l.PerSource, maxSources),
 		hellos:    newBuckets[papers.Ref](l.HelloPerKey, l.HelloPerKey, maxSources),
 		strangers: newBuckets[struct{}](l.Strangers, max(1, l.Strangers/10), 1),
+		provers:   newBuckets[papers.Ref](l.ProvePerKey, l.ProvePerKey, maxSources),
 		friends:   list.New(), friendPlace: map[netip.Addr]*list.Element{},
 	}
 }
@@ -214,6 +216,13 @@ func (g *gate) hello(now time.Time, key papers.Ref, known bool) bool {
 		return g.strangers.take(now, struct{}{})
 	}
 	return g.hellos.take(now, key)
+}
+
+// prover says whether a key may have a proof of this node now.
+func (g *gate) prover(now time.Time, key papers.Ref) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.provers.take(now, key)
 }
 
 // unprovenNow counts connections that are not past hello.

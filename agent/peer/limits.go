@@ -19,6 +19,9 @@ type Limits struct {
 	Hello time.Duration
 	// HelloPerKey is how many hellos a minute a key may say (60).
 	HelloPerKey int
+	// ProvePerKey is how many times a minute a key may have this node prove
+	// what it runs (12).
+	ProvePerKey int
 	// Strangers is how many hellos a minute of keys that nobody knows are
 	// looked at (600).
 	Strangers int

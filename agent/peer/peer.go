@@ -144,6 +144,9 @@ var (
 	ErrNotServer = errors.New("peer: the peer may not be a server")
 	// ErrUnproven: the server did not take the proof of what this node runs.
 	ErrUnproven = errors.New("peer: the proof of what this node runs was not taken")
+	// ErrServerUnproven: the server did not prove that it runs what the charter
+	// allows. What it offers must not be joined.
+	ErrServerUnproven = errors.New("peer: the server did not prove what it runs")
 	// ErrNotKept: the blob is not here, or is not wanted.
 	ErrNotKept = errors.New("peer: the blob is not kept")
 	// ErrBusy: the server has too much to do; try later.

@@ -47,7 +47,7 @@ func (c *clock) add(d time.Duration) { c.mu.Lock(); defer c.mu.Unlock(); c.now =
 type proving struct {
 	t      *testing.T
 	site   *site
-	server *node
+	server *machine
 	joiner *machine
 	clock  *clock
 	log    *bytes.Buffer
@@ -57,13 +57,13 @@ type proving struct {
 func newProving(t *testing.T, list []measurement) *proving {
 	t.Helper()
 	p := &proving{t: t, site: newSite(t), clock: &clock{now: time.Now()}, log: &bytes.Buffer{}}
-	p.server = newNode(t, p.site)
+	p.server = newMachine(t, p.site, ours.boot())
 	p.joiner = newMachine(t, p.site, list)
 	charter := p.site.signCharter(t, func(c *fleet.Charter) {
 		c.Lab, c.AnyBoot, c.Images = false, false, []fleet.ImageEvidence{ours.image()}
 	})
-	admissions := [][]byte{p.site.admission(t, p.server, nil), p.site.admission(t, p.joiner.node, nil)}
-	for _, n := range []*node{p.server, p.joiner.node} {
+	admissions := [][]byte{p.site.admission(t, p.server.node, nil), p.site.admission(t, p.joiner.node, nil)}
+	for _, n := range []*node{p.server.node, p.joiner.node} {
 		n.learn(append([][]byte{charter}, admissions...)...)
 	}
 	record := clusterbootstrap.Record{UID: cluster, Version: 1, Founder: p.server.id, Servers: []fleet.NodeID{p.server.id}}
@@ -101,18 +101,30 @@ func (l *lockedWriter) Write(b []byte) (int, error) {
 // goes into it.
 func (p *proving) answer(c *Conn, exporter [exporterLength]byte) *peerv1.AttestRequest {
 	p.t.Helper()
-	m, err := c.p.attest(p.t.Context(), exporter, c.server, func(ek, ak []byte) (*peerv1.ChallengeResponse, error) {
-		return c.rpc.Challenge(p.t.Context(), &peerv1.ChallengeRequest{EkPublic: ek, AkPublic: ak})
-	})
+	m, err := answerBy(p.t, c.p, c, exporter)
 	if err != nil {
 		p.t.Fatal(err)
 	}
 	return m
 }
 
+// answerBy answers with the TPM of by.
+func answerBy(t *testing.T, by *Peer, c *Conn, exporter [exporterLength]byte) (*peerv1.AttestRequest, error) {
+	t.Helper()
+	id, err := by.identity(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	challenge, err := c.rpc.Challenge(t.Context(), &peerv1.ChallengeRequest{EkPublic: id.EKs[0].Public, AkPublic: id.AKPublic})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return by.attest(id, exporter, c.server, challenge)
+}
+
 func TestJoinMaterialForOurOwn(t *testing.T) {
 	p := newProving(t, ours.boot())
-	c := p.joiner.meet(p.server)
+	c := p.joiner.meet(p.server.node)
 	m, err := c.JoinMaterial(t.Context(), clusterbootstrap.RoleWorker, "")
 	if err != nil {
 		t.Fatal(err)
@@ -157,7 +169,7 @@ func TestJoinMaterialForOurOwn(t *testing.T) {
 // A reset that begins between the decision and the note takes the grant back.
 func TestWhenAResetBeginsBesideALeaseThenThereIsNone(t *testing.T) {
 	p := newProving(t, ours.boot())
-	c := p.joiner.meet(p.server)
+	c := p.joiner.meet(p.server.node)
 	p.server.onNote = func(o *clusterbootstrap.Observation) { o.Disk.Reset = &clusterbootstrap.Reset{Plan: aPlan, To: 1} }
 	var denied *Denied
 	if _, err := c.Lease(t.Context(), aPlan); !errors.As(err, &denied) {
@@ -171,7 +183,7 @@ func TestWhenAResetBeginsBesideALeaseThenThereIsNone(t *testing.T) {
 // The proof ends 60 s after its challenge, and is made again when it is needed.
 func TestProofsAge(t *testing.T) {
 	p := newProving(t, ours.boot())
-	c := p.joiner.meet(p.server)
+	c := p.joiner.meet(p.server.node)
 	if err := c.Prove(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -249,7 +261,7 @@ func TestStrangerSystems(t *testing.T) {
 					return forge(b), err
 				}
 			}
-			conn := p.joiner.meet(p.server)
+			conn := p.joiner.meet(p.server.node)
 			_, err := conn.JoinMaterial(t.Context(), clusterbootstrap.RoleWorker, "")
 			if !errors.Is(err, ErrUnproven) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("%v; want ErrUnproven with %q", err, c.says)
@@ -264,7 +276,7 @@ func TestStrangerSystems(t *testing.T) {
 			// The same machine with our system, a moment later.
 			p.joiner.reboot(ours.boot())
 			p.joiner.start(nil)
-			if _, err := p.joiner.meet(p.server).JoinMaterial(t.Context(), clusterbootstrap.RoleWorker, ""); err != nil {
+			if _, err := p.joiner.meet(p.server.node).JoinMaterial(t.Context(), clusterbootstrap.RoleWorker, ""); err != nil {
 				t.Errorf("the positive twin: %v", err)
 			}
 		})
@@ -275,7 +287,7 @@ func TestStrangerSystems(t *testing.T) {
 func TestWhenTheCharterAllowsAnyBootThenTheBindingsStillCount(t *testing.T) {
 	p := newProving(t, theirs.boot())
 	p.server.learn(p.site.signCharter(t, func(c *fleet.Charter) { c.Lab, c.AnyBoot = true, true }))
-	c := p.joiner.meet(p.server)
+	c := p.joiner.meet(p.server.node)
 	if _, err := c.JoinMaterial(t.Context(), clusterbootstrap.RoleWorker, ""); err != nil {
 		t.Error(err)
 	}
@@ -293,8 +305,8 @@ func TestHostileProofs(t *testing.T) {
 	p.server.learn(admission)
 	other.learn(p.site.signCharter(t, nil), admission)
 	other.start(nil)
-	first := p.joiner.meet(p.server)
-	c := p.joiner.meet(p.server)
+	first := p.joiner.meet(p.server.node)
+	c := p.joiner.meet(p.server.node)
 	attest := func(m *peerv1.AttestRequest) error {
 		_, err := c.rpc.Attest(t.Context(), m)
 		return err
@@ -353,16 +365,12 @@ func TestHostileProofs(t *testing.T) {
 		relay := &relayTPM{own: p.joiner.device, other: other.device}
 		q := &Peer{cfg: p.joiner.peer.cfg, key: p.joiner.key}
 		q.cfg.TPM = relay
-		_, err := q.attest(t.Context(), c.exporter, c.server, func(ek, ak []byte) (*peerv1.ChallengeResponse, error) {
-			return c.rpc.Challenge(t.Context(), &peerv1.ChallengeRequest{EkPublic: ek, AkPublic: ak})
-		})
+		_, err := answerBy(t, q, c, c.exporter)
 		if err == nil || !strings.Contains(err.Error(), "activate credential") {
 			t.Fatalf("%v: a TPM activated a credential for a key that it does not hold", err)
 		}
 		relay.pretend = make([]byte, 32)
-		m, err := q.attest(t.Context(), c.exporter, c.server, func(ek, ak []byte) (*peerv1.ChallengeResponse, error) {
-			return c.rpc.Challenge(t.Context(), &peerv1.ChallengeRequest{EkPublic: ek, AkPublic: ak})
-		})
+		m, err := answerBy(t, q, c, c.exporter)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -511,7 +519,7 @@ func (f *forger) answer(t *testing.T, c *Conn, m *machine) *peerv1.AttestRequest
 		t.Fatal(err)
 	}
 	transcript := quoteFields{Nonce: challenge.GetNonce(), Exporter: c.exporter, EK: f.id.EKs[0].Public, AK: f.akPublic(t), LDevID: f.id.LDevIDPublic,
-		Caller: m.key, Server: c.server}.transcript()
+		Prover: m.key, Verifier: c.server}.transcript()
 	header := func(kind tpm2.TPMST) tpm2.TPMSAttest {
 		return tpm2.TPMSAttest{Magic: tpm2.TPMGeneratedValue, Type: kind, ExtraData: tpm2.TPM2BData{Buffer: transcript[:]},
 			QualifiedSigner: tpm2.TPM2BName{Buffer: pki.OwnerQualifiedName(f.akName(t))}, ClockInfo: tpm2.TPMSClockInfo{Clock: 1000, Safe: true}}

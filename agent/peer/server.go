@@ -309,6 +309,8 @@ var procedures = map[string]int{
 	peerv1connect.PeerServiceStatusProcedure:       maxStatusBody,
 	peerv1connect.PeerServiceChallengeProcedure:    maxSmallBody,
 	peerv1connect.PeerServiceAttestProcedure:       maxAttestBody,
+	peerv1connect.PeerServiceKeysProcedure:         maxSmallBody,
+	peerv1connect.PeerServiceProveProcedure:        maxSmallBody,
 	peerv1connect.PeerServiceJoinMaterialProcedure: maxSmallBody,
 	peerv1connect.PeerServiceLeaseProcedure:        maxSmallBody,
 	peerv1connect.PeerServiceKeepEscrowProcedure:   maxChunk + maxSmallBody,
@@ -402,7 +404,6 @@ var refusal = func() []byte {
 }()
 
 func refuse(w http.ResponseWriter) {
-	w.Header()["Date"] = nil
 	w.Header().Set("Content-Type", "application/json")
 	w.Header().Set("Connection", "close")
 	w.WriteHeader(http.StatusForbidden)

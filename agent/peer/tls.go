@@ -123,13 +123,13 @@ type quoteFields struct {
 	Exporter [exporterLength]byte
 	// EK, AK and LDevID are TPMT_PUBLICs.
 	EK, AK, LDevID []byte
-	// Caller and Server are the keys of the two ends.
-	Caller, Server papers.Ref
+	// Prover and Verifier are the keys of the two ends.
+	Prover, Verifier papers.Ref
 }
 
 // transcript is the qualifying data of both statements.
 func (f quoteFields) transcript() [32]byte {
-	return digest(domainQuote, f.Nonce, f.Exporter[:], f.EK, f.AK, f.LDevID, f.Caller[:], f.Server[:])
+	return digest(domainQuote, f.Nonce, f.Exporter[:], f.EK, f.AK, f.LDevID, f.Prover[:], f.Verifier[:])
 }
 
 // digest hashes a domain and length-prefixed fields.

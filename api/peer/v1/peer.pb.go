@@ -905,6 +905,183 @@ func (x *AttestResponse) GetMilliseconds() uint32 {
 	return 0
 }
 
+type KeysRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeysRequest) Reset() {
+	*x = KeysRequest{}
+	mi := &file_peer_v1_peer_proto_msgTypes[12]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeysRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeysRequest) ProtoMessage() {}
+
+func (x *KeysRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[12]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeysRequest.ProtoReflect.Descriptor instead.
+func (*KeysRequest) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+}
+
+type KeysResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in ChallengeRequest.
+	EkPublic      []byte `protobuf:"bytes,1,opt,name=ek_public,json=ekPublic,proto3" json:"ek_public,omitempty"`
+	AkPublic      []byte `protobuf:"bytes,2,opt,name=ak_public,json=akPublic,proto3" json:"ak_public,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *KeysResponse) Reset() {
+	*x = KeysResponse{}
+	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *KeysResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*KeysResponse) ProtoMessage() {}
+
+func (x *KeysResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use KeysResponse.ProtoReflect.Descriptor instead.
+func (*KeysResponse) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+}
+
+func (x *KeysResponse) GetEkPublic() []byte {
+	if x != nil {
+		return x.EkPublic
+	}
+	return nil
+}
+
+func (x *KeysResponse) GetAkPublic() []byte {
+	if x != nil {
+		return x.AkPublic
+	}
+	return nil
+}
+
+type ProveRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Challenge     *ChallengeResponse     `protobuf:"bytes,1,opt,name=challenge,proto3" json:"challenge,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveRequest) Reset() {
+	*x = ProveRequest{}
+	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveRequest) ProtoMessage() {}
+
+func (x *ProveRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveRequest.ProtoReflect.Descriptor instead.
+func (*ProveRequest) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+}
+
+func (x *ProveRequest) GetChallenge() *ChallengeResponse {
+	if x != nil {
+		return x.Challenge
+	}
+	return nil
+}
+
+type ProveResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Proof         *AttestRequest         `protobuf:"bytes,1,opt,name=proof,proto3" json:"proof,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ProveResponse) Reset() {
+	*x = ProveResponse{}
+	mi := &file_peer_v1_peer_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ProveResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ProveResponse) ProtoMessage() {}
+
+func (x *ProveResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ProveResponse.ProtoReflect.Descriptor instead.
+func (*ProveResponse) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *ProveResponse) GetProof() *AttestRequest {
+	if x != nil {
+		return x.Proof
+	}
+	return nil
+}
+
 type JoinMaterialRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	As    JoinAs                 `protobuf:"varint,1,opt,name=as,proto3,enum=peer.v1.JoinAs" json:"as,omitempty"`
@@ -916,7 +1093,7 @@ type JoinMaterialRequest struct {
 
 func (x *JoinMaterialRequest) Reset() {
 	*x = JoinMaterialRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_peer_v1_peer_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -928,7 +1105,7 @@ func (x *JoinMaterialRequest) String() string {
 func (*JoinMaterialRequest) ProtoMessage() {}
 
 func (x *JoinMaterialRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[12]
+	mi := &file_peer_v1_peer_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -941,7 +1118,7 @@ func (x *JoinMaterialRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMaterialRequest.ProtoReflect.Descriptor instead.
 func (*JoinMaterialRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{12}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *JoinMaterialRequest) GetAs() JoinAs {
@@ -985,7 +1162,7 @@ type JoinMaterialResponse struct {
 
 func (x *JoinMaterialResponse) Reset() {
 	*x = JoinMaterialResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_peer_v1_peer_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -997,7 +1174,7 @@ func (x *JoinMaterialResponse) String() string {
 func (*JoinMaterialResponse) ProtoMessage() {}
 
 func (x *JoinMaterialResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[13]
+	mi := &file_peer_v1_peer_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1010,7 +1187,7 @@ func (x *JoinMaterialResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JoinMaterialResponse.ProtoReflect.Descriptor instead.
 func (*JoinMaterialResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{13}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *JoinMaterialResponse) GetDenied() string {
@@ -1085,7 +1262,7 @@ type LeaseRequest struct {
 
 func (x *LeaseRequest) Reset() {
 	*x = LeaseRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_peer_v1_peer_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1097,7 +1274,7 @@ func (x *LeaseRequest) String() string {
 func (*LeaseRequest) ProtoMessage() {}
 
 func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[14]
+	mi := &file_peer_v1_peer_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1110,7 +1287,7 @@ func (x *LeaseRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseRequest.ProtoReflect.Descriptor instead.
 func (*LeaseRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{14}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LeaseRequest) GetPlan() string {
@@ -1133,7 +1310,7 @@ type LeaseResponse struct {
 
 func (x *LeaseResponse) Reset() {
 	*x = LeaseResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_peer_v1_peer_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1145,7 +1322,7 @@ func (x *LeaseResponse) String() string {
 func (*LeaseResponse) ProtoMessage() {}
 
 func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[15]
+	mi := &file_peer_v1_peer_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1158,7 +1335,7 @@ func (x *LeaseResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LeaseResponse.ProtoReflect.Descriptor instead.
 func (*LeaseResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{15}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LeaseResponse) GetDenied() string {
@@ -1212,7 +1389,7 @@ type NodeStatus struct {
 
 func (x *NodeStatus) Reset() {
 	*x = NodeStatus{}
-	mi := &file_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_peer_v1_peer_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1224,7 +1401,7 @@ func (x *NodeStatus) String() string {
 func (*NodeStatus) ProtoMessage() {}
 
 func (x *NodeStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[16]
+	mi := &file_peer_v1_peer_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1237,7 +1414,7 @@ func (x *NodeStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeStatus.ProtoReflect.Descriptor instead.
 func (*NodeStatus) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{16}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *NodeStatus) GetNode() string {
@@ -1417,7 +1594,7 @@ type Record struct {
 
 func (x *Record) Reset() {
 	*x = Record{}
-	mi := &file_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_peer_v1_peer_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1429,7 +1606,7 @@ func (x *Record) String() string {
 func (*Record) ProtoMessage() {}
 
 func (x *Record) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[17]
+	mi := &file_peer_v1_peer_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1442,7 +1619,7 @@ func (x *Record) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Record.ProtoReflect.Descriptor instead.
 func (*Record) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{17}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *Record) GetUid() string {
@@ -1498,7 +1675,7 @@ type Claim struct {
 
 func (x *Claim) Reset() {
 	*x = Claim{}
-	mi := &file_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1510,7 +1687,7 @@ func (x *Claim) String() string {
 func (*Claim) ProtoMessage() {}
 
 func (x *Claim) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[18]
+	mi := &file_peer_v1_peer_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1523,7 +1700,7 @@ func (x *Claim) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Claim.ProtoReflect.Descriptor instead.
 func (*Claim) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{18}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *Claim) GetNode() string {
@@ -1561,7 +1738,7 @@ type Step struct {
 
 func (x *Step) Reset() {
 	*x = Step{}
-	mi := &file_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1573,7 +1750,7 @@ func (x *Step) String() string {
 func (*Step) ProtoMessage() {}
 
 func (x *Step) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[19]
+	mi := &file_peer_v1_peer_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1586,7 +1763,7 @@ func (x *Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Step.ProtoReflect.Descriptor instead.
 func (*Step) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{19}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *Step) GetPlan() string {
@@ -1643,7 +1820,7 @@ type Lead struct {
 
 func (x *Lead) Reset() {
 	*x = Lead{}
-	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1655,7 +1832,7 @@ func (x *Lead) String() string {
 func (*Lead) ProtoMessage() {}
 
 func (x *Lead) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[20]
+	mi := &file_peer_v1_peer_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1668,7 +1845,7 @@ func (x *Lead) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Lead.ProtoReflect.Descriptor instead.
 func (*Lead) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{20}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *Lead) GetPlan() string {
@@ -1720,7 +1897,7 @@ type Plan struct {
 
 func (x *Plan) Reset() {
 	*x = Plan{}
-	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1732,7 +1909,7 @@ func (x *Plan) String() string {
 func (*Plan) ProtoMessage() {}
 
 func (x *Plan) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[21]
+	mi := &file_peer_v1_peer_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1745,7 +1922,7 @@ func (x *Plan) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Plan.ProtoReflect.Descriptor instead.
 func (*Plan) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{21}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *Plan) GetId() string {
@@ -1849,7 +2026,7 @@ type StatusRequest struct {
 
 func (x *StatusRequest) Reset() {
 	*x = StatusRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1861,7 +2038,7 @@ func (x *StatusRequest) String() string {
 func (*StatusRequest) ProtoMessage() {}
 
 func (x *StatusRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[22]
+	mi := &file_peer_v1_peer_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1874,7 +2051,7 @@ func (x *StatusRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusRequest.ProtoReflect.Descriptor instead.
 func (*StatusRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{22}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *StatusRequest) GetStatus() *NodeStatus {
@@ -1905,7 +2082,7 @@ type StatusResponse struct {
 
 func (x *StatusResponse) Reset() {
 	*x = StatusResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1917,7 +2094,7 @@ func (x *StatusResponse) String() string {
 func (*StatusResponse) ProtoMessage() {}
 
 func (x *StatusResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[23]
+	mi := &file_peer_v1_peer_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1930,7 +2107,7 @@ func (x *StatusResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StatusResponse.ProtoReflect.Descriptor instead.
 func (*StatusResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{23}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StatusResponse) GetStatus() *NodeStatus {
@@ -1974,7 +2151,7 @@ type KeepEscrowRequest struct {
 
 func (x *KeepEscrowRequest) Reset() {
 	*x = KeepEscrowRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_peer_v1_peer_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1986,7 +2163,7 @@ func (x *KeepEscrowRequest) String() string {
 func (*KeepEscrowRequest) ProtoMessage() {}
 
 func (x *KeepEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[24]
+	mi := &file_peer_v1_peer_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1999,7 +2176,7 @@ func (x *KeepEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepEscrowRequest.ProtoReflect.Descriptor instead.
 func (*KeepEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{24}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *KeepEscrowRequest) GetHeader() *EscrowBlob {
@@ -2024,7 +2201,7 @@ type KeepEscrowResponse struct {
 
 func (x *KeepEscrowResponse) Reset() {
 	*x = KeepEscrowResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_peer_v1_peer_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2036,7 +2213,7 @@ func (x *KeepEscrowResponse) String() string {
 func (*KeepEscrowResponse) ProtoMessage() {}
 
 func (x *KeepEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[25]
+	mi := &file_peer_v1_peer_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2049,7 +2226,7 @@ func (x *KeepEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepEscrowResponse.ProtoReflect.Descriptor instead.
 func (*KeepEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{25}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{29}
 }
 
 type GetEscrowRequest struct {
@@ -2061,7 +2238,7 @@ type GetEscrowRequest struct {
 
 func (x *GetEscrowRequest) Reset() {
 	*x = GetEscrowRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_peer_v1_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2073,7 +2250,7 @@ func (x *GetEscrowRequest) String() string {
 func (*GetEscrowRequest) ProtoMessage() {}
 
 func (x *GetEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[26]
+	mi := &file_peer_v1_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2086,7 +2263,7 @@ func (x *GetEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEscrowRequest.ProtoReflect.Descriptor instead.
 func (*GetEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{26}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetEscrowRequest) GetSha256() []byte {
@@ -2105,7 +2282,7 @@ type GetEscrowResponse struct {
 
 func (x *GetEscrowResponse) Reset() {
 	*x = GetEscrowResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_peer_v1_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2117,7 +2294,7 @@ func (x *GetEscrowResponse) String() string {
 func (*GetEscrowResponse) ProtoMessage() {}
 
 func (x *GetEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[27]
+	mi := &file_peer_v1_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2130,7 +2307,7 @@ func (x *GetEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEscrowResponse.ProtoReflect.Descriptor instead.
 func (*GetEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{27}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *GetEscrowResponse) GetData() []byte {
@@ -2148,7 +2325,7 @@ type ListEscrowRequest struct {
 
 func (x *ListEscrowRequest) Reset() {
 	*x = ListEscrowRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_peer_v1_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2160,7 +2337,7 @@ func (x *ListEscrowRequest) String() string {
 func (*ListEscrowRequest) ProtoMessage() {}
 
 func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_peer_v1_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2173,7 +2350,7 @@ func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowRequest.ProtoReflect.Descriptor instead.
 func (*ListEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{32}
 }
 
 type ListEscrowResponse struct {
@@ -2186,7 +2363,7 @@ type ListEscrowResponse struct {
 
 func (x *ListEscrowResponse) Reset() {
 	*x = ListEscrowResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_peer_v1_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2198,7 +2375,7 @@ func (x *ListEscrowResponse) String() string {
 func (*ListEscrowResponse) ProtoMessage() {}
 
 func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_peer_v1_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2211,7 +2388,7 @@ func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowResponse.ProtoReflect.Descriptor instead.
 func (*ListEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{29}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *ListEscrowResponse) GetBlobs() []*EscrowBlob {
@@ -2239,7 +2416,7 @@ type EscrowBlob struct {
 
 func (x *EscrowBlob) Reset() {
 	*x = EscrowBlob{}
-	mi := &file_peer_v1_peer_proto_msgTypes[30]
+	mi := &file_peer_v1_peer_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2251,7 +2428,7 @@ func (x *EscrowBlob) String() string {
 func (*EscrowBlob) ProtoMessage() {}
 
 func (x *EscrowBlob) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[30]
+	mi := &file_peer_v1_peer_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2264,7 +2441,7 @@ func (x *EscrowBlob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EscrowBlob.ProtoReflect.Descriptor instead.
 func (*EscrowBlob) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{30}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *EscrowBlob) GetSha256() []byte {
@@ -2372,7 +2549,15 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x0eAttestResponse\x12\x12\n" +
 	"\x04boot\x18\x01 \x01(\tR\x04boot\x12\x14\n" +
 	"\x05image\x18\x02 \x01(\tR\x05image\x12\"\n" +
-	"\fmilliseconds\x18\x03 \x01(\rR\fmilliseconds\"J\n" +
+	"\fmilliseconds\x18\x03 \x01(\rR\fmilliseconds\"\r\n" +
+	"\vKeysRequest\"H\n" +
+	"\fKeysResponse\x12\x1b\n" +
+	"\tek_public\x18\x01 \x01(\fR\bekPublic\x12\x1b\n" +
+	"\tak_public\x18\x02 \x01(\fR\bakPublic\"H\n" +
+	"\fProveRequest\x128\n" +
+	"\tchallenge\x18\x01 \x01(\v2\x1a.peer.v1.ChallengeResponseR\tchallenge\"=\n" +
+	"\rProveResponse\x12,\n" +
+	"\x05proof\x18\x01 \x01(\v2\x16.peer.v1.AttestRequestR\x05proof\"J\n" +
 	"\x13JoinMaterialRequest\x12\x1f\n" +
 	"\x02as\x18\x01 \x01(\x0e2\x0f.peer.v1.JoinAsR\x02as\x12\x12\n" +
 	"\x04plan\x18\x02 \x01(\tR\x04plan\"\x88\x02\n" +
@@ -2492,13 +2677,15 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x06JoinAs\x12\x17\n" +
 	"\x13JOIN_AS_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eJOIN_AS_WORKER\x10\x01\x12\x12\n" +
-	"\x0eJOIN_AS_SERVER\x10\x022\x9e\x05\n" +
+	"\x0eJOIN_AS_SERVER\x10\x022\x8b\x06\n" +
 	"\vPeerService\x126\n" +
 	"\x05Hello\x12\x15.peer.v1.HelloRequest\x1a\x16.peer.v1.HelloResponse\x12B\n" +
 	"\tDocuments\x12\x19.peer.v1.DocumentsRequest\x1a\x1a.peer.v1.DocumentsResponse\x129\n" +
 	"\x06Status\x12\x16.peer.v1.StatusRequest\x1a\x17.peer.v1.StatusResponse\x12B\n" +
 	"\tChallenge\x12\x19.peer.v1.ChallengeRequest\x1a\x1a.peer.v1.ChallengeResponse\x129\n" +
-	"\x06Attest\x12\x16.peer.v1.AttestRequest\x1a\x17.peer.v1.AttestResponse\x12K\n" +
+	"\x06Attest\x12\x16.peer.v1.AttestRequest\x1a\x17.peer.v1.AttestResponse\x123\n" +
+	"\x04Keys\x12\x14.peer.v1.KeysRequest\x1a\x15.peer.v1.KeysResponse\x126\n" +
+	"\x05Prove\x12\x15.peer.v1.ProveRequest\x1a\x16.peer.v1.ProveResponse\x12K\n" +
 	"\fJoinMaterial\x12\x1c.peer.v1.JoinMaterialRequest\x1a\x1d.peer.v1.JoinMaterialResponse\x126\n" +
 	"\x05Lease\x12\x15.peer.v1.LeaseRequest\x1a\x16.peer.v1.LeaseResponse\x12G\n" +
 	"\n" +
@@ -2520,7 +2707,7 @@ func file_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 31)
+var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
 var file_peer_v1_peer_proto_goTypes = []any{
 	(JoinAs)(0),                   // 0: peer.v1.JoinAs
 	(*Document)(nil),              // 1: peer.v1.Document
@@ -2535,36 +2722,40 @@ var file_peer_v1_peer_proto_goTypes = []any{
 	(*AttestRequest)(nil),         // 10: peer.v1.AttestRequest
 	(*PcrValue)(nil),              // 11: peer.v1.PcrValue
 	(*AttestResponse)(nil),        // 12: peer.v1.AttestResponse
-	(*JoinMaterialRequest)(nil),   // 13: peer.v1.JoinMaterialRequest
-	(*JoinMaterialResponse)(nil),  // 14: peer.v1.JoinMaterialResponse
-	(*LeaseRequest)(nil),          // 15: peer.v1.LeaseRequest
-	(*LeaseResponse)(nil),         // 16: peer.v1.LeaseResponse
-	(*NodeStatus)(nil),            // 17: peer.v1.NodeStatus
-	(*Record)(nil),                // 18: peer.v1.Record
-	(*Claim)(nil),                 // 19: peer.v1.Claim
-	(*Step)(nil),                  // 20: peer.v1.Step
-	(*Lead)(nil),                  // 21: peer.v1.Lead
-	(*Plan)(nil),                  // 22: peer.v1.Plan
-	(*StatusRequest)(nil),         // 23: peer.v1.StatusRequest
-	(*StatusResponse)(nil),        // 24: peer.v1.StatusResponse
-	(*KeepEscrowRequest)(nil),     // 25: peer.v1.KeepEscrowRequest
-	(*KeepEscrowResponse)(nil),    // 26: peer.v1.KeepEscrowResponse
-	(*GetEscrowRequest)(nil),      // 27: peer.v1.GetEscrowRequest
-	(*GetEscrowResponse)(nil),     // 28: peer.v1.GetEscrowResponse
-	(*ListEscrowRequest)(nil),     // 29: peer.v1.ListEscrowRequest
-	(*ListEscrowResponse)(nil),    // 30: peer.v1.ListEscrowResponse
-	(*EscrowBlob)(nil),            // 31: peer.v1.EscrowBlob
-	(*timestamppb.Timestamp)(nil), // 32: google.protobuf.Timestamp
+	(*KeysRequest)(nil),           // 13: peer.v1.KeysRequest
+	(*KeysResponse)(nil),          // 14: peer.v1.KeysResponse
+	(*ProveRequest)(nil),          // 15: peer.v1.ProveRequest
+	(*ProveResponse)(nil),         // 16: peer.v1.ProveResponse
+	(*JoinMaterialRequest)(nil),   // 17: peer.v1.JoinMaterialRequest
+	(*JoinMaterialResponse)(nil),  // 18: peer.v1.JoinMaterialResponse
+	(*LeaseRequest)(nil),          // 19: peer.v1.LeaseRequest
+	(*LeaseResponse)(nil),         // 20: peer.v1.LeaseResponse
+	(*NodeStatus)(nil),            // 21: peer.v1.NodeStatus
+	(*Record)(nil),                // 22: peer.v1.Record
+	(*Claim)(nil),                 // 23: peer.v1.Claim
+	(*Step)(nil),                  // 24: peer.v1.Step
+	(*Lead)(nil),                  // 25: peer.v1.Lead
+	(*Plan)(nil),                  // 26: peer.v1.Plan
+	(*StatusRequest)(nil),         // 27: peer.v1.StatusRequest
+	(*StatusResponse)(nil),        // 28: peer.v1.StatusResponse
+	(*KeepEscrowRequest)(nil),     // 29: peer.v1.KeepEscrowRequest
+	(*KeepEscrowResponse)(nil),    // 30: peer.v1.KeepEscrowResponse
+	(*GetEscrowRequest)(nil),      // 31: peer.v1.GetEscrowRequest
+	(*GetEscrowResponse)(nil),     // 32: peer.v1.GetEscrowResponse
+	(*ListEscrowRequest)(nil),     // 33: peer.v1.ListEscrowRequest
+	(*ListEscrowResponse)(nil),    // 34: peer.v1.ListEscrowResponse
+	(*EscrowBlob)(nil),            // 35: peer.v1.EscrowBlob
+	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
 }
 var file_peer_v1_peer_proto_depIdxs = []int32{
 	1,  // 0: peer.v1.HelloRequest.charter:type_name -> peer.v1.Document
 	1,  // 1: peer.v1.HelloRequest.admission:type_name -> peer.v1.Document
 	1,  // 2: peer.v1.HelloRequest.cluster_record:type_name -> peer.v1.Document
-	32, // 3: peer.v1.HelloRequest.now:type_name -> google.protobuf.Timestamp
+	36, // 3: peer.v1.HelloRequest.now:type_name -> google.protobuf.Timestamp
 	1,  // 4: peer.v1.HelloResponse.charter:type_name -> peer.v1.Document
 	1,  // 5: peer.v1.HelloResponse.admission:type_name -> peer.v1.Document
 	1,  // 6: peer.v1.HelloResponse.cluster_record:type_name -> peer.v1.Document
-	32, // 7: peer.v1.HelloResponse.now:type_name -> google.protobuf.Timestamp
+	36, // 7: peer.v1.HelloResponse.now:type_name -> google.protobuf.Timestamp
 	5,  // 8: peer.v1.HelloResponse.peers:type_name -> peer.v1.PeerAddress
 	1,  // 9: peer.v1.HelloResponse.your_admission:type_name -> peer.v1.Document
 	2,  // 10: peer.v1.DocumentsRequest.held:type_name -> peer.v1.DocumentRef
@@ -2572,45 +2763,51 @@ var file_peer_v1_peer_proto_depIdxs = []int32{
 	1,  // 12: peer.v1.DocumentsResponse.documents:type_name -> peer.v1.Document
 	2,  // 13: peer.v1.DocumentsResponse.wanted:type_name -> peer.v1.DocumentRef
 	11, // 14: peer.v1.AttestRequest.pcrs:type_name -> peer.v1.PcrValue
-	0,  // 15: peer.v1.JoinMaterialRequest.as:type_name -> peer.v1.JoinAs
-	18, // 16: peer.v1.NodeStatus.record:type_name -> peer.v1.Record
-	19, // 17: peer.v1.NodeStatus.claim:type_name -> peer.v1.Claim
-	19, // 18: peer.v1.NodeStatus.ack:type_name -> peer.v1.Claim
-	20, // 19: peer.v1.NodeStatus.step:type_name -> peer.v1.Step
-	21, // 20: peer.v1.NodeStatus.lead:type_name -> peer.v1.Lead
-	22, // 21: peer.v1.NodeStatus.plan:type_name -> peer.v1.Plan
-	17, // 22: peer.v1.StatusRequest.status:type_name -> peer.v1.NodeStatus
-	5,  // 23: peer.v1.StatusRequest.peers:type_name -> peer.v1.PeerAddress
-	17, // 24: peer.v1.StatusResponse.status:type_name -> peer.v1.NodeStatus
-	5,  // 25: peer.v1.StatusResponse.peers:type_name -> peer.v1.PeerAddress
-	32, // 26: peer.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	31, // 27: peer.v1.KeepEscrowRequest.header:type_name -> peer.v1.EscrowBlob
-	31, // 28: peer.v1.ListEscrowResponse.blobs:type_name -> peer.v1.EscrowBlob
-	3,  // 29: peer.v1.PeerService.Hello:input_type -> peer.v1.HelloRequest
-	6,  // 30: peer.v1.PeerService.Documents:input_type -> peer.v1.DocumentsRequest
-	23, // 31: peer.v1.PeerService.Status:input_type -> peer.v1.StatusRequest
-	8,  // 32: peer.v1.PeerService.Challenge:input_type -> peer.v1.ChallengeRequest
-	10, // 33: peer.v1.PeerService.Attest:input_type -> peer.v1.AttestRequest
-	13, // 34: peer.v1.PeerService.JoinMaterial:input_type -> peer.v1.JoinMaterialRequest
-	15, // 35: peer.v1.PeerService.Lease:input_type -> peer.v1.LeaseRequest
-	25, // 36: peer.v1.PeerService.KeepEscrow:input_type -> peer.v1.KeepEscrowRequest
-	27, // 37: peer.v1.PeerService.GetEscrow:input_type -> peer.v1.GetEscrowRequest
-	29, // 38: peer.v1.PeerService.ListEscrow:input_type -> peer.v1.ListEscrowRequest
-	4,  // 39: peer.v1.PeerService.Hello:output_type -> peer.v1.HelloResponse
-	7,  // 40: peer.v1.PeerService.Documents:output_type -> peer.v1.DocumentsResponse
-	24, // 41: peer.v1.PeerService.Status:output_type -> peer.v1.StatusResponse
-	9,  // 42: peer.v1.PeerService.Challenge:output_type -> peer.v1.ChallengeResponse
-	12, // 43: peer.v1.PeerService.Attest:output_type -> peer.v1.AttestResponse
-	14, // 44: peer.v1.PeerService.JoinMaterial:output_type -> peer.v1.JoinMaterialResponse
-	16, // 45: peer.v1.PeerService.Lease:output_type -> peer.v1.LeaseResponse
-	26, // 46: peer.v1.PeerService.KeepEscrow:output_type -> peer.v1.KeepEscrowResponse
-	28, // 47: peer.v1.PeerService.GetEscrow:output_type -> peer.v1.GetEscrowResponse
-	30, // 48: peer.v1.PeerService.ListEscrow:output_type -> peer.v1.ListEscrowResponse
-	39, // [39:49] is the sub-list for method output_type
-	29, // [29:39] is the sub-list for method input_type
-	29, // [29:29] is the sub-list for extension type_name
-	29, // [29:29] is the sub-list for extension extendee
-	0,  // [0:29] is the sub-list for field type_name
+	9,  // 15: peer.v1.ProveRequest.challenge:type_name -> peer.v1.ChallengeResponse
+	10, // 16: peer.v1.ProveResponse.proof:type_name -> peer.v1.AttestRequest
+	0,  // 17: peer.v1.JoinMaterialRequest.as:type_name -> peer.v1.JoinAs
+	22, // 18: peer.v1.NodeStatus.record:type_name -> peer.v1.Record
+	23, // 19: peer.v1.NodeStatus.claim:type_name -> peer.v1.Claim
+	23, // 20: peer.v1.NodeStatus.ack:type_name -> peer.v1.Claim
+	24, // 21: peer.v1.NodeStatus.step:type_name -> peer.v1.Step
+	25, // 22: peer.v1.NodeStatus.lead:type_name -> peer.v1.Lead
+	26, // 23: peer.v1.NodeStatus.plan:type_name -> peer.v1.Plan
+	21, // 24: peer.v1.StatusRequest.status:type_name -> peer.v1.NodeStatus
+	5,  // 25: peer.v1.StatusRequest.peers:type_name -> peer.v1.PeerAddress
+	21, // 26: peer.v1.StatusResponse.status:type_name -> peer.v1.NodeStatus
+	5,  // 27: peer.v1.StatusResponse.peers:type_name -> peer.v1.PeerAddress
+	36, // 28: peer.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	35, // 29: peer.v1.KeepEscrowRequest.header:type_name -> peer.v1.EscrowBlob
+	35, // 30: peer.v1.ListEscrowResponse.blobs:type_name -> peer.v1.EscrowBlob
+	3,  // 31: peer.v1.PeerService.Hello:input_type -> peer.v1.HelloRequest
+	6,  // 32: peer.v1.PeerService.Documents:input_type -> peer.v1.DocumentsRequest
+	27, // 33: peer.v1.PeerService.Status:input_type -> peer.v1.StatusRequest
+	8,  // 34: peer.v1.PeerService.Challenge:input_type -> peer.v1.ChallengeRequest
+	10, // 35: peer.v1.PeerService.Attest:input_type -> peer.v1.AttestRequest
+	13, // 36: peer.v1.PeerService.Keys:input_type -> peer.v1.KeysRequest
+	15, // 37: peer.v1.PeerService.Prove:input_type -> peer.v1.ProveRequest
+	17, // 38: peer.v1.PeerService.JoinMaterial:input_type -> peer.v1.JoinMaterialRequest
+	19, // 39: peer.v1.PeerService.Lease:input_type -> peer.v1.LeaseRequest
+	29, // 40: peer.v1.PeerService.KeepEscrow:input_type -> peer.v1.KeepEscrowRequest
+	31, // 41: peer.v1.PeerService.GetEscrow:input_type -> peer.v1.GetEscrowRequest
+	33, // 42: peer.v1.PeerService.ListEscrow:input_type -> peer.v1.ListEscrowRequest
+	4,  // 43: peer.v1.PeerService.Hello:output_type -> peer.v1.HelloResponse
+	7,  // 44: peer.v1.PeerService.Documents:output_type -> peer.v1.DocumentsResponse
+	28, // 45: peer.v1.PeerService.Status:output_type -> peer.v1.StatusResponse
+	9,  // 46: peer.v1.PeerService.Challenge:output_type -> peer.v1.ChallengeResponse
+	12, // 47: peer.v1.PeerService.Attest:output_type -> peer.v1.AttestResponse
+	14, // 48: peer.v1.PeerService.Keys:output_type -> peer.v1.KeysResponse
+	16, // 49: peer.v1.PeerService.Prove:output_type -> peer.v1.ProveResponse
+	18, // 50: peer.v1.PeerService.JoinMaterial:output_type -> peer.v1.JoinMaterialResponse
+	20, // 51: peer.v1.PeerService.Lease:output_type -> peer.v1.LeaseResponse
+	30, // 52: peer.v1.PeerService.KeepEscrow:output_type -> peer.v1.KeepEscrowResponse
+	32, // 53: peer.v1.PeerService.GetEscrow:output_type -> peer.v1.GetEscrowResponse
+	34, // 54: peer.v1.PeerService.ListEscrow:output_type -> peer.v1.ListEscrowResponse
+	43, // [43:55] is the sub-list for method output_type
+	31, // [31:43] is the sub-list for method input_type
+	31, // [31:31] is the sub-list for extension type_name
+	31, // [31:31] is the sub-list for extension extendee
+	0,  // [0:31] is the sub-list for field type_name
 }
 
 func init() { file_peer_v1_peer_proto_init() }
@@ -2624,7 +2821,7 @@ func file_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_v1_peer_proto_rawDesc), len(file_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   31,
+			NumMessages:   35,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

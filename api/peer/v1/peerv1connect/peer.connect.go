@@ -59,6 +59,10 @@ const (
 	PeerServiceChallengeProcedure = "/peer.v1.PeerService/Challenge"
 	// PeerServiceAttestProcedure is the fully-qualified name of the PeerService's Attest RPC.
 	PeerServiceAttestProcedure = "/peer.v1.PeerService/Attest"
+	// PeerServiceKeysProcedure is the fully-qualified name of the PeerService's Keys RPC.
+	PeerServiceKeysProcedure = "/peer.v1.PeerService/Keys"
+	// PeerServiceProveProcedure is the fully-qualified name of the PeerService's Prove RPC.
+	PeerServiceProveProcedure = "/peer.v1.PeerService/Prove"
 	// PeerServiceJoinMaterialProcedure is the fully-qualified name of the PeerService's JoinMaterial
 	// RPC.
 	PeerServiceJoinMaterialProcedure = "/peer.v1.PeerService/JoinMaterial"
@@ -86,6 +90,10 @@ type PeerServiceClient interface {
 	// Attest proves what the caller runs. It is good for 60 s from the
 	// challenge, on this connection only.
 	Attest(context.Context, *v1.AttestRequest) (*v1.AttestResponse, error)
+	// Keys and Prove are Challenge and Attest the other way round: what the
+	// server runs. A node asks for it before it joins what the server offers.
+	Keys(context.Context, *v1.KeysRequest) (*v1.KeysResponse, error)
+	Prove(context.Context, *v1.ProveRequest) (*v1.ProveResponse, error)
 	// JoinMaterial gives what a node needs to join the cluster. It wants a good
 	// Attest.
 	JoinMaterial(context.Context, *v1.JoinMaterialRequest) (*v1.JoinMaterialResponse, error)
@@ -141,6 +149,18 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(peerServiceMethods.ByName("Attest")),
 			connect.WithClientOptions(opts...),
 		),
+		keys: connect.NewClient[v1.KeysRequest, v1.KeysResponse](
+			httpClient,
+			baseURL+PeerServiceKeysProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("Keys")),
+			connect.WithClientOptions(opts...),
+		),
+		prove: connect.NewClient[v1.ProveRequest, v1.ProveResponse](
+			httpClient,
+			baseURL+PeerServiceProveProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("Prove")),
+			connect.WithClientOptions(opts...),
+		),
 		joinMaterial: connect.NewClient[v1.JoinMaterialRequest, v1.JoinMaterialResponse](
 			httpClient,
 			baseURL+PeerServiceJoinMaterialProcedure,
@@ -181,6 +201,8 @@ type peerServiceClient struct {
 	status       *connect.Client[v1.StatusRequest, v1.StatusResponse]
 	challenge    *connect.Client[v1.ChallengeRequest, v1.ChallengeResponse]
 	attest       *connect.Client[v1.AttestRequest, v1.AttestResponse]
+	keys         *connect.Client[v1.KeysRequest, v1.KeysResponse]
+	prove        *connect.Client[v1.ProveRequest, v1.ProveResponse]
 	joinMaterial *connect.Client[v1.JoinMaterialRequest, v1.JoinMaterialResponse]
 	lease        *connect.Client[v1.LeaseRequest, v1.LeaseResponse]
 	keepEscrow   *connect.Client[v1.KeepEscrowRequest, v1.KeepEscrowResponse]
@@ -227,6 +249,24 @@ func (c *peerServiceClient) Challenge(ctx context.Context, req *v1.ChallengeRequ
 // Attest calls peer.v1.PeerService.Attest.
 func (c *peerServiceClient) Attest(ctx context.Context, req *v1.AttestRequest) (*v1.AttestResponse, error) {
 	response, err := c.attest.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Keys calls peer.v1.PeerService.Keys.
+func (c *peerServiceClient) Keys(ctx context.Context, req *v1.KeysRequest) (*v1.KeysResponse, error) {
+	response, err := c.keys.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Prove calls peer.v1.PeerService.Prove.
+func (c *peerServiceClient) Prove(ctx context.Context, req *v1.ProveRequest) (*v1.ProveResponse, error) {
+	response, err := c.prove.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -284,6 +324,10 @@ type PeerServiceHandler interface {
 	// Attest proves what the caller runs. It is good for 60 s from the
 	// challenge, on this connection only.
 	Attest(context.Context, *v1.AttestRequest) (*v1.AttestResponse, error)
+	// Keys and Prove are Challenge and Attest the other way round: what the
+	// server runs. A node asks for it before it joins what the server offers.
+	Keys(context.Context, *v1.KeysRequest) (*v1.KeysResponse, error)
+	Prove(context.Context, *v1.ProveRequest) (*v1.ProveResponse, error)
 	// JoinMaterial gives what a node needs to join the cluster. It wants a good
 	// Attest.
 	JoinMaterial(context.Context, *v1.JoinMaterialRequest) (*v1.JoinMaterialResponse, error)
@@ -335,6 +379,18 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(peerServiceMethods.ByName("Attest")),
 		connect.WithHandlerOptions(opts...),
 	)
+	peerServiceKeysHandler := connect.NewUnaryHandlerSimple(
+		PeerServiceKeysProcedure,
+		svc.Keys,
+		connect.WithSchema(peerServiceMethods.ByName("Keys")),
+		connect.WithHandlerOptions(opts...),
+	)
+	peerServiceProveHandler := connect.NewUnaryHandlerSimple(
+		PeerServiceProveProcedure,
+		svc.Prove,
+		connect.WithSchema(peerServiceMethods.ByName("Prove")),
+		connect.WithHandlerOptions(opts...),
+	)
 	peerServiceJoinMaterialHandler := connect.NewUnaryHandlerSimple(
 		PeerServiceJoinMaterialProcedure,
 		svc.JoinMaterial,
@@ -377,6 +433,10 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 			peerServiceChallengeHandler.ServeHTTP(w, r)
 		case PeerServiceAttestProcedure:
 			peerServiceAttestHandler.ServeHTTP(w, r)
+		case PeerServiceKeysProcedure:
+			peerServiceKeysHandler.ServeHTTP(w, r)
+		case PeerServiceProveProcedure:
+			peerServiceProveHandler.ServeHTTP(w, r)
 		case PeerServiceJoinMaterialProcedure:
 			peerServiceJoinMaterialHandler.ServeHTTP(w, r)
 		case PeerServiceLeaseProcedure:
@@ -414,6 +474,14 @@ func (UnimplementedPeerServiceHandler) Challenge(context.Context, *v1.ChallengeR
 
 func (UnimplementedPeerServiceHandler) Attest(context.Context, *v1.AttestRequest) (*v1.AttestResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("peer.v1.PeerService.Attest is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) Keys(context.Context, *v1.KeysRequest) (*v1.KeysResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("peer.v1.PeerService.Keys is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) Prove(context.Context, *v1.ProveRequest) (*v1.ProveResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("peer.v1.PeerService.Prove is not implemented"))
 }
 
 func (UnimplementedPeerServiceHandler) JoinMaterial(context.Context, *v1.JoinMaterialRequest) (*v1.JoinMaterialResponse, error) {
