@@ -30,7 +30,7 @@ bin/muster-node: FORCE
 standin: bin/k3s-standin ## build bin/k3s-standin, the stand-in for k3s in tests (own module; long from a cold cache)
 
 bin/k3s-standin: FORCE
-	@cd lab/standin && CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ .
+	@cd lab/standin && CGO_ENABLED=0 go build -tags labstandin -trimpath -ldflags "-s -w" -o $(CURDIR)/$@ .
 
 # The node agent that stops at a named line (MUSTER_FAILPOINT), for the scenario powercut.
 bin/muster-node-crash: LDFLAGS += -X main.buildTime=$(BUILDTIME)

@@ -1,3 +1,5 @@
+//go:build labstandin
+
 package main
 
 import (

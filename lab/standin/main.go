@@ -1,3 +1,5 @@
+//go:build labstandin
+
 // Command k3s-standin behaves like k3s where muster relies on k3s, for tests on
 // machines without a k3s. It is a real etcd and a real kube-apiserver with a
 // supervisor and an agent of our own, and it runs no containers. It is no k3s:
