@@ -63,6 +63,7 @@ func rootCommand() *cobra.Command {
 		orderCommand(),
 		escrowCommand(),
 		preapproveCommand(),
+		scanCommand(),
 		eventsCommand(),
 		auditCommand(),
 		rootsCommand(),
