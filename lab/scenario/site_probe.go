@@ -1,10 +1,12 @@
 package scenario
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -48,14 +50,20 @@ func (s *shop) probe(ctx context.Context) *gaps {
 	return g
 }
 
-// lastWorker is a worker that may not serve or comes last: one that most
-// likely stays a worker.
+// lastWorker is a worker that is most likely to stay one: with the highest ID,
+// since the planner takes the lowest first. Nil if there will be none.
 func (s *shop) lastWorker(ctx context.Context) *box {
+	if len(s.nodes) <= 3 {
+		s.l.Site(func(r *lab.SiteResult) {
+			r.Remarks = append(r.Remarks, "api_gap_ms.worker: with three nodes none stays a worker")
+		})
+		return nil
+	}
 	for ctx.Err() == nil {
-		if v := s.watch.now(); v.best.ready() > 3 || len(s.nodes) <= 3 && v.best.ready() > 1 {
+		if v := s.watch.now(); v.best.ready() > 3 {
 			workers := v.with(s, roleWorker)
 			if len(workers) > 0 {
-				return workers[len(workers)-1]
+				return slices.MaxFunc(workers, func(a, b *box) int { return cmp.Compare(a.ID(), b.ID()) })
 			}
 		}
 		if pause(ctx, probeEvery) != nil {

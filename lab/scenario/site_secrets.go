@@ -138,8 +138,13 @@ func (s *shop) checkSecrets() error {
 			searched++
 		}
 	}
-	if err := s.l.Check(fmt.Sprintf("no cluster secret is on the disk or in the memory files of the %d nodes that are no servers", searched), errors.Join(errs...)); err != nil {
-		return err
+	if searched == 0 && len(s.nodes) > 3 {
+		errs = append(errs, errors.New("there was no such node to search"))
+	}
+	if searched > 0 || len(errs) > 0 {
+		if err := s.l.Check(fmt.Sprintf("no cluster secret is on the disk or in the memory files of the %d nodes that are no servers", searched), errors.Join(errs...)); err != nil {
+			return err
+		}
 	}
 	logs, err := s.logs()
 	if err == nil {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -158,12 +159,19 @@ func (s *shop) form(ctx context.Context, began time.Time, nodes int) error {
 	}
 	ready := v.at
 	s.l.Timing("", "start_to_all_ready_s", ready.Sub(began))
-	v, err = s.watch.until(ctx, "servers", formLimit, healthy(s, servers, nodes))
+	var begun time.Time // the promotion: until then it was policy that waited
+	v, err = s.watch.until(ctx, "servers", formLimit, func(v view) bool {
+		if begun.IsZero() && (slices.Contains(v.states(), "leading") || len(v.with(s, roleServer)) > 1) {
+			begun = v.at
+		}
+		return healthy(s, servers, nodes)(v)
+	})
 	if err := s.l.Check(fmt.Sprintf("%d servers, all of them voters", servers), err); err != nil {
 		return err
 	}
 	if servers == 3 {
 		s.l.Timing("", "ready_to_three_voters_s", v.at.Sub(ready))
+		s.l.Timing("", "policy_wait_s", max(begun.Sub(ready), 0))
 	}
 	gaps.end()
 	gaps.report()
