@@ -514,6 +514,7 @@ func TestObserveServer(t *testing.T) {
 	m, _ := newManager(t)
 	now := time.Hour
 	m.cfg.Boottime = func() time.Duration { return now }
+	m.disk.busy = true // no measurement beside it
 	infoCode, apiCode := 200, 404
 	a := newAPI(t, m)
 	a.mux.HandleFunc("GET /db/info", func(w http.ResponseWriter, r *http.Request) {
