@@ -34,6 +34,9 @@ const (
 	// it.
 	proveAhead = 20 * time.Second
 	maxAnswer  = 4 << 20
+	// maxGreeting bounds what somebody unknown may answer to hello: four
+	// envelopes and some.
+	maxGreeting = 5 * papers.MaxEnvelope
 	// maxRounds bounds one Exchange: more than the papers of two sites.
 	maxRounds = 64
 )
@@ -47,6 +50,7 @@ type Conn struct {
 	at        netip.AddrPort
 	transport *http.Transport
 	rpc       peerv1connect.PeerServiceClient
+	greet     peerv1connect.PeerServiceClient // for Hello only
 
 	mu      sync.Mutex
 	node    fleet.NodeID
@@ -73,11 +77,14 @@ func (p *Peer) Dial(ctx context.Context, addr string) (*Conn, error) {
 	if err != nil {
 		return nil, fmt.Errorf("peer: dial %s: %w", addr, err)
 	}
-	conn := tls.Client(raw, clientTLS(certificate))
+	bounded := &capped{Conn: raw}
+	bounded.left.Store(maxHandshake)
+	conn := tls.Client(bounded, clientTLS(certificate))
 	if err := conn.HandshakeContext(ctx); err != nil {
 		_ = raw.Close()
 		return nil, fmt.Errorf("peer: TLS with %s: %w", addr, err)
 	}
+	bounded.free.Store(true)
 	c := &Conn{p: p, conn: conn, at: addrOf(raw.RemoteAddr())}
 	if c.exporter, err = exporterOf(conn); err != nil {
 		_ = conn.Close()
@@ -97,8 +104,11 @@ func (p *Peer) Dial(ctx context.Context, addr string) (*Conn, error) {
 		MaxConnsPerHost: 1, MaxIdleConnsPerHost: 1, MaxResponseHeaderBytes: 8 << 10, DisableCompression: true,
 	}
 	client := &http.Client{Transport: c.transport, CheckRedirect: func(*http.Request, []*http.Request) error { return ErrStranger }}
-	c.rpc = peerv1connect.NewPeerServiceClient(client, "https://peer",
-		connect.WithReadMaxBytes(maxAnswer), connect.WithAcceptCompression("gzip", nil, nil))
+	with := func(most int) peerv1connect.PeerServiceClient {
+		return peerv1connect.NewPeerServiceClient(client, "https://peer",
+			connect.WithReadMaxBytes(most), connect.WithAcceptCompression("gzip", nil, nil))
+	}
+	c.rpc, c.greet = with(maxAnswer), with(maxGreeting)
 	return c, nil
 }
 
@@ -118,20 +128,20 @@ func (c *Conn) Peer() fleet.NodeID {
 // failed turns an error of a call into one of the package's.
 func failed(call string, err error) error {
 	var kind error
-	switch connect.CodeOf(err) {
-	case connect.CodePermissionDenied:
-		kind = ErrRefused
-	case connect.CodeResourceExhausted:
-		kind = ErrBusy
-	case connect.CodeNotFound:
-		kind = ErrNotKept
-	case connect.CodeFailedPrecondition:
-		kind = ErrUnproven
-	case connect.CodeUnavailable, connect.CodeUnknown, connect.CodeInternal:
-		// What broke the connection, if it did, is in the text.
+	switch code := connect.CodeOf(err); {
+	case !connect.IsWireError(err):
+		// The peer did not say it: the connection broke, or our own limit.
 		if errors.Is(err, ErrClosed) || isNetwork(err) {
 			kind = ErrClosed
 		}
+	case code == connect.CodePermissionDenied:
+		kind = ErrRefused
+	case code == connect.CodeResourceExhausted:
+		kind = ErrBusy
+	case code == connect.CodeNotFound:
+		kind = ErrNotKept
+	case code == connect.CodeFailedPrecondition:
+		kind = ErrUnproven
 	}
 	if kind != nil && !errors.Is(err, kind) {
 		return fmt.Errorf("peer: %s: %w: %w", call, kind, err)
@@ -165,7 +175,7 @@ func (c *Conn) hello(ctx context.Context) (Greeting, error) {
 	if len(shown.Charter)+len(shown.Admission)+len(shown.Record) > maxHelloBody-4<<10 {
 		request.Charter = nil // Documents has room for it
 	}
-	m, err := c.rpc.Hello(ctx, request)
+	m, err := c.greet.Hello(ctx, request)
 	if err != nil {
 		return Greeting{}, failed("hello", err)
 	}

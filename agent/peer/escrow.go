@@ -271,6 +271,7 @@ func (s *store) note(b Blob) error {
 	}
 	for _, old := range own[:max(0, len(own)-s.limits.EscrowBlobs)] {
 		ref := papers.Ref(old.SHA256)
+		failpoint.Hit("escrow/before-remove")
 		// The description goes first: a blob without one is nothing.
 		if err := errors.Join(os.Remove(s.path(ref, metaSuffix)), os.Remove(s.path(ref, blobSuffix))); err != nil {
 			return fmt.Errorf("peer: remove old blob: %w", err)

@@ -319,10 +319,21 @@ func TestRoguePeers(t *testing.T) {
 		"it shows the caller's own key": {func(e [exporterLength]byte, c papers.Ref) *peerv1.HelloResponse {
 			return signed(a.signer.(*ecdsa.PrivateKey), a.id, e, c)
 		}, ErrSelf},
+		"it says too much": {func(e [exporterLength]byte, c papers.Ref) *peerv1.HelloResponse {
+			m := signed(real, b.id, e, c)
+			m.Charter = document(make([]byte, maxGreeting))
+			return m
+		}, errLong},
 		"it says nothing": {func([exporterLength]byte, papers.Ref) *peerv1.HelloResponse { return &peerv1.HelloResponse{} }, ErrStranger},
 	} {
 		t.Run(name, func(t *testing.T) {
 			g, err := a.dial(lying(t, c.answer)).Hello(t.Context())
+			if c.want == errLong {
+				if connect.CodeOf(err) != connect.CodeResourceExhausted || errors.Is(err, ErrBusy) {
+					t.Errorf("%v, want an error about the size", err)
+				}
+				return
+			}
 			if !errors.Is(err, c.want) {
 				t.Fatalf("%v, want %v", err, c.want)
 			}
@@ -332,6 +343,8 @@ func TestRoguePeers(t *testing.T) {
 		})
 	}
 }
+
+var errLong = errors.New("too long")
 
 // slow are callers that hold a connection and do not get on.
 func TestSlowCallersDoNotKeepAPeerOut(t *testing.T) {
@@ -430,6 +443,22 @@ func TestWhenAnAdmittedNodeSendsTooMuchThenItIsTold(t *testing.T) {
 	}
 	if len(b.heard) != 1 {
 		t.Errorf("%d statuses were heard, want the last one", len(b.heard))
+	}
+}
+
+// What breaks is told from what a peer says.
+func TestWhenTheServerGoesAwayThenErrClosed(t *testing.T) {
+	_, a, b := pair(t)
+	c := a.meet(b)
+	b.peer.gate.closeNode(a.id)
+	if _, _, err := c.Status(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("%v, want ErrClosed", err)
+	}
+	if _, _, err := c.Status(t.Context()); !errors.Is(err, ErrClosed) {
+		t.Errorf("the second time: %v, want ErrClosed", err)
+	}
+	if _, _, err := a.meet(b).Status(t.Context()); err != nil {
+		t.Errorf("a new connection: %v", err)
 	}
 }
 
