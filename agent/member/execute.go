@@ -43,7 +43,7 @@ func (m *Member) perform(ctx context.Context, a cb.Action) error {
 	case cb.FoundCluster:
 		return m.foundCluster(a)
 	case cb.AbandonFounding:
-		return m.abandonFounding()
+		return m.abandonFounding(ctx)
 	case cb.RequestJoinMaterial:
 		m.askMaterial(a)
 		return nil
@@ -140,10 +140,13 @@ func (m *Member) foundCluster(a cb.Action) error {
 }
 
 // abandonFounding takes the mark away first: a mark without an intent would
-// forbid founding for ever, an intent without a mark gets its mark again.
-func (m *Member) abandonFounding() error {
+// forbid founding for ever, an intent without a mark gets its mark again. Then
+// goes what a first server left that never had a member: the planner abandons
+// such a datastore only when it is damaged.
+func (m *Member) abandonFounding(ctx context.Context) error {
 	m.mu.Lock()
 	m.claim, m.survey, m.fresh = nil, nil, m.cfg.Fresh()
+	data := m.signs.Datastore || m.signs.Aside
 	m.mu.Unlock()
 	in := m.cfg.Journal.Disk().Intent
 	if in != nil {
@@ -154,6 +157,14 @@ func (m *Member) abandonFounding() error {
 			if err := m.setMark(""); err != nil {
 				return err
 			}
+		}
+	}
+	if data {
+		m.k3sMu.Lock()
+		err := m.cfg.K3s.MoveAside(ctx, cb.RoleNone)
+		m.k3sMu.Unlock()
+		if err != nil {
+			return fmt.Errorf("member: abandon the founding: %w", err)
 		}
 	}
 	return m.write(func(d *cb.Disk) { d.Intent = nil })

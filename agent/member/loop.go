@@ -170,7 +170,7 @@ func limitOf(k cb.ActionKind) time.Duration {
 		return 8 * time.Minute
 	case cb.RestoreFromEscrow:
 		return 30 * time.Minute
-	case cb.StartServer, cb.StartWorker, cb.MoveAside, cb.RemoveDeadServer:
+	case cb.StartServer, cb.StartWorker, cb.MoveAside, cb.AbandonFounding, cb.RemoveDeadServer:
 		return 3 * time.Minute
 	}
 	return 30 * time.Second
