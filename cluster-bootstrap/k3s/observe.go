@@ -30,6 +30,7 @@ type seen struct {
 	ledgerAt time.Duration
 	virgin   bool
 	virginAt time.Duration
+	trouble  string // last logged
 	members  []member
 	memberAt map[memberKey]time.Duration // since when a member is as it is
 }
@@ -56,6 +57,11 @@ func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns)
 		ResetFlag: exists(p.ResetFlag()), AgentCert: exists(p.AgentCert())}
 	k := m.process(note)
 	m.standing(ctx, &k)
+	if t := m.Trouble(); t != m.seen.trouble {
+		if m.seen.trouble = t; t != "" {
+			m.cfg.Log.Warn("k3s may run and does not", "reason", t)
+		}
+	}
 	if k.Process == clusterbootstrap.ProcessNone {
 		m.seen.members = nil
 		return k, signs
