@@ -30,15 +30,46 @@ func readOrdersKey(path string) (any, error) {
 }
 
 // checkAdmission checks the documents that a node got with its certificate:
-// one admission, signed by the tenant's orders key, that names the node, its
-// site and the key in its TPM. It reads envelope and payload with the standard
+// one admission that names the node, its site and the key in its TPM, and, at
+// most, the charter of its site; all signed by the tenant's orders key. It reads envelope and payload with the standard
 // library and spells their format out, so that it cannot repeat the mistakes
 // of the code that made them.
 func checkAdmission(documents [][]byte, key any, r fleet.Request, now time.Time) error {
-	if len(documents) != 1 {
-		return fmt.Errorf("%d documents, want one admission", len(documents))
+	const admission, charter = "application/vnd.muster.admission.v1+json", "application/vnd.muster.charter.v1+json"
+	byKind := map[string][][]byte{}
+	for _, d := range documents {
+		var e struct {
+			PayloadType string `json:"payloadType"`
+		}
+		if err := json.Unmarshal(d, &e); err != nil {
+			return fmt.Errorf("document: %w", err)
+		}
+		if e.PayloadType != admission && e.PayloadType != charter {
+			return fmt.Errorf("a document of type %q", e.PayloadType)
+		}
+		byKind[e.PayloadType] = append(byKind[e.PayloadType], d)
 	}
-	payload, err := openEnvelope(documents[0], "application/vnd.muster.admission.v1+json", key)
+	if len(byKind[admission]) != 1 || len(byKind[charter]) > 1 {
+		return fmt.Errorf("%d admissions and %d charters, want one and at most one", len(byKind[admission]), len(byKind[charter]))
+	}
+	for _, d := range byKind[charter] {
+		payload, err := openEnvelope(d, charter, key)
+		if err != nil {
+			return fmt.Errorf("charter: %w", err)
+		}
+		var c struct {
+			Format string `json:"format"`
+			Tenant string `json:"tenant"`
+			Site   string `json:"site"`
+		}
+		if err := json.Unmarshal(payload, &c); err != nil {
+			return fmt.Errorf("charter: %w", err)
+		}
+		if c.Format != "muster/charter/v1" || c.Tenant != r.Tenant || c.Site != r.Site {
+			return fmt.Errorf("charter: %s of tenant %q and site %q, want those of the request", c.Format, c.Tenant, c.Site)
+		}
+	}
+	payload, err := openEnvelope(byKind[admission][0], admission, key)
 	if err != nil {
 		return fmt.Errorf("admission: %w", err)
 	}

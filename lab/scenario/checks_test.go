@@ -122,8 +122,19 @@ func TestCheckAdmission(t *testing.T) {
 	if err := checkAdmission([][]byte{good}, key.Public(), r, testNow); err != nil {
 		t.Fatal(err)
 	}
+	const charterKind = "application/vnd.muster.charter.v1+json"
+	charter := func(key *ecdsa.PrivateKey, site string) []byte {
+		return make1(key, charterKind, charterKind, map[string]any{"format": "muster/charter/v1", "site": site})
+	}
+	if err := checkAdmission([][]byte{charter(key, r.Site), good}, key.Public(), r, testNow); err != nil {
+		t.Error("with the charter:", err)
+	}
 	for name, docs := range map[string][][]byte{
 		"none":           {},
+		"charter alone":  {charter(key, r.Site)},
+		"two charters":   {good, charter(key, r.Site), charter(key, r.Site)},
+		"false charter":  {good, charter(other, r.Site)},
+		"other charter":  {good, charter(key, "elsewhere")},
 		"two":            {good, good},
 		"no JSON":        {[]byte("{")},
 		"another key":    {make1(other, kind, kind, nil)},
