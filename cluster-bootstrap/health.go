@@ -12,6 +12,12 @@ import (
 
 // What a node's own k3s, disk and version allow.
 
+// isDamaged: k3s said so, and has had the time to show otherwise: the words may
+// be of a run before the data was replaced.
+func (v *view) isDamaged() bool {
+	return v.K3s.Damaged != "" && (v.K3s.Process != ProcessServer || v.K3s.Running >= v.pol.QuorumGrace)
+}
+
 // damaged is a server whose datastore cannot be used.
 func (v *view) damaged(rec *Record) (State, []Action) {
 	what := "My datastore is damaged (" + v.K3s.Damaged + ")."

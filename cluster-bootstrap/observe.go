@@ -228,7 +228,8 @@ type K3s struct {
 	// Damaged is "" or what k3s says of a datastore that it cannot use (damaged
 	// write-ahead log or snapshot file, failed corruption check), in its words
 	// and clipped to 200 bytes. A datastore that is only slow, or without
-	// quorum, is not damaged.
+	// quorum, is not damaged. Plan believes it of a running server only after
+	// Policy.QuorumGrace.
 	Damaged string
 }
 

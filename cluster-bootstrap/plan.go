@@ -209,7 +209,7 @@ func (v *view) found(why string) (State, []Action) {
 // material is given only by a node that has a record.
 func (v *view) founding() (State, []Action) {
 	in := v.Disk.Intent
-	if v.K3s.Damaged != "" {
+	if v.isDamaged() {
 		const why = "The first server's datastore was damaged before anybody joined, so I start anew."
 		acts := []Action{{Kind: AbandonFounding, Reason: why}}
 		if v.K3s.Process != ProcessNone {

@@ -311,7 +311,7 @@ func (v *view) candidate() (State, []Action) {
 	if v.Disk.Tombstone {
 		return v.aside(RoleWorker, rec, "I was taken out of the servers again. I am a worker.")
 	}
-	if v.K3s.Damaged != "" {
+	if v.isDamaged() {
 		return v.aside(RoleWorker, rec, "My new datastore is damaged ("+v.K3s.Damaged+"). I am a worker again.")
 	}
 	if st.Replace && v.K3s.Process == ProcessServer && !v.K3s.API && v.K3s.NoInfo > v.pol.QuorumLost {

@@ -28,7 +28,7 @@ func (v *view) server() (State, []Action) {
 	if s, acts := v.giveUp(rec); acts != nil {
 		return s, acts
 	}
-	if v.K3s.Damaged != "" && v.Disk.Datastore {
+	if v.isDamaged() && v.Disk.Datastore {
 		return v.damaged(rec)
 	}
 	if !v.Disk.Datastore && v.K3s.Process == ProcessNone {

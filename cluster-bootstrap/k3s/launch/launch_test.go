@@ -348,6 +348,41 @@ func TestWorkerRunsAndStops(t *testing.T) {
 	}
 }
 
+func TestNotify(t *testing.T) {
+	w := newWorld(t, script{})
+	sock := w.dir + "/systemd"
+	c, err := net.ListenUnixgram("unixgram", &net.UnixAddr{Name: sock, Net: "unixgram"})
+	w.must(err)
+	defer c.Close()
+	t.Setenv("NOTIFY_SOCKET", sock)
+	t.Setenv("WATCHDOG_USEC", "20000000")
+	w.allow(Candidate, "p1") // not started without a lease
+	w.must(w.control().Start(t.Context()))
+	read := func() string {
+		b := make([]byte, 4096)
+		n, err := c.Read(b)
+		w.must(err)
+		if strings.Contains(string(b[:n]), "MAINPID") {
+			t.Errorf("%q", b[:n])
+		}
+		return string(b[:n])
+	}
+	for seen := 0; seen < 2; {
+		switch m := read(); {
+		case strings.Contains(m, "READY"):
+			t.Fatal("ready before k3s was started")
+		case m == "WATCHDOG=1":
+			seen++
+		}
+	}
+	w.lease("p1", Boottime()+4*time.Minute)
+	for read() != "READY=1" {
+	}
+	if !w.state(Running)() {
+		t.Error("ready before it runs")
+	}
+}
+
 func TestStubbornK3sIsKilled(t *testing.T) {
 	w := newWorld(t, script{Stubborn: -1})
 	w.cfg.StopTimeout = 300 * time.Millisecond

@@ -170,6 +170,7 @@ func (l *Launcher) loop(ctx context.Context) error {
 			l.heard(m)
 		case <-t.C:
 		}
+		l.notify.alive()
 		l.rotate()
 		f := l.look(stop)
 		do, why := decide(f, l.cfg.StopTimeout)

@@ -44,11 +44,12 @@ type notifier struct {
 	path     string
 	messages chan message
 	up       *net.UnixConn // nil: no service manager
+	watched  bool
 	log      *slog.Logger
 }
 
 func newNotifier(path string, log *slog.Logger) (*notifier, error) {
-	n := &notifier{path: path, messages: make(chan message, 16), log: log}
+	n := &notifier{path: path, messages: make(chan message, 16), watched: os.Getenv("WATCHDOG_USEC") != "", log: log}
 	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
 		return nil, fmt.Errorf("launch: notify socket: %w", err)
 	}
@@ -105,6 +106,13 @@ func (n *notifier) send(s string) {
 	}
 	if _, err := n.up.Write([]byte(s)); err != nil {
 		n.log.Warn("tell the service manager", "err", err)
+	}
+}
+
+// alive tells the service manager's watchdog that the loop goes round.
+func (n *notifier) alive() {
+	if n.watched {
+		n.send("WATCHDOG=1")
 	}
 }
 
