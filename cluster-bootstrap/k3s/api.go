@@ -55,8 +55,9 @@ type Settings struct {
 	// Servers are the addresses that the API certificate must carry, sorted:
 	// of all nodes that may serve.
 	Servers []netip.Addr
-	// Join is the server to join by: "https://IN-SITE:6443". Needed by workers
-	// and candidates; with three servers, any other one for each server.
+	// Join is the server to join by: "https://IN-SITE:6443". For workers and
+	// candidates "" means the one that last gave material; with three servers,
+	// any other one for each server.
 	Join string
 	// Extra are more lines for a lab (kubelet-arg and the like), merged last;
 	// they may not contain what is decided here.

@@ -145,7 +145,7 @@ func (m *Manager) dropWorker() error {
 			errs = append(errs, os.Remove(f))
 		}
 	}
-	errs = append(errs, launch.Remove(m.tokenFile(tokenJoin)))
+	errs = append(errs, launch.Remove(m.tokenFile(tokenJoin)), launch.Remove(m.joinFile()))
 	if exists(agent) {
 		errs = append(errs, launch.SyncDir(agent))
 	}

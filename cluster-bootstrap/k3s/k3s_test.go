@@ -235,6 +235,14 @@ func TestMaterialIsKeptApart(t *testing.T) {
 	if err := start(clusterbootstrap.RoleWorker); err != nil {
 		t.Fatal(err)
 	}
+	s.Join = "" // a site without in-site addresses
+	if err := start(clusterbootstrap.RoleWorker); err != nil {
+		t.Fatal(err)
+	}
+	b, err := os.ReadFile(m.cfg.Paths.ConfigFile())
+	if err != nil || !strings.Contains(string(b), "server: https://100.96.0.2:6443\n") {
+		t.Errorf("config: %s %v", b, err)
+	}
 	if has(nextServer) || has(tokenServer) || has(nextAgent) || !has(tokenJoin) {
 		t.Error("a worker holds server tokens, or no token to join")
 	}
@@ -250,7 +258,7 @@ func TestMaterialIsKeptApart(t *testing.T) {
 	if !has(tokenServer) || !has(tokenAgent) || has(nextServer) {
 		t.Error("a candidate has no server tokens")
 	}
-	b, err := os.ReadFile(m.cfg.Paths.ConfigFile())
+	b, err = os.ReadFile(m.cfg.Paths.ConfigFile())
 	if err != nil || strings.Contains(string(b), "0123456789abcdef") {
 		t.Errorf("the config holds a secret, or: %v", err)
 	}

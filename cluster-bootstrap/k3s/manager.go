@@ -158,6 +158,11 @@ func (m *Manager) Reconfigure(role clusterbootstrap.Role, s Settings) error {
 }
 
 func (m *Manager) writeConfig(role clusterbootstrap.Role, s Settings) error {
+	if s.Join == "" && (role == clusterbootstrap.RoleWorker || role == clusterbootstrap.RoleCandidate) {
+		if b, err := os.ReadFile(m.joinFile()); err == nil && len(b) < 300 {
+			s.Join = strings.TrimSpace(string(b))
+		}
+	}
 	b, err := s.config(role, m.cfg.Paths, cgroupV1())
 	if err != nil {
 		return err

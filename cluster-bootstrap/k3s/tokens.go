@@ -94,6 +94,9 @@ func (m *Manager) KeepMaterial(x Material) error {
 	if err := x.Validate(); err != nil {
 		return err
 	}
+	if err := launch.WriteBytes(m.joinFile(), []byte(x.Server+"\n")); err != nil {
+		return err
+	}
 	if x.As == clusterbootstrap.RoleWorker {
 		return m.writeToken(tokenJoin, x.Token)
 	}
@@ -102,6 +105,10 @@ func (m *Manager) KeepMaterial(x Material) error {
 	}
 	return m.writeToken(nextServer, x.Token)
 }
+
+// joinFile holds the server that last gave material: a site without in-site
+// addresses knows no other way to name one.
+func (m *Manager) joinFile() string { return filepath.Join(m.cfg.Paths.State, "k3s", "join-url") }
 
 // ForgetServerMaterial deletes the server token of a plan that came to
 // nothing: workers hold no server token.
