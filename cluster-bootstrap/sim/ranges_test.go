@@ -68,7 +68,7 @@ func commitOf() string {
 		return "unknown"
 	}
 	c := strings.TrimSpace(string(out))
-	if exec.Command("git", "diff", "--quiet", "HEAD", "--", "..", ":!*_test.go", ":!*.md", ":!../k3s").Run() != nil {
+	if exec.Command("git", "-C", "..", "diff", "--quiet", "HEAD", "--", ".", ":!*_test.go", ":!*.md", ":!k3s").Run() != nil {
 		c += "+changes"
 	}
 	return c
