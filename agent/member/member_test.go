@@ -375,7 +375,9 @@ func TestADissolvedClusterWasVirgin(t *testing.T) {
 				t.Errorf("virgin %v, order %q: %v", c.virgin, c.order, err)
 			}
 			w.mu.Lock() // undo
-			w.etcd.ledger.Record.Into = ""
+			back := *w.etcd.ledger
+			back.Record.Into = ""
+			w.etcd.ledger = &back
 			w.mu.Unlock()
 		}
 	})
