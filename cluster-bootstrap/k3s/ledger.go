@@ -54,6 +54,7 @@ type planDoc struct {
 	Serial     bool           `json:"serial,omitempty"`
 	Go         int            `json:"go,omitempty"`
 	Reopened   bool           `json:"reopened,omitempty"`
+	Off        bool           `json:"off,omitempty"`
 	Failures   int            `json:"failures,omitempty"`
 	Why        string         `json:"why,omitempty"`
 }
@@ -65,7 +66,7 @@ func encodeLedger(l clusterbootstrap.Ledger) (string, error) {
 	if p := l.Plan; p != nil {
 		why := p.Why
 		d.Plan = &planDoc{ID: p.ID, N: p.N, Epoch: p.Epoch, Leader: p.Leader, Candidates: p.Candidates, Phase: p.Phase.String(),
-			Replace: p.Replace, Serial: p.Serial, Go: p.Go, Reopened: p.Reopened, Failures: p.Failures, Why: why[:min(len(why), 500)]}
+			Replace: p.Replace, Serial: p.Serial, Go: p.Go, Reopened: p.Reopened, Off: p.Off, Failures: p.Failures, Why: why[:min(len(why), 500)]}
 	}
 	b, err := json.Marshal(d)
 	if err != nil {
@@ -108,7 +109,7 @@ func decodeLedger(b []byte) (clusterbootstrap.Ledger, error) {
 	l := clusterbootstrap.Ledger{Record: d.Record}
 	if p := d.Plan; p != nil {
 		x := clusterbootstrap.PlanDoc{ID: p.ID, N: p.N, Epoch: p.Epoch, Leader: p.Leader, Candidates: p.Candidates,
-			Replace: p.Replace, Serial: p.Serial, Go: p.Go, Reopened: p.Reopened, Failures: p.Failures, Why: p.Why}
+			Replace: p.Replace, Serial: p.Serial, Go: p.Go, Reopened: p.Reopened, Off: p.Off, Failures: p.Failures, Why: p.Why}
 		for _, ph := range phases {
 			if ph.String() == p.Phase {
 				x.Phase = ph
