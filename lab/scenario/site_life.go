@@ -336,19 +336,20 @@ func (s *shop) refuse(b *box) {
 // rogue: a box that nobody approved, and an approved one that runs somebody
 // else's system, get nothing.
 func rogue(ctx context.Context, s *shop) error {
-	honest, stranger, altered := s.nodes[:len(s.nodes)-2], s.nodes[len(s.nodes)-2], s.nodes[len(s.nodes)-1]
+	members, stranger := s.nodes[:len(s.nodes)-1], s.nodes[len(s.nodes)-1]
 	s.refuse(stranger)
 	began := time.Now()
 	if err := s.on(ctx, s.nodes...); err != nil {
 		return err
 	}
-	if err := s.form(ctx, began, len(honest)+1); err != nil {
+	if err := s.form(ctx, began, len(members)); err != nil {
 		return err
 	}
-	if err := s.atRest(ctx, 3, len(honest)+1); err != nil {
+	if err := s.atRest(ctx, 3, len(members)); err != nil {
 		return err
 	}
 	v := s.watch.now()
+	altered := v.with(s, roleWorker)[0]
 	secrets, err := v.with(s, roleServer)[0].clusterSecrets()
 	if err != nil {
 		return err
@@ -356,7 +357,7 @@ func rogue(ctx context.Context, s *shop) error {
 	if err := s.l.Check("a box that nobody approved has nothing of the cluster", stranger.gotNothing(secrets)); err != nil {
 		return err
 	}
-	if err := s.l.Check("from it no port of k3s can be reached, and peers refuse it", s.knock(ctx, stranger, honest)); err != nil {
+	if err := s.l.Check("from it no port of k3s can be reached, and peers refuse it", s.knock(ctx, stranger, members)); err != nil {
 		return err
 	}
 	// An approved box boots somebody else's system, with an empty disk: its
@@ -390,5 +391,5 @@ func rogue(ctx context.Context, s *shop) error {
 	if err := s.on(ctx, altered); err != nil {
 		return err
 	}
-	return s.atRest(ctx, 3, len(honest)+1)
+	return s.atRest(ctx, 3, len(members))
 }

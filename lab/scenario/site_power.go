@@ -110,7 +110,6 @@ func powercut(ctx context.Context, s *shop) error {
 	})
 	struck.Configure(func(c *host.Config) { c.Services = []host.Service{s.crashing(at)} })
 	s.watch.mayDemote(s.nodes...) // a reset in the window makes servers workers
-	began := time.Now()
 	if err := s.on(ctx, founder); err != nil {
 		return err
 	}
@@ -135,6 +134,7 @@ func powercut(ctx context.Context, s *shop) error {
 	if err := s.l.Check(fmt.Sprintf("the step %s (%s) is reached by %s, and the power of %d is cut there", st.name, at, struck.Name(), len(lost)), s.cut(lost...)); err != nil {
 		return err
 	}
+	cut := time.Now()
 	struck.Configure(func(c *host.Config) { c.Services = []host.Service{s.agent()} })
 	if !s.l.Spec.Never {
 		if err := pause(ctx, 5*time.Second); err != nil {
@@ -146,7 +146,7 @@ func powercut(ctx context.Context, s *shop) error {
 		if err := s.atRest(ctx, 3, 3); err != nil {
 			return err
 		}
-		s.l.Timing("", "cut_to_healed_s", time.Since(began))
+		s.l.Timing("", "cut_to_healed_s", time.Since(cut)-rest)
 		return nil
 	}
 	return s.neverBack(ctx, st, founder, lost)

@@ -1,12 +1,10 @@
 package scenario
 
 import (
-	"cmp"
 	"context"
 	"fmt"
 	"io"
 	"net/http"
-	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -18,11 +16,12 @@ import (
 const probeEvery = 200 * time.Millisecond
 
 // gaps measures how long the API does not answer, as seen from the founder and
-// from a node that stays a worker.
+// from the nodes that stay workers.
 type gaps struct {
-	s    *shop
-	stop context.CancelFunc
-	wg   sync.WaitGroup
+	s       *shop
+	founder *box
+	stop    context.CancelFunc
+	wg      sync.WaitGroup
 
 	mu    sync.Mutex
 	worst map[string]time.Duration
@@ -30,8 +29,7 @@ type gaps struct {
 	last  map[string]time.Time // the last good answer
 }
 
-// probe begins to measure. Who the founder is, is known; the worker is chosen
-// when there is one.
+// probe begins to measure.
 func (s *shop) probe(ctx context.Context) *gaps {
 	ctx, cancel := context.WithCancel(ctx)
 	g := &gaps{s: s, stop: cancel, worst: map[string]time.Duration{}, asked: map[string]int{}, last: map[string]time.Time{}}
@@ -40,37 +38,35 @@ func (s *shop) probe(ctx context.Context) *gaps {
 		return g
 	}
 	founder := servers[0]
-	g.wg.Go(func() { g.ask(ctx, "founder", founder, founder) })
-	g.wg.Go(func() {
-		if w := s.lastWorker(ctx); w != nil {
-			s.l.Note("lab", "probe", "the API is probed from worker "+w.Name())
-			g.ask(ctx, "worker", w, founder)
-		}
-	})
-	return g
-}
-
-// lastWorker is a worker that is most likely to stay one: with the highest ID,
-// since the planner takes the lowest first. Nil if there will be none.
-func (s *shop) lastWorker(ctx context.Context) *box {
+	g.wg.Go(func() { g.ask(ctx, founder.Name(), founder, founder) })
+	g.founder = founder
 	if len(s.nodes) <= 3 {
 		s.l.Site(func(r *lab.SiteResult) {
 			r.Remarks = append(r.Remarks, "api_gap_ms.worker: with three nodes none stays a worker")
 		})
-		return nil
+		return g
 	}
-	for ctx.Err() == nil {
-		if v := s.watch.now(); v.best.ready() > 3 {
-			workers := v.with(s, roleWorker)
-			if len(workers) > 0 {
-				return slices.MaxFunc(workers, func(a, b *box) int { return cmp.Compare(a.ID(), b.ID()) })
-			}
+	// Who stays a worker shows at the end: all are asked.
+	for _, b := range s.nodes {
+		if b != founder {
+			g.wg.Go(func() {
+				if g.working(ctx, b) {
+					g.ask(ctx, b.Name(), b, founder)
+				}
+			})
 		}
+	}
+	return g
+}
+
+// working waits until a node is a worker.
+func (g *gaps) working(ctx context.Context, b *box) bool {
+	for g.s.watch.now().role(b) != roleWorker {
 		if pause(ctx, probeEvery) != nil {
-			return nil
+			return false
 		}
 	}
-	return nil
+	return true
 }
 
 func (g *gaps) ask(ctx context.Context, who string, from, of *box) {
@@ -112,13 +108,24 @@ func (g *gaps) end() {
 func (g *gaps) report() {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	for _, who := range []string{"founder", "worker"} {
-		if _, ok := g.last[who]; !ok {
+	v := g.s.watch.now()
+	for _, b := range g.s.nodes {
+		who := "worker"
+		if b == g.founder {
+			who = "founder"
+		} else if v.role(b) != roleWorker {
 			continue
 		}
-		ms := float64(g.worst[who].Round(time.Millisecond).Milliseconds())
-		g.s.l.Site(func(r *lab.SiteResult) { r.APIGap[who] = &ms })
-		g.s.l.Say("lab", "api-gap", fmt.Sprintf("longest time without an answer of the API seen from %s: %.0f ms (%d questions)", who, ms, g.asked[who]))
+		if _, ok := g.last[b.Name()]; !ok {
+			continue
+		}
+		ms := float64(g.worst[b.Name()].Milliseconds())
+		g.s.l.Site(func(r *lab.SiteResult) {
+			if old := r.APIGap[who]; old == nil || *old < ms {
+				r.APIGap[who] = &ms
+			}
+		})
+		g.s.l.Say("lab", "api-gap", fmt.Sprintf("longest time without an answer of the API seen from the %s %s: %.0f ms (%d questions)", who, b.Name(), ms, g.asked[b.Name()]))
 	}
 }
 

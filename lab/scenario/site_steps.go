@@ -109,13 +109,16 @@ func (s *shop) wanted(r fleet.Request) bool {
 func (s *shop) let(ctx context.Context, r fleet.Request) {
 	b := s.byID(string(r.Node))
 	_, err := s.c.muster(ctx, "approve", string(r.ID), "--site", site)
+	var refused *lab.CommandError
+	if err == nil || errors.As(err, &refused) {
+		s.mu.Lock()
+		s.approved[string(r.ID)] = true // a person reads the refusal and does not ask again
+		s.mu.Unlock()
+	}
 	if err != nil {
 		s.l.Note("person", "refused", err.Error())
 		return
 	}
-	s.mu.Lock()
-	s.approved[string(r.ID)] = true
-	s.mu.Unlock()
 	s.l.Say("person", "approved", fmt.Sprintf("%s (%s) is approved for site %s: identity %s, boot %s", b.Name(), r.Words, site, r.Identity, r.Boot))
 }
 
