@@ -172,6 +172,9 @@ type Config struct {
 	Centre Centre
 	// SignRecord signs a cluster record with this node's key.
 	SignRecord func(tenant, site string, r cb.Record) ([]byte, error)
+	// Lease reads the lease that an earlier run of the agent in this boot left
+	// for the launcher: its plan and end by CLOCK_BOOTTIME. Optional.
+	Lease func() (plan string, until time.Duration, ok bool)
 	// Withdrawn reports whether the centre took an order back. Optional.
 	Withdrawn func(order string) bool
 	// Labels are those of the hardware, for the k3s node. Optional.

@@ -129,6 +129,13 @@ func New(cfg Config) (*Member, error) {
 		shown: shown{State: cb.Observing, Reason: "The node agent has just started."},
 	}
 	m.discover.init()
+	if cfg.Lease != nil {
+		// A lease of an earlier run in this boot still counts, as it does for
+		// the launcher.
+		if plan, until, ok := cfg.Lease(); ok && until-m.born <= cfg.Policy.Lease {
+			m.lease = cb.Lease{Plan: plan, Until: until - m.born}
+		}
+	}
 	return m, nil
 }
 
@@ -159,6 +166,7 @@ func (m *Member) Run(ctx context.Context, dialer Dialer) error {
 	m.alive(time.Minute)
 	g.Go(func() error { return m.loop(ctx) })
 	g.Go(func() error { return m.keepLease(ctx) })
+	g.Go(func() error { return m.keepLooking(ctx) })
 	g.Go(func() error { return m.find(ctx) })
 	err := g.Wait()
 	m.jobs.Wait()

@@ -15,14 +15,20 @@ import (
 // stale is how old an observation of k3s may be for an answer to a peer.
 const stale = 10 * time.Second
 
-// look asks k3s how things are. Only the loop calls it.
+// look asks k3s how things are.
 func (m *Member) look(ctx context.Context) {
+	m.k3sMu.Lock()
+	defer m.k3sMu.Unlock()
+	m.looking(ctx)
+}
+
+// looking is look; the caller holds k3sMu, so that an older observation never
+// replaces a newer one.
+func (m *Member) looking(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, 20*time.Second)
 	defer cancel()
 	at := m.mono()
-	m.k3sMu.Lock()
 	k, signs := m.cfg.K3s.Observe(ctx)
-	m.k3sMu.Unlock()
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	was := m.k3s
@@ -30,6 +36,21 @@ func (m *Member) look(ctx context.Context) {
 	if was.API != k.API || was.Process != k.Process || !reflect.DeepEqual(was.Members, k.Members) || !sameLedger(was.Ledger, k.Ledger) {
 		m.show()
 	}
+}
+
+// keepLooking looks while the loop is busy with a long action (a snapshot on
+// its way to a peer), so that what peers are shown does not grow stale.
+func (m *Member) keepLooking(ctx context.Context) error {
+	for sleep(ctx, stale/4) {
+		m.mu.Lock()
+		old := m.seen >= 0 && m.mono()-m.seen > stale/2+longest/2
+		m.mu.Unlock()
+		if old && m.k3sMu.TryLock() {
+			m.looking(ctx)
+			m.k3sMu.Unlock()
+		}
+	}
+	return nil
 }
 
 func sameLedger(a, b *cb.Ledger) bool {

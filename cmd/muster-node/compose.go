@@ -2,11 +2,11 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/ecdsa"
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
-	"fmt"
 	"log/slog"
 	"net"
 	"os"
@@ -85,9 +85,10 @@ func (a *nodeAgent) live(ctx context.Context) error {
 	if !ok {
 		return nil
 	}
-	keys, err := statement.ParseKeys([]byte(site.OrdersKeysPEM))
-	if err != nil {
-		return fmt.Errorf("site.json: orders keys: %w", err)
+	keys, ok := until(ctx, a, "There is no orders key in the site.json of my image, so that I can believe no document",
+		func() ([]crypto.PublicKey, error) { return statement.ParseKeys([]byte(site.OrdersKeysPEM)) })
+	if !ok {
+		return nil
 	}
 	clock := a.setClock(site)
 	dev, ok := until(ctx, a, "I cannot use my TPM", func() (*device.Device, error) { return device.Open(strings.TrimPrefix(a.o.tpm, "unix:")) })
@@ -168,7 +169,7 @@ func (a *nodeAgent) join(ctx context.Context, p parts) error {
 		SignRecord: func(tenant, site string, r cb.Record) ([]byte, error) {
 			return papers.SignRecord(p.dev.Signer(), tenant, site, r)
 		},
-		Clock: member.Clock{Now: p.clock.now}, Log: a.log,
+		Clock: member.Clock{Now: p.clock.now}, Log: a.log, Lease: a.lease,
 	})
 	if err != nil {
 		return err
@@ -193,6 +194,16 @@ func (a *nodeAgent) join(ctx context.Context, p parts) error {
 	g.Go(func() error { return up.Run(ctx) })
 	g.Go(func() error { return p.spool.Run(ctx) })
 	return g.Wait()
+}
+
+// lease reads the lease that an earlier run of the agent wrote in this boot.
+func (a *nodeAgent) lease() (string, time.Duration, bool) {
+	var l launch.Lease
+	boot, err := launch.BootID()
+	if err != nil || launch.ReadFile(a.o.paths.LeaseFile(), &l) != nil || l.Boot != boot {
+		return "", 0, false
+	}
+	return l.Plan, l.Until, true
 }
 
 // manager is this node's k3s.
