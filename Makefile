@@ -53,14 +53,14 @@ test-full: ## every scenario; SHARD=n picks a shard
 	@internal/dev/prerequisites lab test
 	@internal/dev/test full $(SHARD)
 
-bench: ## benchmarks, each beside a named peer where there is one
-	@internal/dev/prerequisites lab test
-	@internal/dev/bench
+bench: ## measures beside named peers -> docs/benchmarks.md; PART=tftp (http, dhcp, fifty, enroll, storm) for one
+	@internal/dev/prerequisites lab test bench
+	@internal/dev/bench $(PART)
 
 fuzz: ## every fuzz target for FUZZTIME (60s)
 	@internal/dev/fuzz $(FUZZTIME)
 
-fuzz-long: ## every fuzz target for 10 minutes; goes on where it stopped
+fuzz-long: ## every fuzz target for 10 minutes -> docs/fuzz.md; goes on where it stopped
 	@internal/dev/fuzz 10m resume
 
 sim: ## simulate sites: SEEDS=N plays N seeds of each kind; SEED=S KIND=K V=1 replays one

@@ -110,6 +110,9 @@ type Config struct {
 	// Relays are networks of relay agents and clients behind them in proxy
 	// mode; they are served besides the interface's own.
 	Relays []netip.Prefix
+	// TFTPAddr is where TFTP is served, ":69" by default: every address of
+	// the interface.
+	TFTPAddr string
 	// HTTPAddr is where UEFI HTTP boot is served, ":7480" by default; "-"
 	// switches it off. Without a host part it is our address.
 	HTTPAddr string
@@ -235,7 +238,7 @@ func (s *Server) open(local netip.Prefix) error {
 			return err
 		}
 	}
-	s.tftp, err = tftp.New(tftp.Config{Interface: cfg.Interface, Subnets: s.subnets, Source: tftpSource{s}, Progress: s.tftpProgress, Log: s.log})
+	s.tftp, err = tftp.New(tftp.Config{Interface: cfg.Interface, Addr: cfg.TFTPAddr, Subnets: s.subnets, Source: tftpSource{s}, Progress: s.tftpProgress, Log: s.log})
 	if err != nil {
 		return err
 	}

@@ -56,7 +56,9 @@ type Client struct {
 	Negotiated [2]int
 	// Impatient sends one REQUEST, and waits half a second for any answer.
 	Impatient bool
-	dry       bool
+	// Patience is how long an HTTP download may take, 30 s by default.
+	Patience time.Duration
+	dry      bool
 }
 
 // Result is how a boot went.

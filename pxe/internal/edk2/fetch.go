@@ -3,6 +3,7 @@ package edk2
 import (
 	"bufio"
 	"bytes"
+	"cmp"
 	"crypto/tls"
 	"encoding/binary"
 	"errors"
@@ -312,7 +313,7 @@ func (c *Client) httpFetch(url string) ([]byte, error) {
 		name, _, _ := net.SplitHostPort(host)
 		tc = &tls.Config{RootCAs: c.Roots, ServerName: name, MaxVersion: tls.VersionTLS12, Time: c.Clock}
 	}
-	head, _, err := request(tc, host, "HEAD", "/"+path, "")
+	head, _, err := request(tc, cmp.Or(c.Patience, 30*time.Second), host, "HEAD", "/"+path, "")
 	if err != nil {
 		return nil, err
 	}
@@ -323,7 +324,7 @@ func (c *Client) httpFetch(url string) ([]byte, error) {
 	if ct != "application/efi" && !strings.HasSuffix(path, ".efi") {
 		return nil, fmt.Errorf("edk2: http: not a boot image: %q", ct)
 	}
-	get, body, err := request(tc, host, "GET", "/"+path, "")
+	get, body, err := request(tc, cmp.Or(c.Patience, 30*time.Second), host, "GET", "/"+path, "")
 	if err != nil {
 		return nil, err
 	}
@@ -335,10 +336,10 @@ func (c *Client) httpFetch(url string) ([]byte, error) {
 
 // HTTP makes one request on a connection opened by this thread.
 func HTTP(hostport, method, path, ranges string) (*http.Response, []byte, error) {
-	return request(nil, hostport, method, path, ranges)
+	return request(nil, 30*time.Second, hostport, method, path, ranges)
 }
 
-func request(tc *tls.Config, hostport, method, path, ranges string) (*http.Response, []byte, error) {
+func request(tc *tls.Config, patience time.Duration, hostport, method, path, ranges string) (*http.Response, []byte, error) {
 	conn, err := net.DialTimeout("tcp4", hostport, 3*time.Second)
 	if err != nil {
 		return nil, nil, err
@@ -347,7 +348,7 @@ func request(tc *tls.Config, hostport, method, path, ranges string) (*http.Respo
 		conn = tls.Client(conn, tc)
 	}
 	defer conn.Close()
-	_ = conn.SetDeadline(time.Now().Add(30 * time.Second))
+	_ = conn.SetDeadline(time.Now().Add(patience))
 	req := method + " " + path + " HTTP/1.1\r\nHost: " + hostport + "\r\nUser-Agent: UefiHttpBoot/1.0\r\nConnection: close\r\n"
 	if ranges != "" {
 		req += "Range: " + ranges + "\r\n"
