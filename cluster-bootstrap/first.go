@@ -149,13 +149,19 @@ func (v *view) known() *Record {
 }
 
 // silence is the time since any server of cluster uid (of any cluster if uid
-// is "") was heard.
+// is "") was heard, whether it served or not. A node that served once and is
+// no server any more counts until it last served.
 func (v *view) silence(uid string) time.Duration {
 	d := v.Mono
 	for i := range v.Peers {
 		p := &v.Peers[i]
-		if p.Served >= 0 && p.Served < d && (uid == "" || p.Status.Record != nil && p.Status.Record.UID == uid) {
-			d = p.Age
+		if p.Served < 0 || uid != "" && (p.Status.Record == nil || p.Status.Record.UID != uid) {
+			continue
+		}
+		if p.Status.Role == RoleServer {
+			d = min(d, p.Age)
+		} else {
+			d = min(d, p.Served)
 		}
 	}
 	return d

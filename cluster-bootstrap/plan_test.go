@@ -200,6 +200,24 @@ func TestPlan(t *testing.T) {
 			o.K3s, o.Disk.Tombstone = K3s{}, true
 			return o
 		}, Leaving, MoveAside, NoBlocker},
+		{"no server is left, and a fellow worker served once", func() Observation {
+			o := site(fleet.FoundNamed, 'b')
+			o.Disk = Disk{Role: RoleWorker, Record: rec(1, 1, "a"), AgentCert: true}
+			o.K3s.Process = ProcessAgent
+			p := peer('c', func(s *Status) { s.Role, s.Record = RoleWorker, rec(1, 1, "a") })
+			p.Served = 11 * time.Minute
+			o.Peers = []Peer{p}
+			return o
+		}, Waiting, Wait, ServersLost},
+		{"the same, and a server is heard that does not serve", func() Observation {
+			o := site(fleet.FoundNamed, 'b')
+			o.Disk = Disk{Role: RoleWorker, Record: rec(1, 1, "a"), AgentCert: true}
+			o.K3s.Process = ProcessAgent
+			p := peer('a', func(s *Status) { s.Role, s.Record = RoleServer, rec(1, 1, "a") })
+			p.Served = 11 * time.Minute
+			o.Peers = []Peer{p}
+			return o
+		}, Waiting, Wait, ServerAway},
 		{"another cluster with data has more servers", func() Observation {
 			o := site(fleet.FoundFirst, 'a')
 			server(&o, rec(1, 1, "a"))

@@ -147,7 +147,28 @@ func (m *Manager) Start(ctx context.Context, s Start) error {
 			return err
 		}
 	}
-	return m.cfg.Control.Start(ctx)
+	if err := m.cfg.Control.Start(ctx); err != nil {
+		return err
+	}
+	return m.started(ctx)
+}
+
+// started waits until the launcher has made up its mind, so that what is
+// observed next is what came of the start.
+func (m *Manager) started(ctx context.Context) error {
+	t := time.NewTicker(20 * time.Millisecond)
+	defer t.Stop()
+	for {
+		s, err := m.cfg.Paths.ReadStatus()
+		if err != nil || s.State != launch.Starting || !s.Launcher.Alive() {
+			return nil // Observe and Trouble say what is
+		}
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("k3s: start: %w", ctx.Err())
+		case <-t.C:
+		}
+	}
 }
 
 // Reconfigure rewrites config.yaml for the next start: with three servers each
@@ -234,7 +255,7 @@ func (m *Manager) WriteLease(plan string, until time.Duration) error {
 // is wrong.
 func (m *Manager) Trouble() string {
 	s, err := m.cfg.Paths.ReadStatus()
-	if err != nil || s.State == launch.Running || s.State == launch.Gone || !s.Launcher.Alive() {
+	if err != nil || s.State == launch.Starting || s.State == launch.Running || s.State == launch.Gone || !s.Launcher.Alive() {
 		return ""
 	}
 	return s.Reason

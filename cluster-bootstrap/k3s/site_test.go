@@ -35,8 +35,11 @@ import (
 func TestMain(m *testing.M) {
 	switch {
 	case len(os.Args) > 1 && os.Args[1] == "k3s-child":
-		fmt.Fprintln(os.Stderr, launch.BecomeK3s(os.Args[2:]))
-		os.Exit(1)
+		if err := launch.BecomeK3s(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	case len(os.Args) > 2 && os.Args[1] == "launcher":
 		var c launch.Config
 		if err := json.Unmarshal([]byte(os.Args[2]), &c); err != nil {

@@ -17,7 +17,13 @@ import (
 // args are process file, program, its arguments. Since the process writes
 // itself down before it is k3s, there is no moment in which a k3s of ours runs
 // that nobody could find again. It returns only if it fails.
+//
+// With "guard" as the first argument it watches a candidate's lease instead,
+// and returns nil when there is nothing to watch any more.
 func BecomeK3s(args []string) error {
+	if len(args) > 0 && args[0] == guardWord {
+		return guard(args[1:])
+	}
 	if len(args) < 2 {
 		return errors.New("launch: become k3s: want process file, program and arguments")
 	}
@@ -40,6 +46,7 @@ type child struct {
 	done    chan struct{}
 	exit    string // valid after done
 	killed  bool
+	guard   *watcher // candidates only
 }
 
 // environment is what k3s gets: nothing that would change what the config
@@ -62,9 +69,10 @@ func environment(notify string) []string {
 // next.
 const StartMark = "--- muster starts"
 
-// startChild starts k3s. fenced: the kernel kills it when this launcher dies,
-// for then nobody watches its lease. Without it k3s outlives the launcher.
-func startChild(cfg Config, args []string, fenced bool, notify string) (*child, error) {
+// startChild starts k3s, which outlives this process. tied: the kernel kills
+// it with this process, as far as that holds (see guard.go); whoever comes
+// next ends it anyway.
+func startChild(cfg Config, args []string, tied bool, notify string) (*child, error) {
 	out := os.Stdout
 	if !cfg.Journal {
 		if err := os.MkdirAll(filepath.Dir(cfg.Paths.LogFile()), 0o700); err != nil {
@@ -85,7 +93,7 @@ func startChild(cfg Config, args []string, fenced bool, notify string) (*child, 
 	cmd.Env = environment(notify)
 	cmd.Stdout, cmd.Stderr = out, out
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if fenced {
+	if tied {
 		cmd.SysProcAttr.Pdeathsig = syscall.SIGKILL
 	}
 	c := &child{cmd: cmd, done: make(chan struct{})}

@@ -28,6 +28,7 @@ type Status struct {
 	Role     string        `json:"role,omitempty"`   // of the k3s process
 	Init     bool          `json:"init,omitempty"`
 	K3s      *Process      `json:"k3s,omitempty"`
+	Guard    int           `json:"guard,omitempty"`   // PID of a candidate's guard
 	Started  time.Duration `json:"started,omitempty"` // when K3s was started
 	Ready    bool          `json:"ready,omitempty"`   // k3s said READY=1
 	Starts   int           `json:"starts"`
@@ -38,6 +39,8 @@ type Status struct {
 type State string
 
 const (
+	// Starting: the launcher has not looked yet.
+	Starting State = "starting"
 	// Refused: k3s may not be started as things are; Reason says why. The
 	// launcher looks again all the time.
 	Refused State = "refused"

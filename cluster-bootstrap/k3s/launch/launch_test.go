@@ -36,8 +36,11 @@ func TestMain(m *testing.M) {
 		}
 		return
 	case len(os.Args) > 1 && os.Args[1] == "k3s-child":
-		fmt.Fprintln(os.Stderr, BecomeK3s(os.Args[2:]))
-		os.Exit(1)
+		if err := BecomeK3s(os.Args[2:]); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(1)
+		}
+		return
 	case len(os.Args) > 2 && os.Args[1] == "launcher":
 		var c Config
 		if err := json.Unmarshal([]byte(os.Args[2]), &c); err != nil {
@@ -568,16 +571,43 @@ func TestCandidateLease(t *testing.T) {
 			w.until("refused", w.state(Refused))
 		})
 	}
-	t.Run("killed with its launcher", func(t *testing.T) {
-		w := newWorld(t, script{Stubborn: -1})
+	for name, spoil := range map[string]syscall.Signal{"killed": syscall.SIGKILL, "hung": syscall.SIGSTOP} {
+		t.Run("gone in time when its launcher is "+name, func(t *testing.T) {
+			w := newWorld(t, script{Stubborn: -1})
+			w.allow(Candidate, "p1")
+			w.lease("p1", Boottime()+4*time.Minute)
+			w.must(w.control().Start(t.Context()))
+			k := w.up()
+			s, err := w.cfg.Paths.ReadStatus()
+			w.must(err)
+			w.must(syscall.Kill(s.Launcher.PID, spoil))
+			defer func() { _ = syscall.Kill(s.Launcher.PID, syscall.SIGCONT) }()
+			until := Boottime() + 3*time.Second
+			w.lease("p1", until)
+			w.until("k3s is gone", func() bool { return !k.Alive() })
+			if last := beat(w); last >= until {
+				t.Errorf("k3s lived %s longer than its lease", last-until)
+			}
+		})
+	}
+	t.Run("a killed guard is replaced, and ends with k3s", func(t *testing.T) {
+		w := newWorld(t, script{})
 		w.allow(Candidate, "p1")
 		w.lease("p1", Boottime()+4*time.Minute)
-		w.must(w.control().Start(t.Context()))
-		k := w.up()
-		s, err := w.cfg.Paths.ReadStatus()
+		c := w.control()
+		w.must(c.Start(t.Context()))
+		w.up()
+		pid := func() int { s, err := w.cfg.Paths.ReadStatus(); w.must(err); return s.Guard }
+		first := pid()
+		if first == 0 {
+			t.Fatal("no guard")
+		}
+		w.must(syscall.Kill(first, syscall.SIGKILL))
+		w.until("another guard", func() bool { p := pid(); return p != 0 && p != first })
+		g, err := identify(pid())
 		w.must(err)
-		w.must(syscall.Kill(s.Launcher.PID, syscall.SIGKILL))
-		w.until("k3s is gone", func() bool { return !k.Alive() })
+		w.must(c.Stop(t.Context()))
+		w.until("the guard ends", func() bool { return !g.Alive() })
 	})
 	t.Run("confirmed: runs on without a lease", func(t *testing.T) {
 		w := newWorld(t, script{Datastore: true})

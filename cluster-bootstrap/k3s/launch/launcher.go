@@ -127,7 +127,7 @@ func (l *Launcher) Run(ctx context.Context) (err error) {
 		return err
 	}
 	// Whoever wants to stop this launcher finds it by the lock's content.
-	if err := WriteFile(l.cfg.Paths.StatusFile(), Status{Launcher: me, State: Refused, Reason: "starting"}); err != nil {
+	if err := WriteFile(l.cfg.Paths.StatusFile(), Status{Launcher: me, State: Starting}); err != nil {
 		return err
 	}
 	l.status.Launcher = me
@@ -171,6 +171,7 @@ func (l *Launcher) loop(ctx context.Context) error {
 		case <-t.C:
 		}
 		l.notify.alive()
+		l.watchGuard()
 		l.rotate()
 		f := l.look(stop)
 		do, why := decide(f, l.cfg.StopTimeout)
@@ -204,6 +205,25 @@ func (l *Launcher) loop(ctx context.Context) error {
 		}
 		t.Reset(d)
 	}
+}
+
+// watchGuard starts another guard if a candidate's was killed.
+func (l *Launcher) watchGuard() {
+	c := l.child
+	if c == nil || c.role != Candidate || c.termed != 0 || c.killed || c.guard.watches() {
+		return
+	}
+	if n, err := l.cfg.Paths.ReadRole(); err == nil && n.Role == Server {
+		return // it was confirmed, and the guard has seen that first
+	}
+	g, err := startGuard(l.cfg, c.plan)
+	if err != nil {
+		l.cfg.Log.Error("start another guard", "err", err)
+		return
+	}
+	c.guard = g
+	l.status.Guard = g.pid()
+	l.say(Running, "")
 }
 
 // look gathers the facts of the moment.
@@ -271,15 +291,26 @@ func (l *Launcher) start(f facts) {
 		args = append(args, "--cluster-init")
 	}
 	l.starts++
-	c, err := startChild(l.cfg, args, f.role.Role == Candidate, l.notify.env())
+	var c *child
+	// A file of a process that has ended would mislead the guard.
+	err := Remove(p.ProcessFile())
+	var g *watcher
+	if err == nil && f.role.Role == Candidate {
+		g, err = startGuard(l.cfg, f.role.Plan) // before k3s: it is never unwatched
+	}
+	if err == nil {
+		c, err = startChild(l.cfg, args, false, l.notify.env())
+	}
 	if err != nil {
+		g.stop()
 		l.cfg.Log.Error("start k3s", "err", err)
 		l.setPause(f.now)
 		l.say(Pausing, err.Error())
 		return
 	}
 	c.running = running{role: f.role.Role, init: init, started: f.now}
-	c.plan = f.role.Plan
+	c.plan, c.guard = f.role.Plan, g
+	l.status.Guard = g.pid()
 	l.child = c
 	l.status.Starts++
 	l.cfg.Log.Info("started k3s", "role", string(f.role.Role), "pid", c.process.PID, "init", init)
@@ -292,6 +323,8 @@ func (l *Launcher) start(f facts) {
 func (l *Launcher) ended() {
 	c := l.child
 	l.child = nil
+	c.guard.stop()
+	l.status.Guard = 0
 	now := Boottime()
 	if now-c.started >= steady {
 		l.starts = 0
