@@ -449,6 +449,6 @@ func (s *Server) nodeHandler() http.Handler {
 		mux.Handle(path, h)
 	}
 	path, h := musterv1connect.NewNodeServiceHandler(nodeService{Server: s}, connect.WithReadMaxBytes(bodyLimit), connect.WithCompression("gzip", nil, nil))
-	mux.Handle(path, s.authenticateNode(atLeisure(s.enroll.Node(h))))
+	mux.Handle(path, s.authenticateNode(s.nodeBodies(s.enroll.Node(h), atLeisure(h))))
 	return mux
 }

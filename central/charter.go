@@ -29,6 +29,13 @@ func charterOf(t store.Reader, site fleet.Site) (fleet.Charter, error) {
 	if err != nil {
 		return fleet.Charter{}, err
 	}
+	return charterWith(tenant, images, site), nil
+}
+
+// charterWith is charterOf for those who have read tenant and images once for
+// many sites. images is not changed.
+func charterWith(tenant fleet.Tenant, images []fleet.Image, site fleet.Site) fleet.Charter {
+	images = slices.Clone(images)
 	set := site.Spec.Chosen()
 	if len(set.Images) > 0 {
 		images = slices.DeleteFunc(images, func(i fleet.Image) bool { return !slices.Contains(set.Images, i.ID()) })
@@ -47,7 +54,7 @@ func charterOf(t store.Reader, site fleet.Site) (fleet.Charter, error) {
 			Name: i.Name, Version: i.Version, Authenticode: i.Authenticode, Kernel: i.Kernel, PCR11: i.PCR11, SignerCert: i.SignerCert,
 		})
 	}
-	return c, nil
+	return c
 }
 
 // charterNow returns the newest charter of the site, nil without one.
@@ -183,30 +190,30 @@ func (s *Server) documentsStale() {
 }
 
 func (s *Server) refreshAll(ctx context.Context) error {
-	var names []string
-	if err := s.store.View(ctx, func(t store.Reader) error {
-		return eachSite(t, DefaultTenant, func(site fleet.Site) error {
-			names = append(names, site.Name)
-			return nil
-		})
-	}); err != nil {
-		return err
-	}
-	for _, name := range names {
-		if err := s.refreshSite(ctx, DefaultTenant, name, "what the tenant wants has changed"); err != nil {
-			return fmt.Errorf("central: refresh site %s: %w", name, err)
+	for after := ""; ; {
+		due, last, err := s.refreshDue(ctx, DefaultTenant, after)
+		if err != nil {
+			return err
 		}
+		for _, name := range due {
+			if err := s.refreshSite(ctx, DefaultTenant, name, "what the tenant wants has changed"); err != nil {
+				// One site that cannot be mended must not keep it from others.
+				s.log.Error("documents not renewed", logSite, name, logError, err)
+			}
+			if ctx.Err() != nil {
+				return nil
+			}
+		}
+		if last == "" {
+			return nil
+		}
+		after = last
 	}
-	return nil
 }
 
 // refreshSite brings charter and admissions of one site to what they shall be.
 func (s *Server) refreshSite(ctx context.Context, tenant, name, reason string) error {
-	due, err := s.refreshDue(ctx, tenant, name)
-	if err != nil || !due {
-		return err
-	}
-	err = s.store.Update(ctx, func(t store.Tx) error {
+	err := s.store.Update(ctx, func(t store.Tx) error {
 		by := act{actor: "system", now: s.cfg.Now()}
 		site, err := t.Site(tenant, name)
 		if err != nil {
@@ -234,37 +241,64 @@ func (s *Server) refreshSite(ctx context.Context, tenant, name, reason string) e
 	return err
 }
 
-// refreshDue looks without the writer's lock, since mostly nothing is due.
-func (s *Server) refreshDue(ctx context.Context, tenant, name string) (due bool, err error) {
+// refreshBatch is how many sites one look takes: it holds no lock that a
+// writer wants, and one snapshot of the database.
+const refreshBatch = 200
+
+// refreshDue looks at the sites after a name without the writer's lock, since
+// mostly nothing is due. last is "" at the end.
+func (s *Server) refreshDue(ctx context.Context, tenant, after string) (due []string, last string, err error) {
 	err = s.store.View(ctx, func(t store.Reader) error {
-		site, err := t.Site(tenant, name)
+		due, last = nil, ""
+		owner, err := t.Tenant(tenant)
 		if err != nil {
 			return err
 		}
-		want, err := charterOf(t, site)
+		images, err := t.Images(tenant)
 		if err != nil {
 			return err
 		}
-		old, _, err := charterNow(t, tenant, name)
+		sites, err := t.Sites(tenant, after, refreshBatch)
 		if err != nil {
 			return err
 		}
-		want.Issued = s.cfg.Now().UTC()
-		if want.Validate() == nil && (old == nil || !sameCharter(*old, want)) {
-			due = true
-			return nil
-		}
-		return eachNodeOf(t, tenant, name, func(n fleet.Node) error {
-			if due || !n.Admitted() {
-				return nil
-			}
-			a, _, err := admissionNow(t, n)
+		for _, site := range sites {
+			is, err := s.isDue(t, site, charterWith(owner, images, site))
 			if err != nil {
 				return err
 			}
-			due = a == nil || a.Address == "" && site.Spec.Chosen().Birth.NodeCIDR != "" || !sameAdmission(*a, admissionOf(n, a.Address))
+			if is {
+				due = append(due, site.Name)
+			}
+		}
+		if len(sites) == refreshBatch {
+			last = sites[len(sites)-1].Name
+		}
+		return nil
+	})
+	return due, last, err
+}
+
+// isDue reports whether a document of the site is not as it shall be.
+func (s *Server) isDue(t store.Reader, site fleet.Site, want fleet.Charter) (due bool, err error) {
+	old, _, err := charterNow(t, site.Tenant, site.Name)
+	if err != nil {
+		return false, err
+	}
+	want.Issued = s.cfg.Now().UTC()
+	if want.Validate() == nil && (old == nil || !sameCharter(*old, want)) {
+		return true, nil
+	}
+	err = eachNodeOf(t, site.Tenant, site.Name, func(n fleet.Node) error {
+		if due || !n.Admitted() {
 			return nil
-		})
+		}
+		a, _, err := admissionNow(t, n)
+		if err != nil {
+			return err
+		}
+		due = a == nil || a.Address == "" && want.Birth.NodeCIDR != "" || !sameAdmission(*a, admissionOf(n, a.Address))
+		return nil
 	})
 	return due, err
 }

@@ -58,9 +58,15 @@ func (s nodeService) Documents(ctx context.Context, q *musterv1.DocumentsRequest
 	if q.Site != e.site {
 		have = fleet.DocVersion{}
 	}
-	if revision := s.sites.get(e.tenant, e.site).documents; have == revision && revision != (fleet.DocVersion{}) {
+	revision := s.sites.get(e.tenant, e.site).documents
+	if have == revision && revision != (fleet.DocVersion{}) {
 		out.Revision, out.Unchanged = api.DocVersionToProto(revision), true
 		return out, nil
+	}
+	if have.Epoch != revision.Epoch || have.Compare(revision) > 0 {
+		// A backup was restored in between: numbers that the node has seen may
+		// stand for other documents now. It gets all, once.
+		have = fleet.DocVersion{}
 	}
 	if after.Compare(have) > 0 {
 		have = after

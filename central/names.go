@@ -14,6 +14,7 @@ const (
 	logActor   = "actor"
 	logAddress = "address"
 	logTenant  = "tenant"
+	logSite    = "site"
 	logObject  = "object"
 	logFile    = "file"
 	logMethod  = "method"

@@ -21,6 +21,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/audit"
+	"github.com/muster-edge/muster/fleet/escrow"
 )
 
 // nodeEntry is what answering a report needs to know: it is in memory, so
@@ -297,6 +298,34 @@ func nodeIDOf(c *x509.Certificate) (fleet.NodeID, error) {
 	}
 	return "", errors.New("central: certificate has no node name")
 }
+
+// nodeBodies bounds what one call of a node may send. Renewals are guarded as
+// enrollment is.
+func (s *Server) nodeBodies(renew, other http.Handler) http.Handler {
+	most := map[string]int64{
+		musterv1connect.NodeServiceReportProcedure:      maxReport,
+		musterv1connect.NodeServiceDocumentsProcedure:   maxQuestion,
+		musterv1connect.NodeServiceAskFoundingProcedure: maxQuestion,
+		musterv1connect.NodeServiceGetHandoverProcedure: maxQuestion,
+		// Beside the blob there are the heads of its messages.
+		musterv1connect.NodeServicePutEscrowProcedure: escrow.MaxBlob + 4<<20,
+	}
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		n, known := most[r.URL.Path]
+		if !known {
+			renew.ServeHTTP(w, r)
+			return
+		}
+		r.Body = http.MaxBytesReader(w, r.Body, n)
+		other.ServeHTTP(w, r)
+	})
+}
+
+const (
+	// maxReport holds a record, an offer, texts and outcomes at their limits.
+	maxReport   = 192 << 10
+	maxQuestion = 4 << 10
+)
 
 // nodeService implements musterv1connect.NodeServiceHandler.
 type nodeService struct {

@@ -190,3 +190,30 @@ func orNone(s string) string {
 	}
 	return s
 }
+
+// placeLine says where a node belongs.
+func placeLine(n fleet.Node) string {
+	switch {
+	case n.Site == "":
+		return "none: it waits in the pool"
+	case !n.Admitted():
+		return n.Site + ", and was removed from it"
+	case !n.MayServe:
+		return n.Site + ", as a worker only"
+	}
+	return n.Site
+}
+
+// clusterLines are what a node said last of its cluster.
+func clusterLines(s sheet, now time.Time, out *musterv1.GetNodeResponse) {
+	r := out.GetReport()
+	if r.GetNode() == "" {
+		return
+	}
+	s.line("Cluster", strings.TrimSpace(fmt.Sprintf("%s as %s (%s)", orNone(r.GetUid()), r.GetRole(), r.GetState())))
+	if r.GetBlocker() != "" {
+		s.line("Waits for", r.GetBlocker()+": "+r.GetReason())
+	}
+	s.line("Said so", ago(now, r.GetAt().AsTime())+" ago")
+	s.line("Snapshots", strings.Join(r.GetSnapshots(), ", "))
+}

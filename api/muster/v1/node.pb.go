@@ -27,7 +27,8 @@ const (
 
 type ReportRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The newest document version the node has.
+	// The revision of the last complete Documents answer, 0.0 at first. One that
+	// the centre never gave is an alarm: then a backup was restored.
 	Epoch   uint64 `protobuf:"varint,1,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Version uint64 `protobuf:"varint,2,opt,name=version,proto3" json:"version,omitempty"`
 	// Generation of the node object that the node has acted upon.
