@@ -52,7 +52,9 @@ func launchK3s(args []string) int {
 
 // becomeK3s is `muster-node k3s-child`, which the launcher calls.
 func becomeK3s(args []string) int {
-	err := launch.BecomeK3s(args)
-	fmt.Fprintf(os.Stderr, "muster-node: k3s-child: %v\n", err)
-	return 1
+	if err := launch.BecomeK3s(args); err != nil {
+		fmt.Fprintf(os.Stderr, "muster-node: k3s-child: %v\n", err)
+		return 1
+	}
+	return 0 // it was a candidate's guard
 }
