@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"time"
 
+	clusterbootstrap "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/fleet"
 )
 
@@ -51,6 +52,7 @@ func lastServer(ctx context.Context, s *shop) error {
 	if err := s.cut(s.box(1)); err != nil {
 		return err
 	}
+	lost := time.Now()
 	_, err = s.watch.rests(ctx, "loss", healLimit, rest, func(v view) bool {
 		return v.status[heir.Name()].Blocker != "" && v.status[other.Name()].Blocker != "" && v.role(heir) == roleWorker && v.role(other) == roleWorker
 	})
@@ -79,10 +81,16 @@ func lastServer(ctx context.Context, s *shop) error {
 	}
 	s.l.Say("person", "order", heir.Name()+" shall go on from the sealed snapshot")
 	ordered := time.Now()
-	if err := s.atRest(ctx, 1, len(s.nodes)-1); err != nil {
+	// Heeded only when the cluster has been silent for so long: an order that
+	// is not needed must not go off when a server merely restarts.
+	silence := clusterbootstrap.Policy{}.WithDefaults().QuorumLost
+	_, err = s.watch.rests(ctx, "rest", silence+healLimit, rest, healthy(s, 1, len(s.nodes)-1))
+	if err := s.l.Check(fmt.Sprintf("at rest: one cluster, 1 server that is a voter, %d nodes ready", len(s.nodes)-1), err); err != nil {
 		return err
 	}
-	s.l.Timing("", "order_to_restored_s", time.Since(ordered)-rest)
+	wait := max(lost.Add(silence).Sub(ordered), 0)
+	s.l.Timing("", "policy_wait_s", wait)
+	s.l.Timing("", "order_to_restored_s", time.Since(ordered)-rest-wait)
 	now := s.watch.now()
 	var errs []error
 	if got, err := s.uid(now); err != nil || got != uid {
