@@ -1,10 +1,7 @@
 package member
 
 import (
-	"bytes"
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/netip"
@@ -80,7 +77,7 @@ func (m *Member) askMaterial(a cb.Action) {
 			return errors.New("member: join material: it is not what was asked for")
 		}
 		defer x.Wipe()
-		s, err := unbundle(x)
+		s, err := given(x)
 		if err != nil {
 			return err
 		}
@@ -159,52 +156,19 @@ func (m *Member) Material(ctx context.Context, to fleet.NodeID, as cb.Role, plan
 	if err != nil {
 		return peer.Material{}, err
 	}
-	if out.Token, err = bundle(x); err != nil {
-		return peer.Material{}, err
-	}
+	out.Token, out.AgentToken = peer.Secret(x.Token), peer.Secret(x.AgentToken)
+	out.Version, out.Args = x.Version, x.Critical
 	out.Servers = []string{x.Server}
 	m.log.Info("join material given", "to", string(to), "as", as.String(), "plan", plan)
 	return out, nil
 }
 
-// bundled is the form in which join material travels as one secret: k3s needs
-// more than one, and what a candidate compares itself with goes along.
-type bundled struct {
-	Token      string `json:"token"`
-	AgentToken string `json:"agent_token,omitempty"`
-	Version    string `json:"version,omitempty"`
-	Critical   string `json:"critical,omitempty"`
-}
-
-func bundle(x k3s.Material) (peer.Secret, error) {
-	b, err := json.Marshal(bundled{Token: x.Token, AgentToken: x.AgentToken, Version: x.Version, Critical: x.Critical})
-	if err != nil {
-		return nil, fmt.Errorf("member: join material: %w", err)
+// given turns what a peer gave into what k3s takes.
+func given(x peer.Material) (k3s.Material, error) {
+	if len(x.Servers) == 0 || len(x.Token) == 0 {
+		return k3s.Material{}, errors.New("member: join material: server or token is missing")
 	}
-	out := make([]byte, len(bundleMark)+base64.RawURLEncoding.EncodedLen(len(b)))
-	copy(out, bundleMark)
-	base64.RawURLEncoding.Encode(out[len(bundleMark):], b)
-	clear(b)
-	return out, nil
-}
-
-// bundleMark begins a bundle: the peer protocol carries one line in K10 form.
-const bundleMark = "K10::muster-v1:"
-
-func unbundle(x peer.Material) (k3s.Material, error) {
-	var b bundled
-	raw, found := bytes.CutPrefix(x.Token, []byte(bundleMark))
-	plain := make([]byte, base64.RawURLEncoding.DecodedLen(len(raw)))
-	_, err := base64.RawURLEncoding.Decode(plain, raw)
-	if err == nil {
-		err = json.Unmarshal(plain, &b)
-	}
-	clear(plain)
-	if !found || err != nil || b.Token == "" || len(x.Servers) == 0 {
-		// The error would quote the secret.
-		return k3s.Material{}, errors.New("member: join material: it cannot be read")
-	}
-	return k3s.Material{As: x.As, Server: x.Servers[0], Token: b.Token, AgentToken: b.AgentToken, Version: b.Version, Critical: b.Critical}, nil
+	return k3s.Material{As: x.As, Server: x.Servers[0], Token: string(x.Token), AgentToken: string(x.AgentToken), Version: x.Version, Critical: x.Args}, nil
 }
 
 // leaseAsk says that this node wants to hold a lease.

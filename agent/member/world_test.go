@@ -770,14 +770,3 @@ func (k *fakeK3s) Virgin(context.Context) (bool, error) {
 	defer k.lock()()
 	return k.n.w.etcd.virgin, nil
 }
-
-// material makes both forms of join material.
-type material struct{ Token, AgentToken, Version, Critical string }
-
-func (x material) k3s() k3s.Material {
-	return k3s.Material{Token: x.Token, AgentToken: x.AgentToken, Version: x.Version, Critical: x.Critical}
-}
-
-func (x material) peer(token []byte) peer.Material {
-	return peer.Material{Servers: []string{"https://a:6443"}, Token: token, As: cb.RoleServer}
-}
