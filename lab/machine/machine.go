@@ -123,6 +123,26 @@ func (m *Machine) Rebuild(edit func(*Config)) error {
 	return nil
 }
 
+// LoseNVRAM puts the firmware variables of a machine that is off back to what
+// the board was made with, as an empty battery or a firmware update does: boot
+// entries and their order are gone. With Secure Boot the test keys are what it
+// was made with.
+func (m *Machine) LoseNVRAM() error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if m.run != nil {
+		return fmt.Errorf("machine: lose NVRAM of %s: it is on", m.name)
+	}
+	vars := (files{m.cfg.Dir}).vars()
+	if err := os.Remove(vars); err != nil {
+		return fmt.Errorf("machine: lose NVRAM of %s: %w", m.name, err)
+	}
+	if err := copyFile(vars, m.fw.vars); err != nil {
+		return fmt.Errorf("machine: lose NVRAM of %s: %w", m.name, err)
+	}
+	return nil
+}
+
 // Clock reads the real-time clock (UTC), as the firmware of the next boot
 // will; the system that runs may have set it.
 func (m *Machine) Clock(ctx context.Context) (time.Time, error) {

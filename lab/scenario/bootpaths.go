@@ -23,6 +23,8 @@ type bootPath struct {
 	sign *regexp.Regexp
 	// foreign: somebody else's program ran before; that must show.
 	foreign bool
+	// noNVRAM: the firmware has lost its variables before.
+	noNVRAM bool
 }
 
 // bootPaths in the order in which they are tried. The first one's request is
@@ -34,6 +36,7 @@ func bootPaths(secureBoot bool, image []byte) []bootPath {
 	paths := []bootPath{
 		{name: "TFTP", boot: machine.BootTFTP, sign: regexp.MustCompile(`NBP file downloaded successfully`)},
 		{name: "disk", boot: machine.BootDisk, sign: regexp.MustCompile(`BdsDxe: starting Boot.*"UEFI Misc Device`)},
+		{name: "disk, with the firmware's variables lost", boot: machine.BootDisk, sign: regexp.MustCompile(`BdsDxe: starting Boot.*"UEFI Misc Device`), noNVRAM: true},
 		{name: "a disk with a damaged program first, then the network", boot: machine.BootTFTP, first: noPE, sign: failed},
 		{name: "TFTP again", boot: machine.BootTFTP, sign: regexp.MustCompile(`NBP file downloaded successfully`)},
 		{name: "HTTP", boot: machine.BootHTTP, sign: regexp.MustCompile(`URI: http://`)},
@@ -97,6 +100,11 @@ func takeBootPaths(ctx context.Context, l *lab.Lab, c *centre, m *machine.Machin
 			}
 			if err := m.Rebuild(func(cfg *machine.Config) { p.rebuild(l, cfg, i) }); err != nil {
 				return err
+			}
+			if p.noNVRAM {
+				if err := m.LoseNVRAM(); err != nil {
+					return err
+				}
 			}
 			mark = m.Serial().Mark()
 			l.Say(m.Name(), "boot-path", "the machine now starts from "+p.name)
