@@ -6,7 +6,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -28,7 +30,28 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
+	if len(os.Args) == 3 && os.Args[1] == "hold" {
+		hold(os.Args[2])
+	}
 	os.Exit(m.Run())
+}
+
+// hold is a lab that has one node and does nothing but live.
+func hold(dir string) {
+	n, err := New(Config{
+		Name: filepath.Base(dir), Dir: filepath.Join(dir, "n1"), Switch: ether.New(ether.Config{}), Address: "10.88.1.1/24",
+		Authority: filepath.Join(dir, "vendor"), Image: NewImage("lab", "1.0.0"),
+		Services: []Service{{Name: "sleep", Argv: []string{"sleep", "1000"}}},
+	})
+	if err == nil {
+		err = n.PowerOn(context.Background())
+	}
+	if err != nil {
+		fmt.Println(err)
+		os.Exit(1)
+	}
+	fmt.Println(n.PID())
+	select {}
 }
 
 // needs skips, with the reason, where nodes cannot run.
@@ -285,5 +308,64 @@ func TestExecWhenNodeGoesOffThenError(t *testing.T) {
 	}
 	if _, err := n[0].Exec(t.Context(), "true"); err == nil {
 		t.Error("a node that is off ran something")
+	}
+}
+
+// TestNothingIsLeftWhenTheLabIsKilled: kill -9 leaves no process of a node and
+// no loop device.
+func TestNothingIsLeftWhenTheLabIsKilled(t *testing.T) {
+	needs(t)
+	dir, err := os.MkdirTemp("", "host")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	cmd := exec.Command(os.Args[0], "hold", dir)
+	cmd.Stderr = os.Stderr
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	var pid int
+	if _, err := fmt.Fscan(out, &pid); err != nil || pid < 2 {
+		t.Fatalf("no node: %d, %v", pid, err)
+	}
+	processes := func() (n int) {
+		list, _ := filepath.Glob("/proc/[0-9]*/root")
+		for _, p := range list {
+			// A process that has ended is gone or a zombie without a root.
+			if _, err := os.Stat(p + "/run-tpm/tpm"); err == nil {
+				if b, err := os.ReadFile(p + "/etc/hostname"); err == nil && string(b) == filepath.Base(dir)+"\n" {
+					n++
+				}
+			}
+		}
+		return n
+	}
+	loops := func() (n int) {
+		list, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+		for _, p := range list {
+			if b, err := os.ReadFile(p); err == nil && strings.HasPrefix(string(b), dir) {
+				n++
+			}
+		}
+		return n
+	}
+	if processes() < 2 || diskNeeds() == nil && loops() != 1 {
+		t.Fatalf("while it lives: %d processes, %d loop devices", processes(), loops())
+	}
+	if err := cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	_ = cmd.Wait()
+	// The kernel needs a moment; the time limit is the test's own.
+	for processes() > 0 || loops() > 0 {
+		if t.Context().Err() != nil {
+			t.Fatal("something is left")
+		}
+		runtime.Gosched()
 	}
 }

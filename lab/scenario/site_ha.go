@@ -23,6 +23,9 @@ func ha(ctx context.Context, s *shop) error {
 	if err := s.checkStatus(); err != nil {
 		return err
 	}
+	if err := s.idle(ctx); err != nil {
+		return err
+	}
 	v := s.watch.now()
 	servers := v.with(s, roleServer)
 	if err := s.l.Check("something is written into the cluster", s.mark(ctx, servers[1], "before-the-loss")); err != nil {

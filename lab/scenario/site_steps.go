@@ -147,13 +147,21 @@ func (s *shop) form(ctx context.Context, began time.Time, nodes int) error {
 	if nodes >= 3 {
 		servers = 3
 	}
+	var waited time.Duration // for what policy wants, not for work
+	founding := time.Time{}
 	v, err := s.watch.until(ctx, "the first server", formLimit, func(v view) bool {
+		if founding.IsZero() && (slices.Contains(v.states(), "founding") || len(v.with(s, roleServer)) > 0) {
+			founding = v.at
+		}
 		return v.any && v.best.API && len(v.with(s, roleServer)) > 0
 	})
 	if err := s.l.Check("a first server is up", err); err != nil {
 		return err
 	}
 	s.l.Timing("", "start_to_first_server_s", v.at.Sub(began))
+	if s.opts.founding == fleet.FoundFirst {
+		waited = founding.Sub(began) // the survey: looking around before anybody claims
+	}
 	gaps := s.probe(ctx)
 	defer gaps.end()
 	v, err = s.watch.until(ctx, "all nodes ready", formLimit, func(v view) bool { return v.best.ready() >= nodes })
@@ -174,7 +182,7 @@ func (s *shop) form(ctx context.Context, began time.Time, nodes int) error {
 	}
 	if servers == 3 {
 		s.l.Timing("", "ready_to_three_voters_s", v.at.Sub(ready))
-		s.l.Timing("", "policy_wait_s", max(begun.Sub(ready), 0))
+		s.l.Timing("", "policy_wait_s", waited+max(begun.Sub(ready), 0))
 	}
 	gaps.end()
 	gaps.report()
