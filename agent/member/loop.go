@@ -126,6 +126,7 @@ func (m *Member) act(ctx context.Context, acts []cb.Action) time.Duration {
 		}
 		idle = idle && passive[a.Kind]
 	}
+	m.forgetFailures()
 	if !idle {
 		return m.repeated(acts[len(acts)-1])
 	}
@@ -141,6 +142,25 @@ func (m *Member) act(ctx context.Context, acts []cb.Action) time.Duration {
 	m.mu.Unlock()
 	return pause - m.jitter(pause/5)
 }
+
+// forgetFailures drops failures of actions that the planner no longer wants,
+// and of questions that were not asked for a while: they are over. A turn whose
+// actions all succeeded calls it.
+func (m *Member) forgetFailures() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for k := cb.Wait; k <= cb.UpdateAddresses; k++ {
+		if k != cb.TakeSnapshot { // until there is a copy elsewhere, that is missing
+			delete(m.failures, k.String())
+		}
+		if at, asked := m.asked[k]; asked && m.mono()-at > time.Minute && !m.running[k] {
+			delete(m.failures, answerTo(k))
+		}
+	}
+}
+
+// answerTo is under which name the failure of a job is shown.
+func answerTo(k cb.ActionKind) string { return "answer to " + k.String() }
 
 // repeated is the pause after something was done. Doing the same again and
 // again means that it works and does not help (k3s ends as soon as it is

@@ -215,7 +215,7 @@ func (m *Member) job(kind cb.ActionKind, limit time.Duration, do func(context.Co
 		m.mu.Lock()
 		delete(m.running, kind)
 		m.mu.Unlock()
-		m.outcome("answer to "+kind.String(), err)
+		m.outcome(answerTo(kind), err)
 		m.wake()
 	})
 }

@@ -1,6 +1,7 @@
 package member
 
 import (
+	"bytes"
 	"cmp"
 	"errors"
 	"math/rand/v2"
@@ -15,6 +16,7 @@ import (
 
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/escrow"
 )
 
 // TestThreeNodesBecomeThreeServers is the ordinary life of a site: one founds,
@@ -158,6 +160,7 @@ func TestWithoutTheCentre(t *testing.T) {
 		w.centre = true
 		w.mu.Unlock()
 		w.until(time.Minute, "a server", func() bool { return x.j.Disk().Role == cb.RoleServer })
+		w.until(2*time.Minute, "the old failure is forgotten", func() bool { return len(x.m.Report().Problems) == 0 })
 	})
 }
 
@@ -414,5 +417,87 @@ func TestLeaseCountsFromTheSending(t *testing.T) {
 		if want := c.m.born + l.Until; file != want {
 			t.Errorf("the launcher has %s, the planner %s", file, want)
 		}
+	})
+}
+
+// TestSealedCopies: with an escrow key in the charter the promotion ends only
+// when a sealed copy is elsewhere, further copies follow, and only the
+// operator's key opens them.
+func TestSealedCopies(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		private, public, err := escrow.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := newWorld(t, 3)
+		defer w.allOff()
+		w.charter.EscrowKey = public
+		for _, x := range w.nodes {
+			x.powerOn()
+		}
+		w.until(10*time.Minute, "three servers", func() bool { return w.servers(3) })
+		copies := func() (peers, centre int) {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			for _, x := range w.nodes {
+				peers += len(x.kept)
+			}
+			return peers, len(w.uploaded)
+		}
+		w.until(time.Minute, "copies", func() bool { p, c := copies(); return p >= 1 && c >= 1 })
+		w.mu.Lock()
+		blob := w.uploaded[0]
+		w.centre = false
+		w.mu.Unlock()
+		if bytes.Contains(blob, []byte("server-token")) {
+			t.Error("the token is readable in the blob")
+		}
+		var plain bytes.Buffer
+		h, c, err := escrow.OpenSnapshot(&plain, bytes.NewReader(blob), private)
+		if err != nil || plain.String() != "etcd" || c.Token != "server-token\nagent-token" || h.Cluster != w.grant.UID || h.Epoch != 1 {
+			t.Fatalf("%+v %v %q, %v", h, c, plain.String(), err)
+		}
+		before, _ := copies()
+		time.Sleep(3*time.Hour + 10*time.Minute)
+		after, _ := copies()
+		if n := (after - before) / escrowCopies; n < 3 || n > 5 {
+			t.Errorf("%d copies in three hours", n)
+		}
+	})
+}
+
+// TestACopyThatNobodyTakes: it is tried again now and then, and the reason is
+// told.
+func TestACopyThatNobodyTakes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		_, public, err := escrow.GenerateKey()
+		if err != nil {
+			t.Fatal(err)
+		}
+		w := newWorld(t, 1)
+		defer w.allOff()
+		w.charter.EscrowKey = public
+		x := w.nodes[0]
+		x.powerOn()
+		w.until(time.Minute, "a server", func() bool { return x.j.Disk().Role == cb.RoleServer })
+		w.mu.Lock()
+		w.centre = false
+		w.mu.Unlock()
+		w.until(10*time.Minute, "the failure is told", func() bool {
+			return strings.Contains(x.m.Report().Problems["take-snapshot"], "does not answer")
+		})
+		time.Sleep(time.Hour)
+		w.mu.Lock()
+		n := w.etcd.snapshots
+		w.centre = true
+		w.mu.Unlock()
+		if n < 5 || n > 8 {
+			t.Errorf("%d snapshots in an hour in which none could be kept elsewhere", n)
+		}
+		w.until(11*time.Minute, "the centre has one", func() bool {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return len(w.uploaded) > 0
+		})
 	})
 }

@@ -2,6 +2,7 @@ package member
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -44,6 +45,8 @@ type world struct {
 	centre  bool // the centre answers
 	cut     map[[2]int]bool
 	charter *fleet.Charter
+	// uploaded are the sealed snapshots at the centre.
+	uploaded [][]byte
 }
 
 // etcd is the cluster's datastore: who votes, and the ledger.
@@ -82,6 +85,8 @@ type node struct {
 	dead   bool
 	writes int
 	acked  cb.Disk
+	// kept are the sealed snapshots that the node keeps for others.
+	kept [][]byte
 }
 
 func newWorld(t *testing.T, n int) *world {
@@ -308,7 +313,13 @@ func (x *node) AskFounding(_ context.Context, _, uid string) (Grant, error) {
 }
 
 func (x *node) PutEscrow(_ context.Context, _ peer.Blob, _ time.Time, _ string, r io.Reader) error {
-	_, err := io.Copy(io.Discard, r)
+	data, err := io.ReadAll(r)
+	x.w.mu.Lock()
+	defer x.w.mu.Unlock()
+	if !x.w.centre {
+		return errors.New("the centre does not answer")
+	}
+	x.w.uploaded = append(x.w.uploaded, data)
 	return err
 }
 
@@ -423,11 +434,21 @@ func (c *conn) Lease(ctx context.Context, plan string) (time.Duration, error) {
 	return d, c.travel(ctx)
 }
 
-func (c *conn) KeepEscrow(ctx context.Context, _ peer.Blob, r io.Reader) error {
-	if _, err := io.Copy(io.Discard, r); err != nil {
+func (c *conn) KeepEscrow(ctx context.Context, b peer.Blob, r io.Reader) error {
+	data, err := io.ReadAll(r)
+	if err != nil {
 		return err
 	}
-	return c.travel(ctx)
+	if int64(len(data)) != b.Size || sha256.Sum256(data) != b.SHA256 {
+		return errors.New("not what was announced")
+	}
+	if err := c.travel(ctx); err != nil {
+		return err
+	}
+	c.x.w.mu.Lock()
+	defer c.x.w.mu.Unlock()
+	c.y.kept = append(c.y.kept, data)
+	return nil
 }
 
 // fakePapers are documents without signatures: an envelope is a record.
