@@ -48,7 +48,7 @@ type shop struct {
 	watch *watch
 
 	mu       sync.Mutex
-	approved map[string]bool // requests
+	approved map[string]bool // requests, as a person saw them
 	hear     func(node, line string)
 }
 

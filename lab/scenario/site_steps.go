@@ -103,8 +103,12 @@ func (s *shop) wanted(r fleet.Request) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	b := s.byID(string(r.Node))
-	return b != nil && !s.opts.strangers[b.Name()] && !s.approved[string(r.ID)]
+	return b != nil && !s.opts.strangers[b.Name()] && !s.approved[seen(r)]
 }
+
+// seen names what a person decided on: a request whose evidence changed is to
+// be decided anew.
+func seen(r fleet.Request) string { return fmt.Sprintf("%s@%d", r.ID, r.Revision) }
 
 func (s *shop) let(ctx context.Context, r fleet.Request) {
 	b := s.byID(string(r.Node))
@@ -112,7 +116,7 @@ func (s *shop) let(ctx context.Context, r fleet.Request) {
 	var refused *lab.CommandError
 	if err == nil || errors.As(err, &refused) {
 		s.mu.Lock()
-		s.approved[string(r.ID)] = true // a person reads the refusal and does not ask again
+		s.approved[seen(r)] = true // a person reads a refusal and does not ask again
 		s.mu.Unlock()
 	}
 	if err != nil {
