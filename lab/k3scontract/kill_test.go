@@ -2,6 +2,7 @@ package k3scontract
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -151,12 +152,19 @@ func runKill(t *testing.T, k killCase) killOutcome {
 		return nil
 	})
 	o.Seconds = float64(time.Since(killed).Milliseconds()) / 1000
-	for _, n := range alive {
-		if code, _, err := n.admin(http.MethodGet, "/readyz", nil); err == nil && code == 200 {
-			o.API = true
-			v, err := n.value("acknowledged")
-			o.Data = err == nil && v == "value"
+	// Members come before the API: one that has just come back needs a moment.
+	_ = b.within(watchGone, func() error {
+		for _, n := range alive {
+			if code, _, err := n.admin(http.MethodGet, "/readyz", nil); err == nil && code == 200 {
+				o.API = true
+				v, err := n.value("acknowledged")
+				o.Data = err == nil && v == "value"
+				return nil
+			}
 		}
+		return errors.New("no API")
+	})
+	for _, n := range alive {
 		if codes := n.p.codes(); len(codes) > 0 {
 			o.Ends = append(o.Ends, fmt.Sprintf("%s %v", n.name, codes))
 		}
