@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"slices"
 	"sync"
+	"time"
 
 	"connectrpc.com/connect"
 	"google.golang.org/protobuf/proto"
@@ -40,8 +41,50 @@ var clusterRoles = []string{"none", "worker", "candidate", "server"}
 // reportMemory remembers the digest of each node's last cluster report, so
 // that one without news costs no database. A node that is not in it is asked.
 type reportMemory struct {
-	mu   sync.Mutex
-	seen map[fleet.NodeID]reportMark
+	mu     sync.Mutex
+	seen   map[fleet.NodeID]reportMark
+	writes map[fleet.NodeID]allowance
+}
+
+// allowance is how many writes a node may cause just now: a node that turned
+// hostile must not fill the audit log or keep the writer busy.
+type allowance struct {
+	left float64
+	at   time.Time
+}
+
+const (
+	// writeBurst is far above what a forming site needs, writeEvery what a
+	// node may cause for ever.
+	writeBurst = 30
+	writeEvery = 3 * time.Second
+)
+
+// mayWrite takes one write from the node's allowance.
+func (m *reportMemory) mayWrite(id fleet.NodeID, now time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a, there := m.writes[id]
+	if !there {
+		a = allowance{left: writeBurst, at: now}
+	}
+	if passed := now.Sub(a.at); passed > 0 {
+		a.left = min(writeBurst, a.left+float64(passed)/float64(writeEvery))
+	}
+	a.at = now
+	may := a.left >= 1
+	if may {
+		a.left--
+	}
+	m.writes[id] = a
+	return may
+}
+
+// forget makes the centre ask the node again.
+func (m *reportMemory) forget(id fleet.NodeID) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	delete(m.seen, id)
 }
 
 type reportMark struct {
@@ -49,7 +92,9 @@ type reportMark struct {
 	digest [32]byte
 }
 
-func newReportMemory() *reportMemory { return &reportMemory{seen: make(map[fleet.NodeID]reportMark)} }
+func newReportMemory() *reportMemory {
+	return &reportMemory{seen: make(map[fleet.NodeID]reportMark), writes: make(map[fleet.NodeID]allowance)}
+}
 
 func (m *reportMemory) has(id fleet.NodeID, mark reportMark) bool {
 	m.mu.Lock()
@@ -83,13 +128,24 @@ func (s nodeService) clusterReport(ctx context.Context, c nodeCaller, e nodeEntr
 	var news bool
 	var report fleet.NodeReport
 	var record *fleet.ClusterRecord
+	// What goes beyond the allowance is not looked at: the node says it again.
+	limited := func() bool {
+		if s.reports.mayWrite(c.id, s.cfg.Now()) {
+			return false
+		}
+		s.reports.forget(c.id)
+		return true
+	}
 	if q.Cluster != nil && e.site != "" {
 		whole, err := proto.MarshalOptions{Deterministic: true}.Marshal(q.Cluster)
 		if err != nil {
 			return nil, connect.NewError(connect.CodeInvalidArgument, err)
 		}
 		mark = reportMark{site: e.site, digest: sha256.Sum256(whole)}
-		if news = !s.reports.has(c.id, mark); news {
+		if news = !s.reports.has(c.id, mark); news && limited() {
+			return nil, nil
+		}
+		if news {
 			if report, err = s.readReport(e, c.id, q.Cluster); err != nil {
 				return nil, connect.NewError(connect.CodeInvalidArgument, err)
 			}
@@ -98,7 +154,7 @@ func (s nodeService) clusterReport(ctx context.Context, c nodeCaller, e nodeEntr
 			}
 		}
 	}
-	if !news && len(q.Outcomes) == 0 {
+	if !news && (len(q.Outcomes) == 0 || limited()) {
 		return nil, nil
 	}
 	err = s.store.Update(ctx, func(t store.Tx) error {

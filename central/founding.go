@@ -41,6 +41,9 @@ func (s nodeService) AskFounding(ctx context.Context, q *musterv1.AskFoundingReq
 	if out != nil {
 		return out, nil
 	}
+	if !s.reports.mayWrite(c.id, s.cfg.Now()) {
+		return &musterv1.AskFoundingResponse{Reason: "You have asked too often; ask again in a minute."}, nil
+	}
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		by := act{actor: "node:" + string(c.id), source: c.source, now: s.cfg.Now()}
 		site, n, epoch, err := foundingOf(t, e, c.id)

@@ -862,3 +862,36 @@ func TestHardwareBecomesLabels(t *testing.T) {
 		t.Error(err, a.Labels["muster/cpus"])
 	}
 }
+
+// A node that turned hostile can neither fill the audit log nor keep the
+// writer from others; an honest one beside it notices nothing.
+func TestANodeCannotWriteWithoutEnd(t *testing.T) {
+	s := newShop(t)
+	a, b := s.join("a", "shop-7"), s.join("b", "shop-7")
+	before := len(must(s.records())(t))
+	counting := &countingStore{Store: s.s.store}
+	s.s.store = counting
+	for i := range 500 {
+		_, err := s.node.AskFounding(a.ctx, &musterv1.AskFoundingRequest{Site: "shop-7", Uid: fmt.Sprintf("c-%d", i)})
+		s.must(err)
+		out, err := s.node.Report(a.ctx, &musterv1.ReportRequest{
+			Cluster:  &musterv1.ClusterReport{Role: "worker", State: fmt.Sprint(i)},
+			Outcomes: []*musterv1.OrderOutcome{{Id: fmt.Sprintf("o-%d", i), State: musterv1.OrderState_ORDER_STATE_DONE}},
+		})
+		s.must(err)
+		if i == 499 && (!out.WantCluster || len(out.Acknowledged) != 0) {
+			t.Errorf("it is not asked to say it again: %+v", out)
+		}
+	}
+	if n := len(must(s.records())(t)) - before; n > writeBurst {
+		t.Errorf("%d records", n)
+	}
+	s.report(b, "worker", nil)
+	if r := s.site("shop-7").Status; r.Workers == 0 {
+		t.Errorf("the other node was not heard: %+v", r)
+	}
+	s.clock.set(s.clock.now().Add(time.Minute))
+	if out := s.report(a, "server", nil); out.WantCluster {
+		t.Error("a minute later it is still not heard")
+	}
+}
