@@ -197,6 +197,7 @@ func ParseReport(b []byte) (Report, error) {
 
 // doing says what a node is, in words for the phone.
 var doing = map[string]string{
+	"":     "It does not know yet what it is.",
 	"none": "It belongs to no cluster yet.", "worker": "It is a worker of the cluster.",
 	"candidate": "It is becoming a server of the cluster.", "server": "It is a server of the cluster.",
 }

@@ -364,7 +364,7 @@ func (a *nodeAgent) answer() ([]byte, error) {
 	image := a.site.Image + "@" + a.site.Version
 	secure := a.hw.SecureBoot
 	a.mu.Unlock()
-	r := member.Report{Node: node, State: "starting", Role: "none", Reason: starting,
+	r := member.Report{Node: node, State: "starting", Reason: starting,
 		Since: since.UTC().Format(time.RFC3339), Peers: []member.Seen{}, Boot: "unknown"}
 	if fault {
 		r.Blocker, r.NeedsPerson = string(member.NodeFault), true
