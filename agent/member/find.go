@@ -85,8 +85,7 @@ func (m *Member) find(ctx context.Context) error {
 			tag = discovery.Tag(self.Tenant, self.Site)
 		}
 		if tag == "" {
-			// Without a site there is nobody to look for. Peers that know this
-			// node to be admitted call it, and tell.
+			// Without a site there is no tag to look for; the centre names it.
 			select {
 			case <-ctx.Done():
 			case <-changed:
