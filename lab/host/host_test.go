@@ -139,7 +139,11 @@ func TestNodesHearEachOther(t *testing.T) {
 	sh(t, n[0], 124, fmt.Sprintf(knock, "10.88.1.2"))
 	sw.Heal()
 	sh(t, n[1], 1, fmt.Sprintf(knock, "10.88.1.1"))
-	// A new address takes the old one's place.
+	// A new address takes the old one's place, in its network and in another.
+	if err := n[1].SetAddress(t.Context(), "10.88.1.77/24", "10.88.1.1"); err != nil {
+		t.Fatal(err)
+	}
+	sh(t, n[0], 1, fmt.Sprintf(knock, "10.88.1.77"))
 	if err := n[1].SetAddress(t.Context(), "10.89.1.9/16", ""); err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -73,23 +74,25 @@ func ConfigureLink(name string, want ...Address) error {
 	if err != nil {
 		return fail(err)
 	}
+	// The old ones go first: with the first address of a network the kernel
+	// removes all others of the same network.
+	var addrs []*netlink.Addr
 	for _, a := range want {
 		parsed, err := netlink.ParseAddr(a.CIDR)
 		if err != nil {
 			return fail(err)
 		}
-		if err := netlink.AddrAdd(l, parsed); err != nil && !errors.Is(err, unix.EEXIST) {
-			return fail(err)
-		}
-		for i, o := range old {
-			if o.IPNet.String() == parsed.IPNet.String() {
-				old = append(old[:i], old[i+1:]...)
-				break
+		addrs = append(addrs, parsed)
+	}
+	for _, o := range old {
+		if !slices.ContainsFunc(addrs, func(a *netlink.Addr) bool { return a.IPNet.String() == o.IPNet.String() }) {
+			if err := netlink.AddrDel(l, &o); err != nil {
+				return fail(err)
 			}
 		}
 	}
-	for _, o := range old {
-		if err := netlink.AddrDel(l, &o); err != nil {
+	for _, a := range addrs {
+		if err := netlink.AddrAdd(l, a); err != nil && !errors.Is(err, unix.EEXIST) {
 			return fail(err)
 		}
 	}

@@ -156,7 +156,7 @@ func replace(ctx context.Context, s *shop) error {
 	}
 	cut := time.Now()
 	v, err := s.watch.until(ctx, "replacement", healLimit+2*time.Minute, func(v view) bool {
-		return v.best.API && v.best.voters() == 3 && len(v.with(s, roleServer)) == 3
+		return v.at.After(cut) && v.role(dead) == "" && v.best.API && v.best.voters() == 3 && len(v.with(s, roleServer)) == 3 && !v.best.has(dead)
 	})
 	if err := s.l.Check("the dead server is replaced by a worker", err); err != nil {
 		return err

@@ -200,6 +200,11 @@ func (t truth) voters() (n int) {
 	return n
 }
 
+// has reports whether a node is a member of etcd, learners included.
+func (t truth) has(b *box) bool {
+	return slices.ContainsFunc(t.Members, func(m member) bool { return strings.HasPrefix(m.Name, string(b.ID())) })
+}
+
 func (t truth) ready() (n int) {
 	for _, m := range t.Nodes {
 		if m.Ready {
