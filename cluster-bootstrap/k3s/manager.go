@@ -26,6 +26,8 @@ type Manager struct {
 	seen  seen
 	birth *fleet.BirthSettings // of the last start
 	disk  diskSpeed
+	// configAt is when config.yaml last changed (CLOCK_BOOTTIME).
+	configAt time.Duration
 	// step is called before each step of MoveAside; nil but in tests.
 	step func(name string) error
 	// client of the API, as long as the files behind it stay the same.
@@ -196,15 +198,31 @@ func (m *Manager) writeConfig(role clusterbootstrap.Role, s Settings) error {
 	if old, err := os.ReadFile(path); err == nil && string(old) == string(b) {
 		return nil
 	}
+	m.configAt = m.cfg.Boottime()
 	return launch.WriteBytes(path, b)
 }
 
-// Tend starts the launcher again if it should run and died. Call it each turn.
+// deafLimit is how long a worker may reach no apiserver before it is started
+// again with a config that names another server. k3s itself never gives up on
+// the one it was started with, if it had no time to learn of others.
+const deafLimit = time.Minute
+
+// Tend starts the launcher again if it should run and died, and a worker's k3s
+// that knows only a server that is gone. Call it each turn.
 func (m *Manager) Tend(ctx context.Context) error {
 	if !m.allowed() || exists(m.asideFile()) {
 		return nil
 	}
-	return m.cfg.Control.Start(ctx)
+	if err := m.cfg.Control.Start(ctx); err != nil {
+		return err
+	}
+	s, err := m.cfg.Paths.ReadStatus()
+	if now := m.cfg.Boottime(); err != nil || m.seen.deaf == 0 || now-m.seen.deaf < deafLimit || m.configAt <= s.Started {
+		return nil // nothing is wrong, or nothing would be another
+	}
+	m.cfg.Log.Info("start the worker again with another server")
+	m.seen.deaf = 0
+	return m.cfg.Paths.K3s().Ask() // the launcher starts it again
 }
 
 func (m *Manager) allowed() bool {

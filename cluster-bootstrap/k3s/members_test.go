@@ -6,6 +6,8 @@ import (
 	"io"
 	"net/http"
 	"net/netip"
+	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -196,4 +198,54 @@ func TestSettingsOf(t *testing.T) {
 	if s, err = SettingsOf(docs, idA, nil, lan); err != nil || s.Address != lan || s.Interface != "" {
 		t.Errorf("without in-site address: %+v %v", s, err)
 	}
+}
+
+// TestDeafWorker: a worker that was started with a server that is gone gets
+// the one in its new config, once.
+func TestDeafWorker(t *testing.T) {
+	m, _ := newManager(t)
+	now := time.Hour
+	m.cfg.Boottime = func() time.Duration { return now }
+	m.disk.busy = true
+	m.pretend(t, launch.Worker, launch.Running, now)
+	k3s := exec.Command("/bin/sleep", "1000")
+	if err := k3s.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	go func() { _ = k3s.Wait(); close(done) }()
+	defer func() { _ = k3s.Process.Kill() }()
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", k3s.Process.Pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := launch.Process{PID: k3s.Process.Pid, Boot: m.boot}
+	if _, err := fmt.Sscan(strings.Fields(string(b[strings.LastIndexByte(string(b), ')')+1:]))[19], &p.Start); err != nil {
+		t.Fatal(err)
+	}
+	if err := launch.WriteFile(m.cfg.Paths.ProcessFile(), p); err != nil {
+		t.Fatal(err)
+	}
+	turn := func(after time.Duration) {
+		t.Helper()
+		now += after
+		if k, _ := m.Observe(t.Context()); k.API || k.Process != clusterbootstrap.ProcessAgent {
+			t.Fatalf("%+v", k)
+		}
+		if err := m.Tend(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s := settings()
+	turn(time.Second)
+	turn(2 * deafLimit) // deaf, but no other server is known
+	if !p.Alive() {
+		t.Fatal("started again for nothing")
+	}
+	s.Join = "https://100.96.0.9:6443"
+	if err := m.Reconfigure(clusterbootstrap.RoleWorker, s); err != nil {
+		t.Fatal(err)
+	}
+	turn(time.Second)
+	<-done // told to end
 }

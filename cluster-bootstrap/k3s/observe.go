@@ -30,7 +30,8 @@ type seen struct {
 	ledgerAt time.Duration
 	virgin   bool
 	virginAt time.Duration
-	trouble  string // last logged
+	trouble  string        // last logged
+	deaf     time.Duration // since when a worker reaches no apiserver; 0: it does
 	members  []member
 	memberAt map[memberKey]time.Duration // since when a member is as it is
 }
@@ -62,6 +63,9 @@ func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns)
 			m.cfg.Log.Warn("k3s may run and does not", "reason", t)
 		}
 	}
+	if k.Process != clusterbootstrap.ProcessAgent {
+		m.seen.deaf = 0
+	}
 	if k.Process == clusterbootstrap.ProcessNone {
 		m.seen.members = nil
 		return k, signs
@@ -70,6 +74,11 @@ func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns)
 	defer cancel()
 	if k.Process == clusterbootstrap.ProcessAgent {
 		k.API = m.workerAPI(ctx)
+		if k.API {
+			m.seen.deaf = 0
+		} else if m.seen.deaf == 0 {
+			m.seen.deaf = m.cfg.Boottime()
+		}
 		return k, signs
 	}
 	m.askServer(ctx, &k)

@@ -654,6 +654,8 @@ func TestSite(t *testing.T) {
 	d.do(call{Do: "aside", Role: clusterbootstrap.RoleWorker})
 	a.do(call{Do: "remove", Node: d.id, Keep: true})
 	d.do(call{Do: "start", Start: Start{Role: clusterbootstrap.RoleWorker, Settings: d.settings(JoinURL(b.addr))}})
+	// Before its server goes away, too: else it knows of no other one.
+	d.until("the worker reaches the API", func(x answer) bool { return x.K3s.API && x.K3s.Process == clusterbootstrap.ProcessAgent })
 	mark("removed in etcd itself")
 
 	// The other one dies too: no quorum, until a goes on alone.

@@ -168,6 +168,19 @@ func (p *Process) End(ctx context.Context, patience time.Duration) error {
 	return fmt.Errorf("launch: end process %d: it survived SIGKILL: it hangs in the kernel", p.PID)
 }
 
+// Ask tells p to end and does not wait for it.
+func (p *Process) Ask() error {
+	fd, err := p.pidfd()
+	if err != nil || fd == nil {
+		return err
+	}
+	defer fd.Close()
+	if err := unix.PidfdSendSignal(int(fd.Fd()), unix.SIGTERM, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("launch: ask process %d to end: %w", p.PID, err)
+	}
+	return nil
+}
+
 // tools are names under which the k3s program is no server and no agent. The
 // kernel sets them from the file that was executed, unlike arguments.
 var tools = map[string]bool{"kubectl": true, "crictl": true, "ctr": true}
