@@ -277,10 +277,16 @@ func TestFounder(t *testing.T) {
 			if err := os.WriteFile(cfg, []byte(key+"\n"), 0o600); err != nil {
 				t.Fatal(err)
 			}
-			cmd := w2.command("agent", "--config", cfg, "--server", f.url(), "--token", agentPass, "--data-dir", dir)
-			out, err := cmd.CombinedOutput()
-			if err == nil || !strings.Contains(string(out), "not defined") {
-				t.Errorf("%s: %v: %s", key, err, out)
+			p := w2.start(false, nil, "agent", "--config", cfg, "--server", f.url(), "--token", agentPass, "--data-dir", dir)
+			_ = b.within(time.Minute, func() error {
+				if p.running() {
+					return errors.New("runs")
+				}
+				return nil
+			})
+			if c := p.codes(); len(c) == 0 || c[0] == 0 || !strings.Contains(p.text(), "not defined") {
+				p.kill()
+				t.Errorf("%s: ended with %v: %s", key, c, p.tail(3))
 			}
 		}
 	})
@@ -290,6 +296,7 @@ func TestFounder(t *testing.T) {
 		bad := "K10" + strings.Repeat("0", 64) + string(good)[67:]
 		bad = strings.Replace(strings.TrimSpace(bad), "server:"+serverPass, "node:"+agentPass, 1)
 		p := w2.work(f, bad)
+		defer p.kill()
 		b.eventually("the agent to say why", time.Minute, func() error {
 			if !strings.Contains(p.text(), "does not match") {
 				return errors.New("not yet")
@@ -302,7 +309,6 @@ func TestFounder(t *testing.T) {
 		if _, err := f.nodeObject("w2"); !errors.Is(err, errNoNode) {
 			t.Errorf("Node w2: %v", err)
 		}
-		p.kill()
 	})
 	row(t, "T4", func(t *testing.T) {
 		tok := f.bootstrapToken(t)
@@ -311,6 +317,7 @@ func TestFounder(t *testing.T) {
 			t.Fatalf("token delete: %v %s", err, out)
 		}
 		p := w2.work(f, tok)
+		defer p.kill()
 		b.eventually("the agent to be refused", time.Minute, func() error {
 			if !strings.Contains(p.text(), "401") && !strings.Contains(p.text(), "nauthorized") {
 				return errors.New("not yet")
@@ -323,7 +330,6 @@ func TestFounder(t *testing.T) {
 		if _, err := f.nodeObject("w2"); !errors.Is(err, errNoNode) {
 			t.Errorf("Node w2: %v", err)
 		}
-		p.kill()
 	})
 	row(t, "T3", func(t *testing.T) {
 		tok = f.bootstrapToken(t)
@@ -396,6 +402,7 @@ func TestFounder(t *testing.T) {
 			t.Fatal(err)
 		}
 		p := w3.work(f, agentPass, "--node-name", "w2")
+		defer p.kill()
 		b.eventually("403", time.Minute, func() error {
 			if !strings.Contains(p.text(), "Node password rejected") && !strings.Contains(p.text(), "403") {
 				return errors.New("not yet")
@@ -409,7 +416,6 @@ func TestFounder(t *testing.T) {
 		if err != nil || after.Metadata.UID != before.Metadata.UID || after.Status.Addresses[0] != before.Status.Addresses[0] {
 			t.Errorf("Node changed: %+v %v", after, err)
 		}
-		p.kill()
 	})
 	row(t, "N4", func(t *testing.T) {
 		w2.p.kill()
