@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 )
 
@@ -125,7 +126,11 @@ func (s *shop) checkSecrets() error {
 		if err != nil {
 			return s.l.Check("secrets stay where they belong", err)
 		}
-		secrets = append(secrets, list...)
+		for _, x := range list { // servers share most of them
+			if !slices.ContainsFunc(secrets, func(y canary) bool { return bytes.Equal(x.bytes, y.bytes) }) {
+				secrets = append(secrets, x)
+			}
+		}
 	}
 	if err := servers[0].holds(secrets); err == nil {
 		return s.l.Check("the search for secrets finds them on a server", errors.New("it finds nothing"))
