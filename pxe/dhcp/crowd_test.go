@@ -236,7 +236,7 @@ func TestFloodOnTheWire(t *testing.T) {
 			}
 		})
 	}()
-	netlab.Eventually(t, 20*time.Second, "the flood is there", func() bool { return sent.Load() > 20_000 })
+	netlab.Eventually(t, time.Minute, "the flood is there", func() bool { return sent.Load() > 5000 })
 	for try := range 3 {
 		fw := &edk2.Client{Iface: good.Iface, MAC: good.MAC, Arch: 7, Wait: []time.Duration{time.Second, 2 * time.Second, 4 * time.Second}}
 		var res edk2.Result
