@@ -288,7 +288,7 @@ func nocentre(ctx context.Context, s *shop) error {
 		return err
 	}
 	// The twin: what only the centre can give does not come by itself.
-	stranger := s.nodes[len(s.nodes)-1]
+	stranger := s.watch.now().with(s, roleWorker)[0]
 	if err := errors.Join(s.cut(stranger), stranger.ReplaceDisk()); err != nil {
 		return err
 	}
