@@ -262,6 +262,8 @@ func (m *Member) visit(ctx context.Context, x discovery.Dial) {
 		d.table.Failed(now, x.Addr, discovery.Self)
 	case err == nil:
 		d.table.Proven(now, x.Addr, g.Node)
+	case errors.Is(err, peer.ErrSelf):
+		d.table.Failed(now, x.Addr, discovery.Self)
 	case errors.Is(err, peer.ErrStranger), errors.Is(err, peer.ErrRemoved):
 		d.table.Failed(now, x.Addr, discovery.Stranger)
 	default:

@@ -26,7 +26,7 @@ func TestUnitsSayWhatTheAgentNeeds(t *testing.T) {
 		"muster-agent.service": {"Type=notify", "WatchdogSec=60", "NoNewPrivileges=yes", "ProtectSystem=strict", "Restart=always",
 			"RuntimeDirectoryPreserve=yes", "ExecStart=/usr/local/bin/muster-node agent --log text"},
 		"muster-k3s.service": {"Type=notify", "KillMode=process", "Delegate=yes", "TimeoutStopSec=120", "Restart=always",
-			"RestartPreventExitStatus=2 3", "ExecStart=/usr/local/bin/muster-node k3s --journal --stop-timeout 90s"},
+			"RestartPreventExitStatus=2 3", "ExecStart=/usr/local/bin/muster-node k3s --stop-timeout 90s"},
 	} {
 		text := unit(t, name)
 		for _, w := range want {
