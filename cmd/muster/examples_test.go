@@ -102,7 +102,7 @@ func TestCheckCommandNoticesMistakes(t *testing.T) {
 var (
 	mention = regexp.MustCompile("(?:^|[\\s`(/])(?:muster|\\$MUSTER) ([a-z].*)$")
 	quoted  = regexp.MustCompile("`muster ([a-z][^`]*)`")
-	flagRE  = regexp.MustCompile(`^--?([a-z][a-z-]*)`)
+	flagRE  = regexp.MustCompile(`^--?([a-z][a-z0-9-]*)`)
 )
 
 // commandLines returns what follows "muster" in code: fenced blocks and
