@@ -146,7 +146,13 @@ func (m *Member) Material(ctx context.Context, to fleet.NodeID, as cb.Role, plan
 	switch as {
 	case cb.RoleWorker:
 		out.Good = workerTTL
-		x, err = m.cfg.K3s.WorkerMaterial(ctx, workerTTL, at, docs.Charter.Birth)
+		// It has just proved who it is; with a new disk it has a new password.
+		if f, ok := m.cfg.K3s.(passwordForgetter); ok {
+			err = f.ForgetPassword(ctx, to)
+		}
+		if err == nil {
+			x, err = m.cfg.K3s.WorkerMaterial(ctx, workerTTL, at, docs.Charter.Birth)
+		}
 	case cb.RoleServer:
 		x, err = m.cfg.K3s.ServerMaterial(ctx, at, docs.Charter.Birth)
 	default:
@@ -161,6 +167,12 @@ func (m *Member) Material(ctx context.Context, to fleet.NodeID, as cb.Role, plan
 	out.Servers = []string{x.Server}
 	m.log.Info("join material given", "to", string(to), "as", as.String(), "plan", plan)
 	return out, nil
+}
+
+// passwordForgetter makes the cluster take a node with another node password;
+// *k3s.Manager does.
+type passwordForgetter interface {
+	ForgetPassword(ctx context.Context, node fleet.NodeID) error
 }
 
 // given turns what a peer gave into what k3s takes.
