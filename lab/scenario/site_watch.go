@@ -251,6 +251,9 @@ func (w *watch) judge(v view) {
 // judgeRole: roles never flip by themselves.
 func (w *watch) judgeRole(name, role string) {
 	list := w.roles[name]
+	if role == "" { // an agent that has just started does not know yet
+		return
+	}
 	if len(list) > 0 && list[len(list)-1] == role {
 		return
 	}
