@@ -245,7 +245,7 @@ func isDefault(r *netlink.Route) bool {
 func containsRoute(list []netlink.Route, w *netlink.Route) bool {
 	for i := range list {
 		r := &list[i]
-		if sameDst(r, w) && r.Priority == w.Priority && r.LinkIndex == w.LinkIndex && bytes.Equal(r.Gw.To16(), w.Gw.To16()) && sameVia(r.Via, w.Via) && r.Src.Equal(w.Src) {
+		if sameDst(r, w) && r.Priority == w.Priority && r.LinkIndex == w.LinkIndex && r.Gw.Equal(w.Gw) && sameVia(r.Via, w.Via) && r.Src.Equal(w.Src) {
 			return true
 		}
 	}

@@ -238,12 +238,6 @@ func (w *world) until(limit time.Duration, what string, cond func() bool) {
 	}
 }
 
-func (x *node) state() cb.State {
-	x.m.mu.Lock()
-	defer x.m.mu.Unlock()
-	return x.m.state
-}
-
 func (x *node) shown() shown {
 	x.m.mu.Lock()
 	defer x.m.mu.Unlock()

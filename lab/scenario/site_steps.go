@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"os"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -304,13 +303,4 @@ func (b *box) gotNothing(secrets []canary) error {
 // stranger adds what is not ours to what a node measured.
 func foreignBoot(c *host.Config) {
 	c.Extra = []host.Event{host.Measured(4, []byte("somebody else's operating system"))}
-}
-
-func hasAny(text string, words ...string) bool {
-	for _, w := range words {
-		if strings.Contains(text, w) {
-			return true
-		}
-	}
-	return false
 }
