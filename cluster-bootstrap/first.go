@@ -31,13 +31,14 @@ func (v *view) acknowledged() (State, []Action) {
 }
 
 // ackBinds: the claim that this node acknowledged stands, so that its owner may
-// found at any moment. Not even an order founds then.
+// found at any moment. Not even an order founds then. An owner that is a server
+// has done so.
 func (v *view) ackBinds() bool {
 	if v.Disk.Ack == nil {
 		return false
 	}
 	p := v.peer(v.Disk.Ack.Node)
-	return p != nil && p.Age <= v.pol.PeerFresh && p.Status.Claim != nil && *p.Status.Claim == *v.Disk.Ack
+	return p != nil && p.Age <= v.pol.PeerFresh && p.Status.Role != RoleServer && p.Status.Claim != nil && *p.Status.Claim == *v.Disk.Ack
 }
 
 func (v *view) survey(why string) (State, []Action) {
