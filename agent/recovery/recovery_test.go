@@ -7,7 +7,6 @@ import (
 	"go/ast"
 	"go/parser"
 	"go/token"
-	"io/fs"
 	"log/slog"
 	"net/netip"
 	"os"
@@ -338,7 +337,9 @@ func TestMachineClock(t *testing.T) {
 
 // TestNothingHereOpensADisk reads our own source: in all that /init is made
 // of, files are opened for writing by constant names in a short list, and no
-// package that writes to block devices is imported.
+// package that writes to block devices is imported. The node agent is in the
+// same program and writes its own state; none of its rooms may be reached from
+// here, so that the list of rooms is checked, too.
 func TestNothingHereOpensADisk(t *testing.T) {
 	allowed := map[string]bool{
 		`"/dev/"+name`: true, // consoles
@@ -348,10 +349,16 @@ func TestNothingHereOpensADisk(t *testing.T) {
 	}
 	writes := map[string]bool{"OpenFile": true, "Create": true, "WriteFile": true, "CreateTemp": true}
 	seen := 0
-	for _, root := range []string{"..", "../../cmd/muster-node"} {
-		err := filepath.WalkDir(root, func(p string, d fs.DirEntry, err error) error {
-			if err != nil || d.IsDir() || !strings.HasSuffix(p, ".go") || strings.HasSuffix(p, "_test.go") {
-				return err
+	const ours = "github.com/muster-edge/muster/agent"
+	rooms := map[string]bool{ours: true, ours + "/facts": true, ours + "/recovery": true, ours + "/recovery/netup": true}
+	for _, pattern := range []string{"../*.go", "../facts/*.go", "*.go", "netup/*.go", "../../cmd/muster-node/main.go", "../../cmd/muster-node/enroll.go"} {
+		files, err := filepath.Glob(pattern)
+		if err != nil || len(files) == 0 {
+			t.Fatalf("%s: no files (%v): this test looks at the wrong place", pattern, err)
+		}
+		err = each(files, func(p string) error {
+			if strings.HasSuffix(p, "_test.go") {
+				return nil
 			}
 			src, err := os.ReadFile(p)
 			if err != nil {
@@ -363,6 +370,9 @@ func TestNothingHereOpensADisk(t *testing.T) {
 				return err
 			}
 			for _, im := range f.Imports {
+				if name := strings.Trim(im.Path.Value, `"`); strings.HasPrefix(name, ours) && !rooms[name] {
+					t.Errorf("%s imports %s: recovery has nothing to do with the rooms of the node agent", p, name)
+				}
 				for _, bad := range []string{"os/exec", "go-diskfs", "firmware/disk", "pkg/mount"} {
 					if strings.Contains(im.Path.Value, bad) {
 						t.Errorf("%s imports %s: recovery starts no programs and writes no disks", p, im.Path.Value)
@@ -398,6 +408,15 @@ func TestNothingHereOpensADisk(t *testing.T) {
 	if seen < 4 {
 		t.Fatalf("found %d places that write: this test looks at the wrong files", seen)
 	}
+}
+
+func each(files []string, f func(string) error) error {
+	for _, name := range files {
+		if err := f(name); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 func TestMountedKnowsWhatIsThere(t *testing.T) {
