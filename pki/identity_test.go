@@ -155,9 +155,9 @@ func TestVerifyIdentity(t *testing.T) {
 		}}, fleet.IdentityHardware, ""},
 		{"when it begins in the future then hardware", setup{ca: vendor, edit: func(c *x509.Certificate) { c.NotBefore = now.Add(400 * day) }}, fleet.IdentityHardware, ""},
 		{"when the clock says 1970 then hardware", setup{ca: vendor, policy: at(time.Unix(0, 0), floor)}, fleet.IdentityHardware, ""},
-		{"when the clock is years ahead then hardware", setup{ca: vendor, edit: func(c *x509.Certificate) { c.NotAfter = now.Add(day) },
+		{"when the clock is years ahead then hardware", setup{ca: vendor, edit: func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-day), now.Add(day) },
 			policy: at(now.Add(3650*day), floor)}, fleet.IdentityHardware, ""},
-		{"when clock and floor are years ahead then unverified", setup{ca: vendor, edit: func(c *x509.Certificate) { c.NotAfter = now.Add(day) },
+		{"when clock and floor are years ahead then unverified", setup{ca: vendor, edit: func(c *x509.Certificate) { c.NotBefore, c.NotAfter = now.Add(-day), now.Add(day) },
 			policy: at(now.Add(3650*day), now.Add(3650*day))}, fleet.IdentityUnverified, "before the time floor"},
 	} {
 		t.Run(c.when, func(t *testing.T) {
