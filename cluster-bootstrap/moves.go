@@ -13,7 +13,7 @@ var moves = map[State][]State{
 	Candidate:  {Server, Recovering, Leaving, Waiting},
 	Server:     {Observing, Leading, Fenced, Recovering, Leaving, Waiting},
 	Leading:    {Server, Recovering, Fenced, Leaving, Waiting},
-	Fenced:     {Server, Leaving, Waiting},
+	Fenced:     {Server, Leading, Leaving, Waiting},
 	Recovering: {Observing, Server, Leaving, Waiting},
 	Leaving:    {Worker, Founding, Joining, Waiting},
 	Waiting:    {Surveying, Claiming, Founding, Joining, Worker, Candidate, Server, Leading, Fenced, Recovering, Leaving},

@@ -103,7 +103,7 @@ var rare = []struct {
 	kind string
 	seed uint64
 }{
-	{"", 1116}, {"", 1784}, {"", 1788}, {"", 2026}, {"", 2068}, {"", 3279}, {"orders", 1702}, {"orders", 2322},
+	{"", 1116}, {"", 1784}, {"", 1788}, {"", 2026}, {"", 2068}, {"", 3279}, {"orders", 1702}, {"orders", 2322}, {"promotion", 88972},
 }
 
 // unmeasured are moves that the planner can make and that too few seeds show
