@@ -419,6 +419,22 @@ func TestFounder(t *testing.T) {
 	})
 	row(t, "N4", func(t *testing.T) {
 		w2.p.kill()
+		// The password goes with the Node only once it belongs to it, which a
+		// controller sees to now and then.
+		b.eventually("the node password to belong to the Node", time.Minute, func() error {
+			o, err := f.nodeObject("w2")
+			if err != nil {
+				return err
+			}
+			code, body, err := f.admin(http.MethodGet, "/api/v1/namespaces/kube-system/secrets/w2.node-password.k3s", nil)
+			if err != nil || code != http.StatusOK {
+				return fmt.Errorf("read the secret: %d %v", code, err)
+			}
+			if !strings.Contains(body, o.Metadata.UID) {
+				return errors.New("it has another owner or none")
+			}
+			return nil
+		})
 		f.must(t, http.MethodDelete, "/api/v1/nodes/w2", nil, 200)
 		w3.work(f, agentPass, "--node-name", "w2")
 		b.eventually("w2 on the other machine", 90*time.Second, func() error {
