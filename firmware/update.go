@@ -268,17 +268,17 @@ func pattern(entry string) string {
 	return strings.TrimSuffix(entry, ".efi") + "*"
 }
 
-// CountedName is base ("edge-1.efi") with a counter, as systemd-boot writes it.
+// CountedName is base ("edge-1.efi") with a counter, as systemd-boot writes it
+// (Automatic Boot Assessment). What does not end in .efi takes none.
 func CountedName(base string, left, done int) string {
-	stem, efi := strings.CutSuffix(base, ".efi")
-	ext := ""
-	if efi {
-		ext = ".efi"
+	n := len(base) - len(".efi")
+	if n < 0 || !strings.EqualFold(base[n:], ".efi") {
+		return base
 	}
 	if done > 0 {
-		return fmt.Sprintf("%s+%d-%d%s", stem, left, done, ext)
+		return fmt.Sprintf("%s+%d-%d%s", base[:n], left, done, base[n:])
 	}
-	return fmt.Sprintf("%s+%d%s", stem, left, ext)
+	return fmt.Sprintf("%s+%d%s", base[:n], left, base[n:])
 }
 
 func clipReason(s string) string { return s[:min(len(s), maxReason)] }

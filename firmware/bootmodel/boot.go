@@ -6,6 +6,8 @@ import (
 	"path"
 	"slices"
 	"strings"
+
+	"github.com/muster-edge/muster/firmware"
 )
 
 // File is one file of an ESP, as far as booting goes.
@@ -170,7 +172,7 @@ func (m *Machine) load(pressed bool, out *Outcome) bool {
 	if choice.Left >= 0 {
 		// A spent entry that is started all the same counts on.
 		base, left, done := Counter(path.Base(choice.File))
-		next := path.Join(path.Dir(choice.File), Counted(base, max(left-1, 0), done+1))
+		next := path.Join(path.Dir(choice.File), firmware.CountedName(base, max(left-1, 0), done+1))
 		if m.ReadOnly {
 			out.note("the loader cannot count %s", choice.File)
 		} else {

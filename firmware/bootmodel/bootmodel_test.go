@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"pgregory.net/rapid"
+
+	"github.com/muster-edge/muster/firmware"
 )
 
 func TestCounter(t *testing.T) {
@@ -30,8 +32,8 @@ func TestCounter(t *testing.T) {
 		if base != c.base || left != c.left || done != c.done {
 			t.Errorf("Counter(%q) = %q, %d, %d; want %q, %d, %d", c.name, base, left, done, c.base, c.left, c.done)
 		}
-		if left >= 0 && !strings.EqualFold(Counted(base, left, done), c.name) {
-			t.Errorf("Counted(%q, %d, %d) = %q; want %q", base, left, done, Counted(base, left, done), c.name)
+		if left >= 0 && !strings.EqualFold(firmware.CountedName(base, left, done), c.name) {
+			t.Errorf("firmware.CountedName(%q, %d, %d) = %q; want %q", base, left, done, firmware.CountedName(base, left, done), c.name)
 		}
 	}
 }
@@ -63,7 +65,7 @@ func TestPowerOnProperties(t *testing.T) {
 			f.Garbled = !f.Starts && rapid.Bool().Draw(t, "garbled")
 			base := name + ".efi"
 			if rapid.Bool().Draw(t, "counted") {
-				base = Counted(base, rapid.IntRange(0, 3).Draw(t, "left"), rapid.IntRange(0, 3).Draw(t, "done"))
+				base = firmware.CountedName(base, rapid.IntRange(0, 3).Draw(t, "left"), rapid.IntRange(0, 3).Draw(t, "done"))
 			}
 			m.ESP[Entries+"/"+base] = f
 		}

@@ -49,19 +49,6 @@ func Counter(name string) (base string, left, done int) {
 	return stem[:i] + ext, left, done
 }
 
-// Counted is the name of base with a counter, as systemd-boot writes it.
-func Counted(base string, left, done int) string {
-	stem, ok := cutSuffixFold(base, ".efi")
-	if !ok {
-		return base
-	}
-	s := stem + "+" + strconv.Itoa(left)
-	if done > 0 {
-		s += "-" + strconv.Itoa(done)
-	}
-	return s + base[len(stem):]
-}
-
 func digits(s string) (int, bool) {
 	if s == "" || len(s) > 9 || strings.Trim(s, "0123456789") != "" {
 		return 0, false
