@@ -61,7 +61,6 @@ func UTF16(s string) []byte {
 
 // Make returns the program as a PE32+ file.
 func (p Program) Make() []byte {
-	const entry = 0x1000 // sections are aligned to pages: firmware insists
 	code := p.code()
 	sections := []Section{{Name: ".text", Data: code}}
 	if p.OSRelease != "" {
@@ -70,46 +69,9 @@ func (p Program) Make() []byte {
 	if p.Pad > 0 {
 		sections = append(sections, Section{Name: ".pad", Data: make([]byte, p.Pad)})
 	}
-	le := binary.LittleEndian
-	round := func(n, to int) int { return (n + to - 1) / to * to }
-	out := make([]byte, Headers)
-	copy(out, "MZ")
-	le.PutUint32(out[60:], 64)
-	copy(out[64:], "PE\x00\x00")
-	coff := out[68:]
-	le.PutUint16(coff, 0x8664)
-	le.PutUint16(coff[2:], uint16(len(sections)))
-	le.PutUint16(coff[16:], 240)
-	le.PutUint16(coff[18:], 0x22) // executable, large addresses
-	opt := out[88:]
-	le.PutUint16(opt, 0x20b)
-	le.PutUint32(opt[4:], uint32(round(len(code), Align)))
-	le.PutUint32(opt[16:], entry)
-	le.PutUint32(opt[20:], entry)
-	le.PutUint32(opt[32:], entry)
-	le.PutUint32(opt[36:], Align)
-	le.PutUint32(opt[60:], Headers)
-	le.PutUint16(opt[68:], 10)  // EFI application
-	le.PutUint32(opt[108:], 16) // data directories, all empty
-	at := entry
-	for i, s := range sections {
-		h := out[328+40*i:]
-		copy(h[:8], s.Name)
-		le.PutUint32(h[8:], uint32(len(s.Data)))
-		le.PutUint32(h[12:], uint32(at))
-		le.PutUint32(h[16:], uint32(round(len(s.Data), Align)))
-		le.PutUint32(h[20:], uint32(len(out)))
-		flags := uint32(0x40000040) // data, readable
-		if i == 0 {
-			flags = 0xe0000020 // code: its texts lie in it
-		}
-		le.PutUint32(h[36:], flags)
-		out = append(out, s.Data...)
-		out = append(out, make([]byte, round(len(out), Align)-len(out))...)
-		at += round(len(s.Data), entry)
-	}
-	le.PutUint32(out[88+56:], uint32(at)) // size of the image
-	return out
+	// Sections are aligned to pages, since firmware insists; the flags are
+	// those of code whose texts lie in it.
+	return assemble(layout{characteristics: 0x22, align: 0x1000, first: 0x1000, text: 0xe0000020, code: len(code)}, sections)
 }
 
 // code is the machine code (x86-64; UEFI 2.10, 2.3.4: arguments in rcx, rdx,
