@@ -1,40 +1,31 @@
-// Package sqlite keeps the centre's objects in one SQLite file: pure Go, no
-// set-up. One connection writes, a few read. It deliberately knows nothing
-// about what the objects mean; the rules it does hold (one live request per
-// node, one node per EK, tenant of every row) are constraints of the schema,
-// so that a mistake above it cannot break them.
+// Package sqlite is the engine that keeps the centre's tables in one SQLite
+// file: pure Go, no set-up. One connection writes, a few read.
 package sqlite
 
 import (
 	"context"
 	"database/sql"
-	"embed"
 	"errors"
 	"fmt"
-	"io/fs"
 	"net/url"
 	"os"
-	"strings"
-	"time"
 
 	"github.com/pressly/goose/v3"
 	sqlite3 "modernc.org/sqlite"
 	sqlite3lib "modernc.org/sqlite/lib"
 
 	"github.com/muster-edge/muster/central/store"
-	"github.com/muster-edge/muster/central/store/sqlite/db"
+	"github.com/muster-edge/muster/central/store/tables"
 	"github.com/muster-edge/muster/internal/failpoint"
 )
-
-//go:embed migrations/*.sql
-var migrations embed.FS
 
 // Config says where the database is.
 type Config struct {
 	// Path of the database file; it is created with mode 0600. SQLite keeps
 	// two more files beside it (-wal, -shm).
 	Path string
-	// MaxEvents is the size of each tenant's ring of events (default 20000).
+	// MaxEvents is the size of each tenant's ring of events (default
+	// tables.DefaultEvents).
 	MaxEvents int
 	// Readers is the number of reading connections (default 4).
 	Readers int
@@ -53,7 +44,7 @@ var _ store.Store = (*Store)(nil)
 // schema up to date.
 func Open(ctx context.Context, cfg Config) (*Store, error) {
 	if cfg.MaxEvents <= 0 {
-		cfg.MaxEvents = 20000
+		cfg.MaxEvents = tables.DefaultEvents
 	}
 	if cfg.Readers <= 0 {
 		cfg.Readers = 4
@@ -75,7 +66,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, fmt.Errorf("sqlite: open database: %w", err)
 	}
 	s.writer.SetMaxOpenConns(1)
-	if err := s.migrate(ctx); err != nil {
+	if err := tables.Migrate(ctx, s.writer, goose.DialectSQLite3, tables.Files()); err != nil {
 		return nil, errors.Join(err, s.writer.Close())
 	}
 	s.reader, err = sql.Open("sqlite", dsn(cfg.Path, "deferred", "query_only(1)"))
@@ -83,7 +74,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 		return nil, errors.Join(fmt.Errorf("sqlite: open database: %w", err), s.writer.Close())
 	}
 	s.reader.SetMaxOpenConns(cfg.Readers)
-	if err := s.Update(ctx, firstStart); err != nil {
+	if err := s.Update(ctx, tables.FirstStart); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
 	return s, nil
@@ -93,29 +84,6 @@ func dsn(path, lock string, pragmas ...string) string {
 	q := url.Values{"_txlock": {lock}}
 	q["_pragma"] = append([]string{"busy_timeout(10000)", "foreign_keys(1)"}, pragmas...)
 	return (&url.URL{Scheme: "file", Opaque: (&url.URL{Path: path}).EscapedPath(), RawQuery: q.Encode()}).String()
-}
-
-func (s *Store) migrate(ctx context.Context) error {
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		return fmt.Errorf("sqlite: read migrations: %w", err)
-	}
-	p, err := goose.NewProvider(goose.DialectSQLite3, s.writer, files, goose.WithVerbose(false))
-	if err != nil {
-		return fmt.Errorf("sqlite: read migrations: %w", err)
-	}
-	if _, err := p.Up(ctx); err != nil {
-		return fmt.Errorf("sqlite: bring the schema up to date: %w", err)
-	}
-	return nil
-}
-
-// firstStart gives a new database its first epoch.
-func firstStart(t store.Tx) error {
-	if _, err := t.Setting(settingEpoch); !errors.Is(err, store.ErrNotFound) {
-		return err
-	}
-	return t.PutSetting(settingEpoch, "1")
 }
 
 // Close implements store.Store.
@@ -138,7 +106,7 @@ func (s *Store) View(ctx context.Context, f func(store.Reader) error) error {
 		return fmt.Errorf("sqlite: begin: %w", err)
 	}
 	defer t.Rollback() //nolint:errcheck // nothing was written
-	return f(&tx{ctx: ctx, q: db.New(t), maxEvents: s.maxEvents})
+	return f(tables.New(ctx, t, s.maxEvents))
 }
 
 // Update implements store.Store.
@@ -148,8 +116,14 @@ func (s *Store) Update(ctx context.Context, f func(store.Tx) error) error {
 		return fmt.Errorf("sqlite: begin: %w", err)
 	}
 	defer t.Rollback() //nolint:errcheck // an error after Commit is no news
-	if err := f(&tx{ctx: ctx, q: db.New(t), maxEvents: s.maxEvents}); err != nil {
+	named := &namedErrors{Tx: t}
+	if err := f(tables.New(ctx, named, s.maxEvents)); err != nil {
 		return err
+	}
+	// PostgreSQL gives up a transaction in which a statement failed. That must
+	// not be found out there first.
+	if named.broken != nil {
+		return fmt.Errorf("sqlite: commit: a statement of the transaction had failed: %w", named.broken)
 	}
 	failpoint.Hit("store.before-commit")
 	if err := t.Commit(); err != nil {
@@ -159,47 +133,32 @@ func (s *Store) Update(ctx context.Context, f func(store.Tx) error) error {
 	return nil
 }
 
-// wrap gives database errors the names that callers branch on.
-func wrap(verb, object string, err error) error {
-	var e *sqlite3.Error
-	switch {
-	case err == nil:
-		return nil
-	case errors.Is(err, sql.ErrNoRows):
-		return fmt.Errorf("sqlite: %s %s: %w", verb, object, store.ErrNotFound)
-	case errors.As(err, &e) && (e.Code() == sqlite3lib.SQLITE_CONSTRAINT_PRIMARYKEY || e.Code() == sqlite3lib.SQLITE_CONSTRAINT_UNIQUE):
-		if strings.Contains(e.Error(), "requests_one_live") || strings.Contains(e.Error(), "requests.tenant, requests.node") {
-			return fmt.Errorf("sqlite: %s %s: the node has another live request: %w", verb, object, store.ErrConflict)
-		}
-		return fmt.Errorf("sqlite: %s %s: %w", verb, object, store.ErrExists)
-	case errors.As(err, &e) && e.Code() == sqlite3lib.SQLITE_CONSTRAINT_FOREIGNKEY:
-		return fmt.Errorf("sqlite: %s %s: what it belongs to is missing: %w", verb, object, store.ErrNotFound)
-	}
-	return fmt.Errorf("sqlite: %s %s: %w", verb, object, err)
+// namedErrors is a transaction whose errors have the names of package tables.
+type namedErrors struct {
+	*sql.Tx
+	broken error
 }
 
-// replaced turns the number of rows of an optimistic update into an error.
-func replaced(object string, rows int64, err error) error {
+// ExecContext implements tables.DBTX.
+func (t *namedErrors) ExecContext(ctx context.Context, statement string, args ...any) (sql.Result, error) {
+	r, err := t.Tx.ExecContext(ctx, statement, args...)
 	if err != nil {
-		return wrap("write", object, err)
+		err = named(err)
+		t.broken = err
 	}
-	if rows == 0 {
-		return fmt.Errorf("sqlite: write %s: %w", object, store.ErrConflict)
-	}
-	return nil
+	return r, err
 }
 
-// stamp and clock convert times: nanoseconds since 1970, 0 for never.
-func stamp(t time.Time) int64 {
-	if t.IsZero() {
-		return 0
+func named(err error) error {
+	var e *sqlite3.Error
+	if !errors.As(err, &e) {
+		return err
 	}
-	return t.UnixNano()
-}
-
-func clock(n int64) time.Time {
-	if n == 0 {
-		return time.Time{}
+	switch e.Code() {
+	case sqlite3lib.SQLITE_CONSTRAINT_PRIMARYKEY, sqlite3lib.SQLITE_CONSTRAINT_UNIQUE:
+		return &tables.Constraint{Rule: e.Error(), Err: err}
+	case sqlite3lib.SQLITE_CONSTRAINT_FOREIGNKEY:
+		return &tables.Constraint{Foreign: true, Rule: e.Error(), Err: err}
 	}
-	return time.Unix(0, n).UTC()
+	return err
 }

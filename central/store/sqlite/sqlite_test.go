@@ -7,7 +7,6 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
-	"io/fs"
 	"math/rand/v2"
 	"os"
 	"os/exec"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/central/store/storetest"
+	"github.com/muster-edge/muster/central/store/tables"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/audit"
 )
@@ -198,10 +198,7 @@ func TestUpgradeOfTheFirstSchema(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	files, err := fs.Sub(migrations, "migrations")
-	if err != nil {
-		t.Fatal(err)
-	}
+	files := tables.Files()
 	p, err := goose.NewProvider(goose.DialectSQLite3, old, files, goose.WithVerbose(false))
 	if err != nil {
 		t.Fatal(err)

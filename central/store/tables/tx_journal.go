@@ -1,4 +1,4 @@
-package sqlite
+package tables
 
 import (
 	"encoding/json"
@@ -6,7 +6,7 @@ import (
 	"fmt"
 
 	"github.com/muster-edge/muster/central/store"
-	"github.com/muster-edge/muster/central/store/sqlite/db"
+	"github.com/muster-edge/muster/central/store/tables/db"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/audit"
 )
@@ -67,12 +67,12 @@ func (t *tx) AddAudit(v fleet.AuditRecord) (fleet.AuditRecord, error) {
 	default:
 		head.Count = uint64(row.Seq)
 		if err := head.Hash.UnmarshalText([]byte(row.Hash)); err != nil {
-			return v, fmt.Errorf("sqlite: link audit record: %w", err)
+			return v, fmt.Errorf("tables: link audit record: %w", err)
 		}
 	}
 	v, err = audit.Append(head, v)
 	if err != nil {
-		return v, fmt.Errorf("sqlite: link audit record: %w", err)
+		return v, fmt.Errorf("tables: link audit record: %w", err)
 	}
 	body, err := encode("audit record", v)
 	if err != nil {

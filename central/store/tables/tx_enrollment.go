@@ -1,11 +1,11 @@
-package sqlite
+package tables
 
 import (
 	"encoding/hex"
 	"fmt"
 
 	"github.com/muster-edge/muster/central/store"
-	"github.com/muster-edge/muster/central/store/sqlite/db"
+	"github.com/muster-edge/muster/central/store/tables/db"
 	"github.com/muster-edge/muster/fleet"
 )
 
@@ -17,7 +17,7 @@ func requestOf(r db.Request) (fleet.Request, error) {
 	// The digest is no part of a request's JSON.
 	b, err := hex.DecodeString(r.Digest)
 	if err != nil || len(b) != len(v.EvidenceDigest) {
-		return v, fmt.Errorf("sqlite: decode request: digest %.80q", r.Digest)
+		return v, fmt.Errorf("tables: decode request: digest %.80q", r.Digest)
 	}
 	copy(v.EvidenceDigest[:], b)
 	v.Revision = r.Revision
@@ -72,7 +72,7 @@ func (t *tx) CountRequests(tenant string) (map[fleet.RequestState]int, error) {
 	for _, r := range rows {
 		var s fleet.RequestState
 		if err := s.UnmarshalText([]byte(r.State)); err != nil {
-			return nil, fmt.Errorf("sqlite: count requests: %w", err)
+			return nil, fmt.Errorf("tables: count requests: %w", err)
 		}
 		out[s] = int(r.N)
 	}
@@ -136,7 +136,7 @@ func (t *tx) AddIssued(v store.Issued) error {
 func denialOf(r db.Denial) (store.Denial, error) {
 	ek, err := fleet.ParseEKHash(r.Ek)
 	if err != nil {
-		return store.Denial{}, fmt.Errorf("sqlite: decode denial: %w", err)
+		return store.Denial{}, fmt.Errorf("tables: decode denial: %w", err)
 	}
 	return store.Denial{Tenant: r.Tenant, EK: ek, Node: fleet.NodeID(r.Node), Reason: r.Reason, Actor: r.Actor, At: clock(r.At)}, nil
 }

@@ -1,4 +1,4 @@
-package sqlite
+package tables
 
 import (
 	"errors"
@@ -6,7 +6,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/central/store"
-	"github.com/muster-edge/muster/central/store/sqlite/db"
+	"github.com/muster-edge/muster/central/store/tables/db"
 	"github.com/muster-edge/muster/fleet"
 )
 
@@ -77,7 +77,7 @@ func (t *tx) PutPreApproval(v fleet.PreApproval) (fleet.PreApproval, error) {
 	}
 	if seen != 0 {
 		if len(lines) > 0 {
-			return v, errors.New("sqlite: write pre-approval: the lines of a list cannot be changed")
+			return v, errors.New("tables: write pre-approval: the lines of a list cannot be changed")
 		}
 		n, err := t.q.UpdatePreApproval(t.ctx, db.UpdatePreApprovalParams{
 			Tenant: v.Tenant, Name: v.Name, Kind: string(v.Kind), Claim: v.ClaimHash.String(), Withdrawn: withdrawn, Body: body, Seen: seen,
@@ -111,7 +111,7 @@ func (t *tx) UsePreApproval(u store.Use) error {
 		return err
 	}
 	if v.Used >= v.Limit || v.Withdrawn {
-		return fmt.Errorf("sqlite: use pre-approval %s: %w", v.Name, store.ErrConflict)
+		return fmt.Errorf("tables: use pre-approval %s: %w", v.Name, store.ErrConflict)
 	}
 	if v.Kind == fleet.PreApproveEKs {
 		n, err := t.q.UseListedEK(t.ctx, db.UseListedEKParams{

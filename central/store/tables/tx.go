@@ -1,4 +1,4 @@
-package sqlite
+package tables
 
 import (
 	"context"
@@ -10,7 +10,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/central/store"
-	"github.com/muster-edge/muster/central/store/sqlite/db"
+	"github.com/muster-edge/muster/central/store/tables/db"
 	"github.com/muster-edge/muster/fleet"
 )
 
@@ -30,14 +30,14 @@ const (
 func encode(object string, v any) (string, error) {
 	b, err := json.Marshal(v)
 	if err != nil {
-		return "", fmt.Errorf("sqlite: encode %s: %w", object, err)
+		return "", fmt.Errorf("tables: encode %s: %w", object, err)
 	}
 	return string(b), nil
 }
 
 func decode(object, body string, v any) error {
 	if err := json.Unmarshal([]byte(body), v); err != nil {
-		return fmt.Errorf("sqlite: decode %s: %w", object, err)
+		return fmt.Errorf("tables: decode %s: %w", object, err)
 	}
 	return nil
 }
@@ -85,7 +85,7 @@ func (t *tx) number(setting string) (uint64, error) {
 	}
 	n, err := strconv.ParseUint(s, 10, 64)
 	if err != nil {
-		return 0, fmt.Errorf("sqlite: read setting %s: %w", setting, err)
+		return 0, fmt.Errorf("tables: read setting %s: %w", setting, err)
 	}
 	return n, nil
 }
@@ -213,7 +213,7 @@ func (t *tx) CountNodes(tenant string) (map[fleet.NodeState]int, error) {
 	for _, r := range rows {
 		var s fleet.NodeState
 		if err := s.UnmarshalText([]byte(r.State)); err != nil {
-			return nil, fmt.Errorf("sqlite: count nodes: %w", err)
+			return nil, fmt.Errorf("tables: count nodes: %w", err)
 		}
 		out[s] = int(r.N)
 	}
@@ -290,7 +290,7 @@ func (t *tx) CookieKeys() ([]store.CookieKey, error) {
 	return list(rows, err, "cookie keys", func(r db.CookieKey) (store.CookieKey, error) {
 		b, err := hex.DecodeString(r.Sealed)
 		if err != nil {
-			return store.CookieKey{}, fmt.Errorf("sqlite: decode cookie key: %w", err)
+			return store.CookieKey{}, fmt.Errorf("tables: decode cookie key: %w", err)
 		}
 		return store.CookieKey{ID: r.ID, Created: clock(r.Created), Sealed: b}, nil
 	})
@@ -309,7 +309,7 @@ func (t *tx) DropCookieKeysBefore(id int64) error {
 func operatorOf(r db.Operator) (store.Operator, error) {
 	o := store.Operator{Tenant: r.Tenant, Name: r.Name, Role: r.Role, Created: clock(r.Created)}
 	if err := o.Token.UnmarshalText([]byte(r.Token)); err != nil {
-		return store.Operator{}, fmt.Errorf("sqlite: decode operator: %w", err)
+		return store.Operator{}, fmt.Errorf("tables: decode operator: %w", err)
 	}
 	return o, nil
 }

@@ -1,4 +1,4 @@
-package sqlite
+package tables
 
 import (
 	"encoding/binary"
@@ -7,7 +7,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/central/store"
-	"github.com/muster-edge/muster/central/store/sqlite/db"
+	"github.com/muster-edge/muster/central/store/tables/db"
 	"github.com/muster-edge/muster/fleet"
 )
 
