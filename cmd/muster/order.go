@@ -52,7 +52,10 @@ func orderCommand() *cobra.Command {
 		Short: "Tell one node of a site what no node may do on its own",
 		Long: `For a site that lost servers, and for two clusters at one site. Each order says
 in a sentence what it does and wants --yes. It is signed, it is good for one
-node and until it ends, and a node that has it needs no centre to obey.`,
+node and until it ends, and a node that has it needs no centre to obey.
+
+Found, reset and restore are carried out when the cluster has been silent for
+ten minutes, so that one too many does no harm while a server merely restarts.`,
 	}
 	cmd.AddCommand(
 		orderKindCommand("found", "Start a new, empty cluster",

@@ -13,6 +13,11 @@ import (
 
 const escrowKey = "escrow.key"
 
+// orderSilence is how long a cluster is silent before a node heeds an order
+// that takes its place: one that is not needed must not go off when a server
+// merely restarts.
+var orderSilence = clusterbootstrap.Policy{}.WithDefaults().QuorumLost
+
 // lastServer: a site with one server loses it for good. What it sealed before
 // is at the centre; a person opens it for another node and orders that node
 // to go on from it.
@@ -81,14 +86,11 @@ func lastServer(ctx context.Context, s *shop) error {
 	}
 	s.l.Say("person", "order", heir.Name()+" shall go on from the sealed snapshot")
 	ordered := time.Now()
-	// Heeded only when the cluster has been silent for so long: an order that
-	// is not needed must not go off when a server merely restarts.
-	silence := clusterbootstrap.Policy{}.WithDefaults().QuorumLost
-	_, err = s.watch.rests(ctx, "rest", silence+healLimit, rest, healthy(s, 1, len(s.nodes)-1))
+	_, err = s.watch.rests(ctx, "rest", orderSilence+healLimit, rest, healthy(s, 1, len(s.nodes)-1))
 	if err := s.l.Check(fmt.Sprintf("at rest: one cluster, 1 server that is a voter, %d nodes ready", len(s.nodes)-1), err); err != nil {
 		return err
 	}
-	wait := max(lost.Add(silence).Sub(ordered), 0)
+	wait := max(lost.Add(orderSilence).Sub(ordered), 0)
 	s.l.Timing("", "policy_wait_s", wait)
 	s.l.Timing("", "order_to_restored_s", time.Since(ordered)-rest-wait)
 	now := s.watch.now()

@@ -168,7 +168,33 @@ func (s *shop) neverBack(ctx context.Context, st step, founder *box, lost []*box
 	_, err := s.watch.rests(ctx, "blocker", healLimit, rest, func(v view) bool {
 		return len(v.status) == left && (len(v.blockers()) > 0 || healthySome(v))
 	})
-	return s.l.Check("without its founder the rest goes on, or names what it waits for", err)
+	if err := s.l.Check("without its founder the rest goes on, or names what it waits for", err); err != nil || st.name != "opened" || healthySome(s.watch.now()) {
+		return err
+	}
+	return s.ordered(ctx, left)
+}
+
+// ordered is the way out of a promotion whose founder is lost for good before
+// anybody else has the data: a person says so, and the rest begins anew.
+func (s *shop) ordered(ctx context.Context, left int) error {
+	was, err := s.uid(s.watch.now())
+	if err != nil {
+		return err
+	}
+	heir := s.box(2)
+	_, err = s.c.muster(ctx, "order", "found", string(heir.ID()), "--site", site, "--reason", "the founder burnt in the middle of the promotion", "--yes")
+	if err := s.l.Check("a person orders "+heir.Name()+" to found", err); err != nil {
+		return err
+	}
+	_, err = s.watch.rests(ctx, "rest", orderSilence+healLimit, rest, healthy(s, 1, left))
+	if err := s.l.Check(fmt.Sprintf("at rest: one cluster, 1 server that is a voter, %d nodes ready", left), err); err != nil {
+		return err
+	}
+	is, err := s.uid(s.watch.now())
+	if err == nil && is == was {
+		err = fmt.Errorf("it is still %s", was)
+	}
+	return s.l.Check("it is a new cluster", err)
 }
 
 func oddVoters(v view) bool { n := v.best.voters(); return n == 1 || n == 3 }
