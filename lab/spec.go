@@ -71,6 +71,9 @@ type Spec struct {
 	Step  string `json:"step,omitempty"`
 	Who   string `json:"who,omitempty"`
 	Never bool   `json:"never,omitempty"`
+	// Together: in the scenario ha all nodes get power at once, as those of
+	// by-hand do; else one after the other.
+	Together bool `json:"together,omitempty"`
 	// Width is that of the terminal that people watch at: a table of the nodes
 	// stands below the time line. 0: nobody does.
 	Width int `json:"width,omitempty"`
@@ -153,6 +156,9 @@ func (s Spec) Validate() error {
 	}
 	if (s.Who != "" || s.Step != "" || s.Never) && s.Scenario != "powercut" {
 		bad("--step, --who and --never go with the scenario powercut")
+	}
+	if s.Together && s.Scenario != "ha" {
+		bad("--together goes with the scenario ha")
 	}
 	if s.Timeout < 0 {
 		bad("timeout of %v", s.Timeout)

@@ -117,6 +117,7 @@ func labRunCommand() *cobra.Command {
 	f.StringVar(&spec.Step, "step", "", "scenario powercut: strike at this step only (default: at each)")
 	f.StringVar(&spec.Who, "who", "", "scenario powercut: founder, candidate or both (default: each)")
 	f.BoolVar(&spec.Never, "never", false, "scenario powercut: who was struck never comes back")
+	f.BoolVar(&spec.Together, "together", false, "scenario ha: all boxes get power at once, as in by-hand")
 	f.DurationVar(&spec.Timeout, "timeout", 0, "time limit of the whole run (default: the scenario's, 15m for machines)")
 	f.BoolVar(&spec.Keep, "keep", false, "leave the machines on after the scenario, until Ctrl-C")
 	f.StringVarP(&output, "output", "o", "text", "text, or json: one JSON object on the last line of standard output")

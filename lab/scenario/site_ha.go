@@ -11,7 +11,11 @@ import (
 // workers, and then lose any one of them without losing the API.
 func ha(ctx context.Context, s *shop) error {
 	began := time.Now()
-	if err := s.staggered(ctx, 3*time.Second, s.nodes...); err != nil {
+	apart := 3 * time.Second
+	if s.l.Spec.Together {
+		apart = 0
+	}
+	if err := s.staggered(ctx, apart, s.nodes...); err != nil {
 		return err
 	}
 	if err := s.form(ctx, began, len(s.nodes)); err != nil {

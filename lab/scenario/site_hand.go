@@ -77,6 +77,7 @@ func byHand(ctx context.Context, l *lab.Lab) error {
 		return err
 	}
 	l.Timing("", "ready_to_three_voters_s", time.Since(ready))
+	l.Timing("", "ready_to_votes_s", time.Since(ready))
 	l.Timing("", "policy_wait_s", 0)
 	l.Site(func(r *lab.SiteResult) {
 		r.Servers, r.Voters, r.Clusters = 3, t.voters(), 1

@@ -16,7 +16,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"runtime"
 	"sort"
 	"sync"
@@ -33,7 +32,7 @@ import (
 
 func main() {
 	if len(os.Args) < 2 || os.Args[1] != "discovery" {
-		fmt.Fprintln(os.Stderr, "usage: measure discovery [-nodes N] [-loss P] [-rounds N] [-steady D] [-limit D] [-seed S]")
+		fmt.Fprintln(os.Stderr, "usage: measure discovery [-peer avahi] [-nodes N] [-loss P] [-rounds N] [-steady D] [-limit D] [-seed S]")
 		os.Exit(2)
 	}
 	var m discoveries
@@ -44,6 +43,7 @@ func main() {
 	f.DurationVar(&m.steady, "steady", 0, "how long the traffic is counted after all know all (0: not at all)")
 	f.DurationVar(&m.limit, "limit", 2*time.Minute, "how long a round may take")
 	f.Uint64Var(&m.Seed, "seed", 1, "decides which packets get lost")
+	f.StringVar(&m.Peer, "peer", "", "avahi: the nodes run avahi-daemon with avahi-publish and avahi-browse instead of ours")
 	_ = f.Parse(os.Args[2:]) // ExitOnError
 	if err := m.run(); err != nil {
 		fmt.Fprintln(os.Stderr, "measure:", err)
@@ -73,7 +73,8 @@ type discoveries struct {
 	SteadyPerMin   float64 `json:"steady_bytes_per_min"`
 	SteadyPackets  float64 `json:"steady_packets_per_min"`
 	SteadyMeasured float64 `json:"steady_measured_s"`
-	Avahi          string  `json:"avahi"`
+	// Peer is who was measured: "" is ours.
+	Peer string `json:"peer,omitempty"`
 
 	steady, limit time.Duration
 }
@@ -82,9 +83,8 @@ func (m *discoveries) run() error {
 	if m.Nodes < 2 || m.Nodes > 200 || m.Rounds < 1 {
 		return errors.New("want 2 to 200 nodes and at least one round")
 	}
-	m.Avahi = "not installed here: no comparison"
-	if path, err := exec.LookPath("avahi-daemon"); err == nil {
-		m.Avahi = "installed (" + path + "), not measured: it wants a message bus per node"
+	if m.Peer != "" && m.Peer != "avahi" {
+		return fmt.Errorf("no peer %q (have: avahi)", m.Peer)
 	}
 	var pairs []time.Duration
 	for round := range m.Rounds {
@@ -155,33 +155,20 @@ func (m *discoveries) round(n uint64, last bool) ([]time.Duration, error) {
 					return err
 				}
 				<-start
-				s, err := mdns.New(mdns.Config{Tag: discovery.Tag("lab", "measure"), Port: 7445})
-				if err != nil {
-					return err
-				}
-				wg.Go(func() {
-					for {
-						hints, err := s.Wait(ctx)
-						if err != nil {
-							return
+				heard := func(a netip.Addr) {
+					mu.Lock()
+					defer mu.Unlock()
+					if _, known := st.found[a]; !known && a.Is4() && a != st.addr {
+						st.found[a] = time.Since(began)
+						if len(st.found) == m.Nodes-1 {
+							complete <- struct{}{}
 						}
-						mu.Lock()
-						for _, h := range hints {
-							a := h.Addr.Addr().Unmap()
-							if _, known := st.found[a]; !known && a.Is4() && a != st.addr {
-								st.found[a] = time.Since(began)
-								if len(st.found) == m.Nodes-1 {
-									complete <- struct{}{}
-								}
-							}
-						}
-						mu.Unlock()
 					}
-				})
-				if err := s.Run(ctx); err != nil && ctx.Err() == nil {
-					return err
 				}
-				return nil
+				if m.Peer == "avahi" {
+					return avahi(ctx, names[i], heard)
+				}
+				return ours(ctx, heard)
 			})
 		})
 	}
@@ -224,6 +211,31 @@ func (m *discoveries) round(n uint64, last bool) ([]time.Duration, error) {
 		}
 	}
 	return out, sw.Close()
+}
+
+// ours is the node's own search.
+func ours(ctx context.Context, heard func(netip.Addr)) error {
+	s, err := mdns.New(mdns.Config{Tag: discovery.Tag("lab", "measure"), Port: 7445})
+	if err != nil {
+		return err
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	wg.Go(func() {
+		for {
+			hints, err := s.Wait(ctx)
+			if err != nil {
+				return
+			}
+			for _, h := range hints {
+				heard(h.Addr.Addr().Unmap())
+			}
+		}
+	})
+	if err := s.Run(ctx); err != nil && ctx.Err() == nil {
+		return err
+	}
+	return nil
 }
 
 // inNamespace runs f on a thread with a network of its own, which ends with
