@@ -18,7 +18,7 @@ func CharterToProto(c fleet.Charter) *musterv1.Charter {
 	}
 	for _, i := range c.Images {
 		m.Images = append(m.Images, &musterv1.ImageEvidence{
-			Name: i.Name, Version: i.Version, Authenticode: i.Authenticode, Kernel: i.Kernel, Pcr11: i.PCR11, SignerCert: i.SignerCert,
+			Name: i.Name, Version: i.Version, Authenticode: i.Authenticode, Kernel: i.Kernel, Loader: i.Loader, Pcr11: i.PCR11, SignerCert: i.SignerCert,
 		})
 	}
 	return m

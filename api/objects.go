@@ -10,7 +10,7 @@ func ImageToProto(i fleet.Image) *musterv1.Image {
 	return &musterv1.Image{
 		Tenant: i.Tenant, Name: i.Name, Version: i.Version, Kind: string(i.Kind), Arch: i.Arch, Sha256: i.SHA256,
 		Size: i.Size, Authenticode: i.Authenticode, Pcr11: i.PCR11, SignerCert: i.SignerCert, Manifest: i.Manifest,
-		Registered: stamp(i.Registered), Kernel: i.Kernel,
+		Registered: stamp(i.Registered), Kernel: i.Kernel, Loader: i.Loader,
 	}
 }
 
@@ -21,7 +21,7 @@ func ImageFromProto(m *musterv1.Image) (fleet.Image, error) {
 		Tenant: m.GetTenant(), Name: m.GetName(), Version: m.GetVersion(), Kind: fleet.ImageKind(m.GetKind()),
 		Arch: m.GetArch(), SHA256: m.GetSha256(), Size: m.GetSize(), Authenticode: m.GetAuthenticode(),
 		PCR11: m.GetPcr11(), SignerCert: m.GetSignerCert(), Manifest: m.GetManifest(),
-		Registered: r.time("registered", m.GetRegistered()), Kernel: m.GetKernel(),
+		Registered: r.time("registered", m.GetRegistered()), Kernel: m.GetKernel(), Loader: m.GetLoader(),
 	}
 	return i, r.err("image")
 }

@@ -22,7 +22,8 @@ const (
 	ManifestFormat = "muster/image/v1"
 )
 
-// Limits of a manifest. A real one has about ten parts and five inputs.
+// Limits of a manifest. A recovery image has about ten parts and five inputs, a
+// slot image some 200 inputs and up to 512 chunks (a test packs the largest).
 const (
 	// maxPayload leaves room for base64 and signatures in fleet.MaxManifest.
 	maxPayload   = 128 << 10
@@ -61,6 +62,8 @@ type Manifest struct {
 	// Media are files that hold the image in another form, for sticks,
 	// drives and disks: none for an image that comes by network only.
 	Media []Medium `json:"media,omitempty"`
+	// Slot has the files of a system; nil for kind recovery.
+	Slot *SlotImage `json:"slot,omitempty"`
 	// Created is a date out of the inputs, not of the build: whole seconds,
 	// UTC.
 	Created time.Time `json:"created"`
@@ -92,6 +95,10 @@ type Measurements struct {
 	Kernel Digest `json:"kernel"`
 	// PCR11 is the value of PCR 11 (SHA-256 bank) while the image runs.
 	PCR11 Digest `json:"pcr11"`
+	// Loader is the Authenticode digest of the boot loader that starts the
+	// image from a disk: firmware extends PCR 4 with it before Authenticode.
+	// Zero for an image that firmware starts by itself.
+	Loader Digest `json:"loader,omitzero"`
 	// Sections explain PCR11: what the stub measures, in its order.
 	Sections []SectionDigest `json:"sections"`
 }
@@ -127,6 +134,9 @@ func (m Manifest) Image() fleet.Image {
 	}
 	if s := m.SecureBoot.SignerCertSHA256; !s.IsZero() {
 		image.SignerCert = s[:]
+	}
+	if l := m.Measurements.Loader; !l.IsZero() {
+		image.Loader = l[:]
 	}
 	return image
 }
@@ -165,6 +175,15 @@ func (m Manifest) Validate() error {
 		check(!d.SHA256.IsZero(), "medium %.40q: sha256 is zero", d.File)
 		check(d.Size > 0 && d.Size <= maxImageBytes, "medium %.40q: size %d is not between 1 and %d", d.File, d.Size, int64(maxImageBytes))
 		files[d.File] = true
+	}
+	switch {
+	case m.Kind == fleet.ImageSlot && m.Slot == nil:
+		problems = append(problems, errNoSlot)
+	case m.Kind != fleet.ImageSlot && m.Slot != nil:
+		problems = append(problems, errNotASlot)
+	case m.Slot != nil:
+		problems = append(problems, m.Slot.validate(files)...)
+		check(!m.Measurements.Loader.IsZero(), "loader's Authenticode digest is zero")
 	}
 	check(!m.Measurements.Authenticode.IsZero(), "authenticode is zero")
 	check(!m.Measurements.Kernel.IsZero(), "kernel is zero")

@@ -151,6 +151,8 @@ func newKey(t *testing.T) *ecdsa.PrivateKey {
 	return key
 }
 
+func keysOf(key *ecdsa.PrivateKey) []crypto.PublicKey { return []crypto.PublicKey{key.Public()} }
+
 func FuzzParseManifest(f *testing.F) {
 	payload, err := sample(f).JSON()
 	if err != nil {
@@ -158,6 +160,11 @@ func FuzzParseManifest(f *testing.F) {
 	}
 	f.Add(payload)
 	f.Add([]byte(`{}`))
+	slot, err := sampleSlot(f).JSON()
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add(slot)
 	f.Fuzz(func(t *testing.T, payload []byte) {
 		m, err := ParseManifest(payload)
 		if err != nil {

@@ -77,7 +77,7 @@ type Meta struct {
 // Slot is what is known of one slot.
 type Slot struct {
 	State SlotState `json:"state"`
-	// Image is the manifest's payload digest, Name and Version what people
+	// Image is the SHA-256 of the UKI (fleet.ImageRef), Name and Version what people
 	// call it. Empty when nothing was written.
 	Image   Digest `json:"image,omitzero"`
 	Name    string `json:"name,omitempty"`

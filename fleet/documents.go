@@ -91,6 +91,7 @@ type ImageEvidence struct {
 	Version      string   `json:"version"`
 	Authenticode HexBytes `json:"authenticode"`
 	Kernel       HexBytes `json:"kernel,omitempty"`
+	Loader       HexBytes `json:"loader,omitempty"`
 	PCR11        HexBytes `json:"pcr11"`
 	SignerCert   HexBytes `json:"signer_cert,omitempty"`
 }
@@ -156,6 +157,7 @@ func (c Charter) Validate() error {
 		p.add(ValidateVersion(i.Version))
 		p.sha256("authenticode of image "+clip(i.Name, 80), i.Authenticode, true)
 		p.sha256("kernel of image "+clip(i.Name, 80), i.Kernel, false)
+		p.sha256("loader of image "+clip(i.Name, 80), i.Loader, false)
 		p.sha256("pcr11 of image "+clip(i.Name, 80), i.PCR11, true)
 		p.sha256("signer_cert of image "+clip(i.Name, 80), i.SignerCert, false)
 	}

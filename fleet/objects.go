@@ -49,6 +49,9 @@ type Image struct {
 	// stub loads it through the firmware, which extends PCR 4 with it right
 	// after the image's own digest, but only while Secure Boot is off.
 	Kernel HexBytes `json:"kernel,omitempty"`
+	// Loader is the Authenticode digest of the boot loader that may start the
+	// image from a disk; empty if firmware starts it by itself.
+	Loader HexBytes `json:"loader,omitempty"`
 	// PCR11 is the final SHA-256 value of PCR 11 that the stub leaves.
 	PCR11 HexBytes `json:"pcr11"`
 	// SignerCert is SHA-256 over the DER of the db certificate that signed
@@ -87,6 +90,7 @@ func (i Image) Validate() error {
 	p.sha256("kernel", i.Kernel, false)
 	p.sha256("pcr11", i.PCR11, true)
 	p.sha256("signer_cert", i.SignerCert, false)
+	p.sha256("loader", i.Loader, false)
 	p.check(len(i.Manifest) <= MaxManifest, "manifest of %d bytes, at most %d are allowed", len(i.Manifest), MaxManifest)
 	return p.err("image")
 }

@@ -125,6 +125,9 @@ func (v *verifier) drivers(ev Evidence) {
 // kernel inside through the firmware, which measures it as one more program.
 // That is accepted directly after the image's own event and nowhere else: a
 // kernel that was started without its image obeys any command line.
+//
+// A boot loader is accepted if a registered image names it; alone it is no
+// image. It may come twice, when what it started first did not load.
 func programs(log []LogEvent, images []fleet.Image) ([]fleet.Image, error) {
 	var found, started []fleet.Image // started: by the event just before
 	for _, e := range log {
@@ -139,10 +142,15 @@ func programs(log []LogEvent, images []fleet.Image) ([]fleet.Image, error) {
 		if _, ok := bootAction[e.Digest]; ok || kernel {
 			continue
 		}
+		loader := false
 		for _, image := range images {
 			if isDigest(image.Authenticode, e.Digest) {
 				started = append(started, image)
 			}
+			loader = loader || isDigest(image.Loader, e.Digest)
+		}
+		if len(started) == 0 && loader {
+			continue
 		}
 		if len(started) == 0 {
 			return nil, fmt.Errorf("a program that is not ours was started (digest %x)", e.Digest)

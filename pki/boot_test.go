@@ -119,6 +119,23 @@ func TestVerifyBoot(t *testing.T) {
 			b.insert(back, func(e pki.LogEvent) bool { return e.PCR == 4 && e.Type == evApplication && e.Digest != older.Digest })
 			b.replayed()
 		}, fleet.BootMeasured, ""},
+		{"when the image's loader started it then measured", "disk", func(b *bootCase) {
+			loader := event(4, evApplication, []byte("our loader"))
+			b.images[0].Loader = loader.Digest[:]
+			b.insert(loader, is(4, evApplication))
+			b.replayed()
+		}, fleet.BootMeasured, ""},
+		{"when another loader started it then unknown", "disk", func(b *bootCase) {
+			b.images[0].Loader = foreign.Digest[:]
+			b.insert(event(4, evApplication, []byte("a loader of somebody")), is(4, evApplication))
+			b.replayed()
+		}, fleet.BootUnknown, "not ours"},
+		{"when the loader ran between image and kernel then unknown", "disk", func(b *bootCase) {
+			loader := event(4, evApplication, []byte("our loader"))
+			b.images[0].Loader = loader.Digest[:]
+			b.insert(loader, digestIs(goldenKernel))
+			b.replayed()
+		}, fleet.BootUnknown, "not ours"},
 
 		{"when the image is not registered then unknown", "disk", func(b *bootCase) { b.images = nil }, fleet.BootUnknown, "not ours"},
 		{"when there is no log then unknown", "disk", func(b *bootCase) { b.log = nil }, fleet.BootUnknown, "no event log"},

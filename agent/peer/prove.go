@@ -250,7 +250,7 @@ func whyNotMeasured(v pki.Verdict) string {
 func imagesOf(c *fleet.Charter) []fleet.Image {
 	out := make([]fleet.Image, len(c.Images))
 	for i, e := range c.Images {
-		out[i] = fleet.Image{Name: e.Name, Version: e.Version, Authenticode: e.Authenticode, Kernel: e.Kernel, PCR11: e.PCR11, SignerCert: e.SignerCert}
+		out[i] = fleet.Image{Name: e.Name, Version: e.Version, Authenticode: e.Authenticode, Kernel: e.Kernel, Loader: e.Loader, PCR11: e.PCR11, SignerCert: e.SignerCert}
 	}
 	return out
 }

@@ -1790,7 +1790,9 @@ type Image struct {
 	Manifest   []byte                 `protobuf:"bytes,11,opt,name=manifest,proto3" json:"manifest,omitempty"`
 	Registered *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=registered,proto3" json:"registered,omitempty"`
 	// Authenticode digest of the kernel inside; see fleet.Image.
-	Kernel        []byte `protobuf:"bytes,13,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Kernel []byte `protobuf:"bytes,13,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	// Authenticode digest of the boot loader; see fleet.Image.
+	Loader        []byte `protobuf:"bytes,14,opt,name=loader,proto3" json:"loader,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1912,6 +1914,13 @@ func (x *Image) GetRegistered() *timestamppb.Timestamp {
 func (x *Image) GetKernel() []byte {
 	if x != nil {
 		return x.Kernel
+	}
+	return nil
+}
+
+func (x *Image) GetLoader() []byte {
+	if x != nil {
+		return x.Loader
 	}
 	return nil
 }
@@ -3807,6 +3816,7 @@ type ImageEvidence struct {
 	Pcr11         []byte                 `protobuf:"bytes,4,opt,name=pcr11,proto3" json:"pcr11,omitempty"`
 	SignerCert    []byte                 `protobuf:"bytes,5,opt,name=signer_cert,json=signerCert,proto3" json:"signer_cert,omitempty"`
 	Kernel        []byte                 `protobuf:"bytes,6,opt,name=kernel,proto3" json:"kernel,omitempty"`
+	Loader        []byte                 `protobuf:"bytes,7,opt,name=loader,proto3" json:"loader,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3879,6 +3889,13 @@ func (x *ImageEvidence) GetSignerCert() []byte {
 func (x *ImageEvidence) GetKernel() []byte {
 	if x != nil {
 		return x.Kernel
+	}
+	return nil
+}
+
+func (x *ImageEvidence) GetLoader() []byte {
+	if x != nil {
+		return x.Loader
 	}
 	return nil
 }
@@ -4849,7 +4866,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x129\n" +
 	"\n" +
 	"not_before\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tnotBefore\x127\n" +
-	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\xec\x02\n" +
+	"\tnot_after\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\"\x84\x03\n" +
 	"\x05Image\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
@@ -4867,7 +4884,8 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"registered\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"registered\x12\x16\n" +
-	"\x06kernel\x18\r \x01(\fR\x06kernel\"\xfb\x02\n" +
+	"\x06kernel\x18\r \x01(\fR\x06kernel\x12\x16\n" +
+	"\x06loader\x18\x0e \x01(\fR\x06loader\"\xfb\x02\n" +
 	"\x05Event\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x10\n" +
 	"\x03seq\x18\x02 \x01(\x04R\x03seq\x12.\n" +
@@ -5070,7 +5088,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"promote_at\x18\x02 \x01(\x03R\tpromoteAt\x122\n" +
 	"\x15promote_after_seconds\x18\x03 \x01(\x03R\x13promoteAfterSeconds\x122\n" +
-	"\x15replace_after_seconds\x18\x04 \x01(\x03R\x13replaceAfterSeconds\"\xb0\x01\n" +
+	"\x15replace_after_seconds\x18\x04 \x01(\x03R\x13replaceAfterSeconds\"\xc8\x01\n" +
 	"\rImageEvidence\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\"\n" +
@@ -5078,7 +5096,8 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x05pcr11\x18\x04 \x01(\fR\x05pcr11\x12\x1f\n" +
 	"\vsigner_cert\x18\x05 \x01(\fR\n" +
 	"signerCert\x12\x16\n" +
-	"\x06kernel\x18\x06 \x01(\fR\x06kernel\"\xa8\x02\n" +
+	"\x06kernel\x18\x06 \x01(\fR\x06kernel\x12\x16\n" +
+	"\x06loader\x18\a \x01(\fR\x06loader\"\xa8\x02\n" +
 	"\rBirthSettings\x12!\n" +
 	"\fcluster_cidr\x18\x01 \x01(\tR\vclusterCidr\x12!\n" +
 	"\fservice_cidr\x18\x02 \x01(\tR\vserviceCidr\x12\x1f\n" +
