@@ -173,6 +173,9 @@ func PlanUpdate(f UpdateFacts) (UpdateState, []UpdateAction) {
 	if a := f.tidy(); a != nil {
 		return Judging, a
 	}
+	if a := f.finishWayBack(); a != nil {
+		return Judging, a
+	}
 	if f.Counted || f.Meta.Slots[f.Running].State == SlotTrying || f.Meta.Starts > 0 {
 		if s, a := f.judge(); a != nil {
 			return s, a
@@ -226,6 +229,16 @@ func (f *UpdateFacts) judge() (UpdateState, []UpdateAction) {
 	case Undecided:
 		return wait(Judging, "The system is not known to be healthy: "+why+".")
 	case Healthy:
+		if slot.State == SlotBad {
+			// It was judged, and runs because nothing else does: it is not
+			// blessed again, and may still be replaced.
+			if f.Meta.Starts == 0 {
+				return 0, nil
+			}
+			m := f.Meta
+			m.Starts = 0
+			return Judging, []UpdateAction{{Kind: WriteMeta, Meta: &m, Reason: "The system is healthy, although it is marked bad."}}
+		}
 		if entry != nil && entry.Left >= 0 {
 			if !f.Writable {
 				return wait(Held, "The system is healthy, but the ESP cannot be written, so that I cannot say so to the loader.")
@@ -261,6 +274,21 @@ func (f *UpdateFacts) judge() (UpdateState, []UpdateAction) {
 		acts = append(acts, UpdateAction{Kind: RenameFile, File: entry.Name, To: CountedName(entry.Base, 0, entry.Done), Reason: "The loader shall not try it again."})
 	}
 	return Judging, append(acts, UpdateAction{Kind: Restart, Reason: "I go back to the system before: " + why + "."})
+}
+
+// finishWayBack goes on with a way back that a person began and the power cut:
+// the record says that the running system is bad, and its boot file does not
+// yet. It needs a system to go back to; the name that says so ends it.
+func (f *UpdateFacts) finishWayBack() []UpdateAction {
+	slot, before := f.Meta.Slots[f.Running], f.Meta.Slots[f.Running.Other()]
+	entry := f.file(slot.Entry)
+	if f.Counted || slot.State != SlotBad || before.State != SlotGood || f.file(before.Entry) == nil || entry == nil || entry.Left == 0 || !f.Writable {
+		return nil
+	}
+	return []UpdateAction{
+		{Kind: RenameFile, File: entry.Name, To: CountedName(entry.Base, 0, max(entry.Done, 0)), Reason: "This system was marked bad: " + slot.Reason + "."},
+		{Kind: Restart, Reason: "I go back to the system before: " + slot.Reason + "."},
+	}
 }
 
 // pattern matches a boot file with and without counter.
@@ -327,6 +355,9 @@ func (f *UpdateFacts) towards() (UpdateState, []UpdateAction) {
 	t := f.Target
 	running := f.Meta.Slots[f.Running]
 	if t == nil || t.Image == running.Image {
+		if running.State == SlotBad {
+			return wait(Held, "This system is marked bad ("+running.Reason+") and runs because no other does.")
+		}
 		if a := f.preferRunning(); a != nil {
 			return UpToDate, a
 		}
@@ -412,7 +443,11 @@ func (f *UpdateFacts) flip(other SlotID, slot Slot) (UpdateState, []UpdateAction
 		// Newer systems come first in the loader's list.
 		pre = []UpdateAction{{Kind: SetOneShot, File: pattern(slot.Entry), Reason: "The older system is to be started once, to be judged."}}
 	}
+	snapshot := []UpdateAction{{Kind: TakeEtcdSnapshot, Reason: "A snapshot comes before another version."}}
 	if e := f.file(slot.Entry); e != nil {
+		if f.NeedsSnapshot {
+			return ReadyToFlip, snapshot
+		}
 		if !f.MayFlip {
 			return wait(ReadyToFlip, "Version "+t.Version+" is to be tried; I wait: "+f.Blocker+".")
 		}
@@ -441,7 +476,7 @@ func (f *UpdateFacts) flip(other SlotID, slot Slot) (UpdateState, []UpdateAction
 	}
 	switch {
 	case f.NeedsSnapshot:
-		return ReadyToFlip, []UpdateAction{{Kind: TakeEtcdSnapshot, Reason: "A snapshot comes before a new version."}}
+		return ReadyToFlip, snapshot
 	case !f.MayFlip:
 		return wait(ReadyToFlip, "Version "+t.Version+" is ready; I wait: "+f.Blocker+".")
 	}
@@ -460,4 +495,17 @@ func (m Meta) MarkBad(slot SlotID, why string) (Meta, error) {
 	m.Slots[slot] = s
 	m.Failed = slices.Clone(m.Failed)
 	return m.WithFailed(FailedImage{Image: s.Image, Version: s.Version, Reason: clipReason(why), At: m.Floor}), nil
+}
+
+// Forgive returns m after it was said that image shall be tried again; a zero
+// image means all. A slot that holds it is written anew: what is in it may be
+// why it failed.
+func (m Meta) Forgive(image Digest, running SlotID) Meta {
+	m = m.WithoutFailed(image)
+	other := running.Other()
+	if s := m.Slots[other]; s.State == SlotBad && (image.IsZero() || s.Image == image) {
+		m.Slots[other] = Slot{State: SlotWriting, Entry: s.Entry}
+		m.Update = nil
+	}
+	return m
 }

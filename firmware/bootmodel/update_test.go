@@ -455,3 +455,87 @@ func TestUpdateBoxNotices(t *testing.T) {
 		t.Fatal("nobody noticed")
 	}
 }
+
+// A person marks the running system bad; the power fails at any point of it.
+// The box ends in the system before, does not come back by itself, and a
+// forgiven version is tried again.
+func TestWayBackOfAPerson(t *testing.T) {
+	for seed := range uint64(60) {
+		b := newBox(t, seed)
+		b.want(2, fine)
+		if !b.live(20) {
+			b.fail("no update")
+		}
+		m, err := b.read()
+		if err != nil {
+			b.fail("%v", err)
+		}
+		bad, err := m.MarkBad(firmware.SlotB, "a person said so")
+		if err != nil {
+			b.fail("%v", err)
+		}
+		n := 1 << 30
+		if seed%3 == 0 {
+			n = int(seed) * 20 // torn: nobody said anything
+		}
+		b.write(bad, n)
+		if m, _ = b.read(); m.Slots[firmware.SlotB].State == firmware.SlotBad && seed%2 == 0 {
+			b.change(firmware.UpdateAction{Kind: firmware.RenameFile, File: "edge-2.efi", To: "edge-2+0.efi"}, seed%4 == 0)
+		}
+		b.cut = 0.2 * float64(seed%2)
+		b.live(20)
+		b.cut = 0
+		b.live(20)
+		slot, _, _ := b.start()
+		want := image(1)
+		if m.Slots[firmware.SlotB].State != firmware.SlotBad {
+			want = image(2)
+		}
+		if b.slots[slot] != want {
+			b.fail("version %d runs, want %d", b.slots[slot][0], want[0])
+		}
+		if want == image(2) {
+			continue
+		}
+		if m, err = b.read(); err != nil {
+			b.fail("%v", err)
+		}
+		b.write(m.Forgive(image(2), firmware.SlotA), 1<<30)
+		b.live(20)
+		if slot, _, _ := b.start(); b.slots[slot] != image(2) {
+			b.fail("a forgiven version is not tried again")
+		}
+	}
+}
+
+// A system that is marked bad runs when nothing else starts. It is not blessed
+// again, and an update into the other slot goes on.
+func TestBadAsLastResort(t *testing.T) {
+	b := newBox(t, 3)
+	b.want(2, fine)
+	b.live(20)
+	m, err := b.read()
+	if err != nil {
+		t.Fatal(err)
+	}
+	bad, err := m.MarkBad(firmware.SlotB, "a person said so")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b.write(bad, 1<<30)
+	// The system before is gone meanwhile.
+	b.change(firmware.UpdateAction{Kind: firmware.RemoveFile, File: "edge-1.efi"}, false)
+	b.live(20)
+	if m, err = b.read(); err != nil || m.Slots[firmware.SlotB].State != firmware.SlotBad {
+		t.Fatalf("%v %+v", err, m.Slots)
+	}
+	state, acts := firmware.PlanUpdate(b.facts(firmware.SlotB, false, true, 9))
+	if state != firmware.Held || acts[0].Kind != firmware.UpdateWait {
+		t.Fatalf("%s %v", state, acts)
+	}
+	b.want(3, fine)
+	b.live(20)
+	if slot, _, _ := b.start(); b.slots[slot] != image(3) {
+		b.fail("no way out of a bad system")
+	}
+}
