@@ -9,7 +9,7 @@ var moves = map[State][]State{
 	Claiming:   {Surveying, Founding, Joining, Waiting},
 	Founding:   {Server, Surveying, Joining, Fenced, Waiting},
 	Joining:    {Worker, Surveying, Founding, Leaving, Waiting},
-	Worker:     {Candidate, Recovering, Leaving, Waiting},
+	Worker:     {Joining, Candidate, Recovering, Leaving, Waiting},
 	Candidate:  {Server, Recovering, Leaving, Waiting},
 	Server:     {Observing, Leading, Fenced, Recovering, Leaving, Waiting},
 	Leading:    {Server, Recovering, Fenced, Leaving, Waiting},

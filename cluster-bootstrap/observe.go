@@ -199,7 +199,10 @@ type K3s struct {
 	API bool
 	// NoInfo is how long /db/info has been failing since it last answered or
 	// since the process started; 0 while it answers.
-	NoInfo  time.Duration
+	NoInfo time.Duration
+	// NoAPI is how long a worker's k3s has reached no apiserver, over all its
+	// restarts; 0 while it does, and on servers.
+	NoAPI   time.Duration
 	Members []Member // from /db/info; sorted
 	Nodes   []NodeObject
 	// Ledger is the ConfigMap; nil if it does not exist or API is false.

@@ -282,7 +282,24 @@ func (v *view) worker() (State, []Action) {
 		s, acts := v.absent("No server of the cluster answers. What runs on me goes on.")
 		return s, acts
 	}
+	if !v.K3s.API && v.serverOf(rec.UID) != nil {
+		return v.refused()
+	}
 	return v.wait(Worker, NoBlocker, "I am a worker of the cluster.")
+}
+
+// refused is a worker whose agent hears a server of the cluster while its k3s
+// gets nowhere. A token of minutes may have ended before k3s came to use it:
+// k3s would try it for ever.
+func (v *view) refused() (State, []Action) {
+	m := v.Material
+	if !v.Disk.AgentCert && v.K3s.NoAPI > v.pol.MaterialAge && (m == nil || m.Age > v.pol.MaterialAge) {
+		return Joining, []Action{{Kind: StopK3s, Reason: "My token ended before k3s could use it; I ask for a new one."}}
+	}
+	if v.K3s.NoAPI > v.pol.QuorumLost {
+		return v.wait(Worker, WorkerRefused, "The cluster's servers answer me, but the k3s on me does not get into the cluster.")
+	}
+	return v.wait(Worker, ServerStarting, "The k3s on me has not reached the cluster yet.")
 }
 
 // workerOrder does what an order allows a worker whose cluster is gone.

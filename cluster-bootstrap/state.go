@@ -110,25 +110,26 @@ const (
 	ServerDown        Blocker = "server-down"        // a server is away, not long enough to replace it
 
 	// These need a person, if what they name does not come back by itself.
-	NoCharter    Blocker = "no-charter"
-	NotAdmitted  Blocker = "not-admitted"
-	RemovedNode  Blocker = "removed"
-	CentreUnsure Blocker = "centre-unsure" // the centre lost its memory and grants nothing
-	FounderAway  Blocker = "founder-away"  // another node has the founding right, and is not seen
-	LeaderAway   Blocker = "leader-away"   // the founder went away inside the promotion window
-	QuorumLost   Blocker = "quorum-lost"   // for longer than Policy.QuorumLost
-	ServersLost  Blocker = "servers-lost"  // no server seen for longer than Policy.QuorumLost
-	DataLost     Blocker = "data-lost"     // the only server has lost its datastore
-	TwoClusters  Blocker = "two-clusters"  // both hold data of their own
-	DataDamaged  Blocker = "data-damaged"  // etcd cannot use its data
-	VersionSkew  Blocker = "k3s-version"   // k3s versions that do not go together
-	ArgsDiffer   Blocker = "k3s-arguments" // critical arguments of k3s differ between nodes
-	SlowDisk     Blocker = "slow-disk"     // the nodes that could be servers have disks too slow for etcd
-	OrderVoid    Blocker = "order-void"    // an order cannot be carried out on this node as it is
+	NoCharter     Blocker = "no-charter"
+	NotAdmitted   Blocker = "not-admitted"
+	RemovedNode   Blocker = "removed"
+	CentreUnsure  Blocker = "centre-unsure"  // the centre lost its memory and grants nothing
+	FounderAway   Blocker = "founder-away"   // another node has the founding right, and is not seen
+	LeaderAway    Blocker = "leader-away"    // the founder went away inside the promotion window
+	QuorumLost    Blocker = "quorum-lost"    // for longer than Policy.QuorumLost
+	ServersLost   Blocker = "servers-lost"   // no server seen for longer than Policy.QuorumLost
+	DataLost      Blocker = "data-lost"      // the only server has lost its datastore
+	TwoClusters   Blocker = "two-clusters"   // both hold data of their own
+	DataDamaged   Blocker = "data-damaged"   // etcd cannot use its data
+	VersionSkew   Blocker = "k3s-version"    // k3s versions that do not go together
+	ArgsDiffer    Blocker = "k3s-arguments"  // critical arguments of k3s differ between nodes
+	WorkerRefused Blocker = "worker-refused" // servers answer, and the worker's k3s does not get in
+	SlowDisk      Blocker = "slow-disk"      // the nodes that could be servers have disks too slow for etcd
+	OrderVoid     Blocker = "order-void"     // an order cannot be carried out on this node as it is
 )
 
 var personal = []Blocker{NoCharter, NotAdmitted, RemovedNode, CentreUnsure, FounderAway, LeaderAway, QuorumLost,
-	ServersLost, DataLost, TwoClusters, DataDamaged, VersionSkew, ArgsDiffer, SlowDisk, OrderVoid}
+	ServersLost, DataLost, TwoClusters, DataDamaged, VersionSkew, ArgsDiffer, WorkerRefused, SlowDisk, OrderVoid}
 
 // NeedsPerson reports whether b asks a person to look.
 func (b Blocker) NeedsPerson() bool { return slices.Contains(personal, b) }

@@ -93,6 +93,9 @@ func (m *Member) observation() cb.Observation {
 		if o.K3s.NoInfo > 0 {
 			o.K3s.NoInfo += gone
 		}
+		if o.K3s.NoAPI > 0 {
+			o.K3s.NoAPI += gone
+		}
 		if o.K3s.Ledger != nil {
 			o.K3s.LedgerFor += gone
 		}

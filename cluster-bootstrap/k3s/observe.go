@@ -32,6 +32,7 @@ type seen struct {
 	virginAt time.Duration
 	trouble  string        // last logged
 	deaf     time.Duration // since when a worker reaches no apiserver; 0: it does
+	vain     time.Duration // the same, over all restarts of k3s
 	members  []member
 	memberAt map[memberKey]time.Duration // since when a member is as it is
 }
@@ -66,6 +67,9 @@ func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns)
 	if k.Process != clusterbootstrap.ProcessAgent {
 		m.seen.deaf = 0
 	}
+	if k.Process == clusterbootstrap.ProcessServer {
+		m.seen.vain = 0
+	}
 	if k.Process == clusterbootstrap.ProcessNone {
 		m.seen.members = nil
 		return k, signs
@@ -74,10 +78,17 @@ func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns)
 	defer cancel()
 	if k.Process == clusterbootstrap.ProcessAgent {
 		k.API = m.workerAPI(ctx)
+		now := m.cfg.Boottime()
 		if k.API {
-			m.seen.deaf = 0
-		} else if m.seen.deaf == 0 {
-			m.seen.deaf = m.cfg.Boottime()
+			m.seen.deaf, m.seen.vain = 0, 0
+		} else {
+			if m.seen.deaf == 0 {
+				m.seen.deaf = now
+			}
+			if m.seen.vain == 0 {
+				m.seen.vain = now
+			}
+			k.NoAPI = max(now-m.seen.vain, 1)
 		}
 		return k, signs
 	}

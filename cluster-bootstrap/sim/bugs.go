@@ -2,6 +2,7 @@ package sim
 
 import (
 	"slices"
+	"strings"
 	"time"
 
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
@@ -115,6 +116,13 @@ var Bugs = []Bug{
 	{Name: "the centre forgets its grant in a restore", Kind: "founding", Seed: 596, Edge: "centre-forgets"},
 	{Name: "a removal loses to an admission", Kind: "", Seed: 1,
 		Observe: func(_ View, o *cb.Observation) { o.Docs.Removals = nil }},
+	{Name: "a worker tries a token that has ended for ever", Kind: "", Seed: 1070,
+		Decide: func(_ View, _ cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+			if s == cb.Joining && acts[0].Kind == cb.StopK3s && strings.Contains(acts[0].Reason, "token") {
+				return s, []cb.Action{{Kind: cb.Wait, Reason: "planted: the token that ended is kept"}}
+			}
+			return s, acts
+		}},
 	{Name: "the server token goes to any worker that asks", Kind: "promotion",
 		Decide: instead(cb.Worker, cb.NoBlocker, func(_ View, o cb.Observation) []cb.Action {
 			for _, p := range o.Peers {
@@ -142,7 +150,7 @@ var Bugs = []Bug{
 				o.Docs.Admissions[i].MayServe = true
 			}
 		}},
-	{Name: "compare-and-set is a set", Kind: "", Edge: "cas-ignored"},
+	{Name: "compare-and-set is a set", Kind: "", Seed: 1, Edge: "cas-ignored"},
 	{Name: "starts the new role before the old process is gone", Kind: "promotion", Edge: "no-wait-for-exit",
 		Observe: func(_ View, o *cb.Observation) {
 			if o.K3s.Stopping {
@@ -156,16 +164,16 @@ var Bugs = []Bug{
 			}
 			return s, acts
 		}},
-	{Name: "the leader gives leases although it resets", Kind: "promotion", Seed: 7, Edge: "lease-after-reset"},
+	{Name: "the leader gives leases although it resets", Kind: "promotion", Seed: 2, Edge: "lease-after-reset"},
 	{Name: "the leader resets without waiting for leases to end", Kind: "promotion", Seed: 7,
 		Observe: func(_ View, o *cb.Observation) { o.LastGrant = -time.Hour }},
-	{Name: "the leader trusts its memory of leases across a restart", Kind: "promotion", Seed: 2259,
+	{Name: "the leader trusts its memory of leases across a restart", Kind: "promotion", Seed: 3150,
 		Observe: func(_ View, o *cb.Observation) {
 			if o.LastGrant == 0 {
 				o.LastGrant = -time.Hour
 			}
 		}},
-	{Name: "the leader may still reset after it confirmed", Kind: "promotion", Seed: 2,
+	{Name: "the leader may still reset after it confirmed", Kind: "promotion", Seed: 4,
 		Decide: func(v View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			acts = slices.Clone(acts)
 			for i, a := range acts {
@@ -205,7 +213,7 @@ var Bugs = []Bug{
 				*r = own
 			}
 		})},
-	{Name: "a replaced server starts on its old data", Kind: "return",
+	{Name: "a replaced server starts on its old data", Kind: "return", Seed: 1,
 		Observe: records(func(o *cb.Observation, own cb.Record, r *cb.Record) {
 			if r.Epoch == own.Epoch && o.Disk.Role == cb.RoleServer {
 				*r = own
@@ -242,7 +250,7 @@ var Bugs = []Bug{
 	{Name: "a cluster with data dissolves itself", Kind: "", Seed: 385, Edge: "dissolves-with-data",
 		Observe: func(_ View, o *cb.Observation) { o.K3s.Virgin = true }},
 	{Name: "new addresses are not passed on", Kind: "", Seed: 1, Decide: without(cb.UpdateAddresses)},
-	{Name: "a stuck learner is never taken out", Kind: "promotion", Seed: 2,
+	{Name: "a stuck learner is never taken out", Kind: "promotion", Seed: 4,
 		Observe: func(_ View, o *cb.Observation) {
 			o.K3s.Members = slices.Clone(o.K3s.Members)
 			for i := range o.K3s.Members {
@@ -286,7 +294,7 @@ var Bugs = []Bug{
 			}
 			return s, acts
 		}},
-	{Name: "a removed server of two stops at once", Kind: "orders", Seed: 83,
+	{Name: "a removed server of two stops at once", Kind: "orders", Seed: 96,
 		Observe: func(_ View, o *cb.Observation) {
 			if _, ok := o.Docs.Admitted(o.Self); !ok {
 				o.K3s.API = false
@@ -307,7 +315,7 @@ var Bugs = []Bug{
 				o.Peers[i].Status = &s
 			}
 		}},
-	{Name: "votes are taken away before the fence of a called-off plan", Kind: "promotion", Seed: 2,
+	{Name: "votes are taken away before the fence of a called-off plan", Kind: "promotion", Seed: 4,
 		Decide: func(_ View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			if l := o.K3s.Ledger; l != nil && l.Plan != nil && l.Plan.Off && l.Plan.Active() && l.Plan.Leader == o.Self && s == cb.Leading && acts[0].Kind != cb.LeadPlan {
 				return s, []cb.Action{{Kind: cb.LeadPlan, Reason: "planted"}, {Kind: cb.WriteLedger, Reason: "planted",

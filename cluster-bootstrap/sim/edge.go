@@ -68,8 +68,20 @@ func (n *node) observeK3s() cb.K3s {
 		if w.api(n.i) {
 			j = n.i
 		}
+		n.vainAt = 0
 	} else {
-		j = w.apiFor(n.i)
+		// Without a certificate the kubelet asks nobody.
+		if n.disk.AgentCert {
+			j = w.apiFor(n.i)
+		}
+		if j >= 0 {
+			n.vainAt = 0
+		} else {
+			if n.vainAt == 0 {
+				n.vainAt = w.now
+			}
+			k.NoAPI = max(n.age(n.vainAt), 1)
+		}
 	}
 	if j < 0 {
 		return k
@@ -329,6 +341,9 @@ func (n *node) do(a cb.Action, done func(bool)) {
 		n.write(func(d *cb.Disk) { d.Role, d.Record, d.Mark = cb.RoleWorker, a.Record, a.Record.UID }, func() {
 			if n.proc.kind == cb.ProcessNone {
 				w.joined(n, a.Record.UID)
+				if n.material != nil && !n.disk.AgentCert {
+					n.tokenAt = n.matAt
+				}
 				n.startAgent()
 			}
 			shown()

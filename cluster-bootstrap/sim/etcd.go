@@ -319,6 +319,9 @@ func (n *node) startAgent() {
 	n.later(3*time.Second, n.heartbeat)
 }
 
+// tokenLife is how long a worker's token can be used.
+const tokenLife = 10 * time.Minute
+
 // heartbeat keeps the Node object ready.
 func (n *node) heartbeat() {
 	w := n.w
@@ -329,6 +332,9 @@ func (n *node) heartbeat() {
 			j = n.i
 		}
 	case cb.ProcessAgent:
+		if !n.disk.AgentCert && w.now-n.tokenAt > tokenLife {
+			return // k3s tries it for ever
+		}
 		j = w.apiFor(n.i)
 	}
 	if j >= 0 {

@@ -43,7 +43,8 @@ type node struct {
 	records  []cb.Record     // records held
 	data     *group          // whose etcd data is on disk
 	token    map[string]bool
-	damaged  bool // k3s cannot use data
+	tokenAt  time.Duration // when the worker's token in its file was made
+	damaged  bool          // k3s cannot use data
 	version  string
 	args     string
 	fsync    time.Duration
@@ -73,6 +74,7 @@ type node struct {
 	busy     bool
 	proc     proc
 	infoAt   time.Duration // when /db/info last answered
+	vainAt   time.Duration // since when a worker's k3s reaches no API; 0: it does
 	ledgerV  uint64
 	ledgerG  *group
 	ledgerAt time.Duration
@@ -123,7 +125,7 @@ func (n *node) powerOn() {
 	n.asked = [32]time.Duration{}
 	n.planAt = -1
 	n.proc = proc{}
-	n.infoAt, n.ledgerG, n.ledgerAt, n.ledgerV = w.now, nil, w.now, 0
+	n.infoAt, n.vainAt, n.ledgerG, n.ledgerAt, n.ledgerV = w.now, 0, nil, w.now, 0
 	n.helloAt = -time.Hour
 	n.snapshot, n.says, n.kept = "", "", nil
 	n.touched()
