@@ -90,16 +90,23 @@ type reader struct {
 func (r *reader) Close() error { return nil }
 
 func (r *reader) Read(b []byte) (int, error) {
+	if r.l.early {
+		return 0, io.EOF
+	}
 	if r.l.silent {
 		<-r.ctx.Done()
 		return 0, r.ctx.Err()
 	}
-	if r.off == r.end || r.l.early {
+	if r.off == r.end {
 		return 0, io.EOF
 	}
 	n := min(len(b), int(r.end-r.off), 1400)
 	if r.l.rate > 0 {
-		time.Sleep(time.Duration(float64(n) / r.l.rate * float64(time.Second)))
+		select {
+		case <-r.ctx.Done():
+			return 0, r.ctx.Err()
+		case <-time.After(time.Duration(float64(n) / r.l.rate * float64(time.Second))):
+		}
 	}
 	now := time.Now()
 	for _, c := range r.l.cuts {
@@ -301,7 +308,7 @@ func TestOddSources(t *testing.T) {
 		"is silent":       {name: "odd", silent: true},
 		"sends too much":  {name: "odd", data: data, extra: true},
 		"ends early":      {name: "odd", data: data, early: true},
-		"is always away":  {name: "odd", cuts: []time.Time{{}}, down: 1 << 62},
+		"is always away":  {name: "odd", cuts: []time.Time{time.Unix(0, 0)}, down: 1 << 62},
 		"a byte a minute": {name: "odd", data: data, rate: 1},
 	} {
 		synctest.Test(t, func(t *testing.T) {
