@@ -233,7 +233,8 @@ func (n *node) start(edit func(*Config)) *node {
 	n.addr = ln.Addr().String()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
-	go func() { done <- n.peer.Run(ctx, ln) }()
+	peer := n.peer // a test may start the node again
+	go func() { done <- peer.Run(ctx, ln) }()
 	t.Cleanup(func() {
 		cancel()
 		if err := <-done; err != nil {
