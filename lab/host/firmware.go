@@ -57,7 +57,17 @@ func NewImage(name, version string) Image {
 	return Image{firmware.Manifest{
 		Format: firmware.ManifestFormat, Name: name, Version: version, Kind: fleet.ImageSlot, Arch: "amd64",
 		File: name + ".efi", SHA256: digest("file"), Size: 1,
-		Measurements: firmware.Measurements{Authenticode: digest("authenticode"), Kernel: digest("kernel"), PCR11: pcr11, Sections: sections},
+		Slot: &firmware.SlotImage{
+			Root:       firmware.File{File: name + ".root", Size: 4096, SHA256: digest("root")},
+			Verity:     firmware.File{File: name + ".verity", Size: 4096, SHA256: digest("verity")},
+			Loader:     firmware.File{File: name + ".loader.efi", Size: 1, SHA256: digest("loader")},
+			RootHash:   digest("root hash"),
+			RootUUID:   "00000000-0000-4000-8000-00000000000a",
+			VerityUUID: "00000000-0000-4000-8000-00000000000b",
+			ChunkSize:  firmware.ChunkSize,
+			Chunks:     []firmware.Digest{digest("root")},
+		},
+		Measurements: firmware.Measurements{Loader: digest("loader code"), Authenticode: digest("authenticode"), Kernel: digest("kernel"), PCR11: pcr11, Sections: sections},
 		Created:      time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 	}}
 }
@@ -93,6 +103,7 @@ func (i Image) Boot() []Event {
 		events = append(events, data(pcr, evSeparator, []byte{0, 0, 0, 0}))
 	}
 	events = append(events,
+		Event{4, evApplication, i.Measurements.Loader, []byte("systemd-boot")},
 		Event{4, evApplication, i.Measurements.Authenticode, []byte(i.File)},
 		Event{4, evApplication, i.Measurements.Kernel, []byte("kernel")},
 	)
