@@ -283,7 +283,7 @@ var libraries = map[string][]string{
 	"go.step.sm/crypto":                   {"pki/stepca"},
 	"modernc.org/sqlite":                  {"central/store/sqlite"},
 	"github.com/pressly/goose":            {"central/store/"},
-	"github.com/jackc/pgx":                {"central/store/postgres"},
+	"github.com/jackc/pgx":                {"central/store/postgres", "central/store/postgres/"},
 	"github.com/spf13/cobra":              {"cmd/muster"},
 	"github.com/knadh/koanf":              {"cmd/muster", "internal/config"},
 	"github.com/vishvananda/netlink":      {"agent/recovery", "agent/recovery/", "agent/facts", "agent/hostnet", "lab", "lab/", "pxe/"},

@@ -45,8 +45,25 @@ const DefaultEvents = 20000
 type DBTX = db.DBTX
 
 // New returns one transaction of the store over an engine's transaction.
-func New(ctx context.Context, t DBTX, maxEvents int) store.Tx {
-	return &tx{ctx: ctx, q: db.New(t), maxEvents: maxEvents}
+func New(ctx context.Context, t DBTX, maxEvents int) Tx {
+	return &tx{ctx: ctx, q: db.New(t), maxEvents: maxEvents, changes: make(map[store.Change]struct{})}
+}
+
+// Tx is a transaction with what an engine for several processes needs.
+type Tx interface {
+	store.Tx
+	// Log writes down what the transaction changed, under a token that tells
+	// later whether it was committed.
+	Log(token string) error
+	// Logged reports whether a transaction with this token was committed.
+	Logged(token string) (bool, error)
+	// ChangesAfter returns what was logged after a number.
+	ChangesAfter(after uint64) (store.Changes, error)
+	// LastChange is the number of the newest entry of the log.
+	LastChange() (uint64, error)
+	// Term is the number of the leader; NextTerm makes the caller the next.
+	Term() (uint64, error)
+	NextTerm() (uint64, error)
 }
 
 // Migrate brings the schema up to date. A migration whose number is below one

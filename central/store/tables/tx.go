@@ -19,11 +19,14 @@ type tx struct {
 	ctx       context.Context
 	q         *db.Queries
 	maxEvents int
+	changes   map[store.Change]struct{}
+	order     []store.Change
 }
 
 const (
 	settingEpoch   = "epoch"
 	settingVersion = "document-version"
+	settingTerm    = "leader-term"
 )
 
 // encode and decode turn objects into the body column and back.
@@ -137,6 +140,7 @@ func (t *tx) PutTenant(v fleet.Tenant) (fleet.Tenant, error) {
 	if seen == 0 {
 		return v, wrap("write", "tenant", t.q.InsertTenant(t.ctx, db.InsertTenantParams{Name: v.Name, Lab: lab, Body: body}))
 	}
+	t.changed(store.ChangedTenant, v.Name, "")
 	n, err := t.q.UpdateTenant(t.ctx, db.UpdateTenantParams{Name: v.Name, Lab: lab, Body: body, Seen: seen})
 	return v, replaced("tenant", n, err)
 }
@@ -162,6 +166,7 @@ func (t *tx) Sites(tenant, after string, count int) ([]fleet.Site, error) {
 }
 
 func (t *tx) PutSite(v fleet.Site) (fleet.Site, error) {
+	t.changed(store.ChangedSite, v.Tenant, v.Name)
 	seen := v.Revision
 	v.Revision++
 	body, err := encode("site", v)
@@ -221,6 +226,7 @@ func (t *tx) CountNodes(tenant string) (map[fleet.NodeState]int, error) {
 }
 
 func (t *tx) PutNode(v fleet.Node) (fleet.Node, error) {
+	t.changed(store.ChangedNode, v.Tenant, string(v.ID))
 	seen := v.Revision
 	v.Revision++
 	body, err := encode("node", v)

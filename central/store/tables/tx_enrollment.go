@@ -80,6 +80,7 @@ func (t *tx) CountRequests(tenant string) (map[fleet.RequestState]int, error) {
 }
 
 func (t *tx) AddRequest(v fleet.Request) error {
+	t.changed(store.ChangedRequest, v.Tenant, string(v.ID))
 	body, err := encode("request", v)
 	if err != nil {
 		return err
@@ -92,6 +93,7 @@ func (t *tx) AddRequest(v fleet.Request) error {
 }
 
 func (t *tx) PutRequest(v fleet.Request, seen int64) error {
+	t.changed(store.ChangedRequest, v.Tenant, string(v.ID))
 	body, err := encode("request", v)
 	if err != nil {
 		return err
@@ -155,12 +157,14 @@ func (t *tx) Denials(tenant string) ([]store.Denial, error) {
 }
 
 func (t *tx) PutDenial(d store.Denial) error {
+	t.changed(store.ChangedDenial, d.Tenant, string(d.Node))
 	return wrap("write", "denial", t.q.PutDenial(t.ctx, db.PutDenialParams{
 		Tenant: d.Tenant, Ek: d.EK.String(), Node: string(d.Node), Reason: d.Reason, Actor: d.Actor, At: stamp(d.At),
 	}))
 }
 
 func (t *tx) RemoveDenials(tenant string, node fleet.NodeID) error {
+	t.changed(store.ChangedDenial, tenant, string(node))
 	_, err := t.q.DeleteDenials(t.ctx, db.DeleteDenialsParams{Tenant: tenant, Node: string(node)})
 	return wrap("delete", "denials", err)
 }

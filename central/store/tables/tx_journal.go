@@ -32,6 +32,7 @@ func (t *tx) AddEvent(v fleet.Event) (fleet.Event, error) {
 		return v, err
 	}
 	v.Seq = last + 1
+	t.changed(store.ChangedEvents, v.Tenant, "")
 	body, err := encode("event", v)
 	if err != nil {
 		return v, err

@@ -18,6 +18,12 @@ type Audit struct {
 	Body   string
 }
 
+type Change struct {
+	Seq   int64
+	Token string
+	Body  string
+}
+
 type CookieKey struct {
 	ID      int64
 	Created int64
