@@ -228,6 +228,12 @@ func (v *view) founding() (State, []Action) {
 		return Founding, []Action{{Kind: StopK3s, Reason: "A worker process is in the way of the first server."}}
 	case v.K3s.Process == ProcessNone:
 		return Founding, []Action{{Kind: StartServer, Init: !v.Disk.Datastore, Reason: "I start the first server of this site."}}
+	case !v.K3s.API && v.K3s.Running > max(v.pol.FoundLimit, v.Mono/4):
+		// A power cut in its first minute may have taken keys that k3s does not
+		// flush. The pause grows, so that a machine that can never found does
+		// not wear out its TPM.
+		const why = "The first server does not come up. Nobody has joined it, so I start anew."
+		return Founding, []Action{{Kind: StopK3s, Reason: why}, {Kind: AbandonFounding, Reason: why}}
 	case !v.K3s.API:
 		return v.wait(Founding, ServerStarting, "The first server is starting.")
 	case v.K3s.Ledger == nil:

@@ -37,6 +37,9 @@ type Policy struct {
 	QuorumLost time.Duration
 	// MaterialAge is how long join material is used (5 min).
 	MaterialAge time.Duration
+	// FoundLimit is how long the first server may take to come up for the first
+	// time (5 min).
+	FoundLimit time.Duration
 	// LearnerLimit is how long a new etcd member may be a learner before it is
 	// taken out again (5 min).
 	LearnerLimit time.Duration
@@ -69,6 +72,7 @@ func (p Policy) WithDefaults() Policy {
 	set(&p.RetryAfter, 2*time.Minute)
 	set(&p.QuorumLost, 10*time.Minute)
 	set(&p.MaterialAge, 5*time.Minute)
+	set(&p.FoundLimit, 5*time.Minute)
 	set(&p.LearnerLimit, 5*time.Minute)
 	set(&p.FsyncLimit, 100*time.Millisecond)
 	set(&p.StepDown, 15*time.Minute)
@@ -85,7 +89,7 @@ func (p Policy) Validate() error {
 		}
 	}
 	for _, d := range []time.Duration{p.Survey, p.PeerFresh, p.AckHold, p.BootCheck, p.Lease, p.LeaseRenew, p.LeaseMargin,
-		p.QuorumGrace, p.PrepareLimit, p.WindowLimit, p.RetryAfter, p.QuorumLost, p.MaterialAge, p.LearnerLimit, p.FsyncLimit, p.StepDown} {
+		p.QuorumGrace, p.PrepareLimit, p.WindowLimit, p.RetryAfter, p.QuorumLost, p.MaterialAge, p.FoundLimit, p.LearnerLimit, p.FsyncLimit, p.StepDown} {
 		check(d > 0, "a timer is negative (%s)", d)
 	}
 	check(p.PeerFresh < p.Survey, "peer_fresh %s must be shorter than survey %s", p.PeerFresh, p.Survey)

@@ -778,3 +778,55 @@ func TestParseVersion(t *testing.T) {
 		}
 	}
 }
+
+// What a power cut in k3s's first half minute leaves: files with nothing in
+// them.
+func TestTornFiles(t *testing.T) {
+	m, _ := newManager(t)
+	cert := m.cfg.Paths.AgentCert()
+	if err := os.MkdirAll(filepath.Dir(cert), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	key, kept := filepath.Join(filepath.Dir(cert), "client-kubelet.key"), filepath.Join(filepath.Dir(cert), "kubelet.kubeconfig")
+	for path, content := range map[string]string{cert: "", key: "", kept: "apiVersion: v1"} {
+		if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, signs := m.Observe(t.Context()); signs.AgentCert {
+		t.Error("a certificate with nothing in it counts")
+	}
+	if err := dropTorn(filepath.Dir(cert)); err != nil {
+		t.Fatal(err)
+	}
+	if exists(cert) || exists(key) || !exists(kept) {
+		t.Error("the empty files are to go, and no others")
+	}
+	if err := dropTorn(filepath.Join(t.TempDir(), "none")); err != nil {
+		t.Errorf("nothing there: %v", err)
+	}
+}
+
+func TestFlush(t *testing.T) {
+	m, _ := newManager(t)
+	data := m.cfg.Paths.Data
+	m.seen.started = time.Minute
+	if m.flush() {
+		t.Error("what cannot be flushed counts as flushed")
+	}
+	if err := os.MkdirAll(data, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if !m.flush() || m.seen.flushed != time.Minute {
+		t.Error("not flushed")
+	}
+	if err := os.Remove(data); err != nil {
+		t.Fatal(err)
+	}
+	if !m.flush() {
+		t.Error("one k3s is flushed once")
+	}
+	if m.seen.started = 2 * time.Minute; m.flush() {
+		t.Error("the next k3s is not flushed by the one before")
+	}
+}

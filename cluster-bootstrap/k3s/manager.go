@@ -123,6 +123,11 @@ func (m *Manager) Start(ctx context.Context, s Start) error {
 			return err
 		}
 	}
+	if s.Role == clusterbootstrap.RoleWorker {
+		if err := dropTorn(filepath.Dir(m.cfg.Paths.AgentCert())); err != nil {
+			return err
+		}
+	}
 	if err := m.prepareTokens(s); err != nil {
 		return err
 	}

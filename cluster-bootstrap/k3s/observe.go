@@ -3,12 +3,16 @@ package k3s
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net/http"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	clusterbootstrap "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/cluster-bootstrap/k3s/kube"
@@ -30,6 +34,8 @@ type seen struct {
 	ledgerAt time.Duration
 	virgin   bool
 	virginAt time.Duration
+	started  time.Duration // when this k3s was started
+	flushed  time.Duration // started of the k3s whose files are on disk
 	trouble  string        // last logged
 	deaf     time.Duration // since when a worker reaches no apiserver; 0: it does
 	vain     time.Duration // the same, over all restarts of k3s
@@ -56,7 +62,7 @@ func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns)
 		m.cfg.Log.Error("read role file", "err", err)
 	}
 	signs := DiskSigns{Role: roleOf(note.Role), Aside: exists(m.asideFile()), Datastore: exists(p.WAL()), Tombstone: exists(p.Tombstone()),
-		ResetFlag: exists(p.ResetFlag()), AgentCert: exists(p.AgentCert())}
+		ResetFlag: exists(p.ResetFlag()), AgentCert: hasCertificate(p.AgentCert())}
 	k := m.process(note)
 	m.standing(ctx, &k)
 	if t := m.Trouble(); t != m.seen.trouble {
@@ -77,7 +83,7 @@ func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns)
 	ctx, cancel := context.WithTimeout(ctx, m.cfg.Timeout+time.Second)
 	defer cancel()
 	if k.Process == clusterbootstrap.ProcessAgent {
-		k.API = m.workerAPI(ctx)
+		k.API = m.workerAPI(ctx) && m.flush()
 		now := m.cfg.Boottime()
 		if k.API {
 			m.seen.deaf, m.seen.vain = 0, 0
@@ -93,7 +99,28 @@ func (m *Manager) Observe(ctx context.Context) (clusterbootstrap.K3s, DiskSigns)
 		return k, signs
 	}
 	m.askServer(ctx, &k)
+	k.API = k.API && m.flush()
 	return k, signs
+}
+
+// flush puts on disk what k3s wrote while it came up, and reports whether that
+// is done. k3s does not flush its keys and certificates itself: a power cut
+// half a minute later leaves empty files, with which it never starts again.
+// So nobody hears that a k3s is up before it would survive that.
+func (m *Manager) flush() bool {
+	if m.seen.flushed == m.seen.started && m.seen.started > 0 {
+		return true
+	}
+	d, err := os.Open(m.cfg.Paths.Data)
+	if err == nil {
+		err = errors.Join(unix.Syncfs(int(d.Fd())), d.Close())
+	}
+	if err != nil {
+		m.cfg.Log.Error("flush what k3s wrote", "err", err)
+		return false
+	}
+	m.seen.flushed = m.seen.started
+	return true
 }
 
 // standing adds what is known whether k3s runs or not.
@@ -135,6 +162,7 @@ func (m *Manager) process(note launch.RoleNote) clusterbootstrap.K3s {
 	if role == launch.Worker {
 		k.Process = clusterbootstrap.ProcessAgent
 	}
+	m.seen.started = s.Started
 	k.Stopping = s.State == launch.Stopping || !m.allowed()
 	now := m.cfg.Boottime()
 	if m.seen.session != s.Launcher {

@@ -4,8 +4,10 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
+	"io/fs"
 	"net"
 	"net/netip"
 	"os"
@@ -205,6 +207,39 @@ func (s Settings) config(role clusterbootstrap.Role, p Paths, v1 bool) ([]byte, 
 func exists(path string) bool {
 	_, err := os.Lstat(path)
 	return err == nil
+}
+
+// hasCertificate: a power cut can leave a file with nothing in it.
+func hasCertificate(path string) bool {
+	b, err := os.ReadFile(path)
+	if err != nil {
+		return false
+	}
+	p, _ := pem.Decode(b)
+	return p != nil && p.Type == "CERTIFICATE"
+}
+
+// dropTorn removes what a power cut emptied among an agent's keys and
+// certificates: k3s makes what is missing and fails on what is empty.
+func dropTorn(dir string) error {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("k3s: look for torn files: %w", err)
+	}
+	for _, e := range entries {
+		switch filepath.Ext(e.Name()) {
+		case ".crt", ".key", ".kubeconfig":
+			if i, err := e.Info(); err == nil && i.Mode().IsRegular() && i.Size() == 0 {
+				if err := os.Remove(filepath.Join(dir, e.Name())); err != nil {
+					return fmt.Errorf("k3s: remove torn file: %w", err)
+				}
+			}
+		}
+	}
+	return nil
 }
 
 func stringList(v any) ([]string, error) {

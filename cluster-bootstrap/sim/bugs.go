@@ -116,6 +116,13 @@ var Bugs = []Bug{
 	{Name: "the centre forgets its grant in a restore", Kind: "founding", Seed: 596, Edge: "centre-forgets"},
 	{Name: "a removal loses to an admission", Kind: "", Seed: 1,
 		Observe: func(_ View, o *cb.Observation) { o.Docs.Removals = nil }},
+	{Name: "a first server that lost its keys is waited for without end", Kind: "founding", Seed: 44,
+		Decide: func(_ View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+			if s == cb.Founding && o.K3s.Damaged == "" && o.K3s.Process != cb.ProcessNone && acts[len(acts)-1].Kind == cb.AbandonFounding {
+				return s, []cb.Action{{Kind: cb.Wait, Reason: "planted: it may come up yet"}}
+			}
+			return s, acts
+		}},
 	{Name: "a worker tries a token that has ended for ever", Kind: "", Seed: 1070,
 		Decide: func(_ View, _ cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			if s == cb.Joining && acts[0].Kind == cb.StopK3s && strings.Contains(acts[0].Reason, "token") {

@@ -327,7 +327,7 @@ func (n *node) do(a cb.Action, done func(bool)) {
 		n.claim, n.survey = nil, nil
 		if n.data != nil {
 			n.data.made = -1 // it never was one
-			n.data, n.damaged, n.says = nil, false, ""
+			n.data, n.damaged, n.mute, n.says = nil, false, false, ""
 			n.k3sDisk(func(d *cb.Disk) { d.Datastore, d.Tombstone = false, false })
 		}
 		n.write(func(d *cb.Disk) { d.Intent, d.Mark = nil, "" }, shown)
@@ -437,7 +437,7 @@ func (n *node) do(a cb.Action, done func(bool)) {
 		}, func() {
 			n.later(w.between(50*time.Millisecond, 500*time.Millisecond), func() {
 				n.data = nil
-				n.damaged, n.says = false, ""
+				n.damaged, n.mute, n.says = false, false, ""
 				n.token = map[string]bool{}
 				n.lease, n.material = cb.Lease{}, nil
 				n.k3sDisk(func(d *cb.Disk) {
@@ -552,7 +552,7 @@ func (n *node) restore(uid string) bool {
 		return false
 	}
 	n.data = &group{uid: uid, ledger: &s.ledger, virgin: s.virgin, confirmed: s.of.confirmed}
-	n.damaged, n.says = false, ""
+	n.damaged, n.mute, n.says = false, false, ""
 	n.reset(true)
 	return true
 }

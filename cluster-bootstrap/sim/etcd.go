@@ -196,6 +196,8 @@ func (n *node) startServer(init bool) {
 			n.k3sDisk(func(d *cb.Disk) { d.Tombstone, d.Datastore = false, false })
 			n.data = nil
 			n.joinLoop(alive, up)
+		case n.data != nil && n.mute:
+			w.tracef("%s: k3s does not find its keys and begins again and again", n.name)
 		case n.data != nil && n.damaged:
 			w.tracef("%s: k3s ends: %s", n.name, damage)
 			n.proc, n.says = proc{}, damage

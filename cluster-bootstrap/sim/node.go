@@ -45,6 +45,7 @@ type node struct {
 	token    map[string]bool
 	tokenAt  time.Duration // when the worker's token in its file was made
 	damaged  bool          // k3s cannot use data
+	mute     bool          // k3s lost keys that it had not flushed, and never comes up with data
 	version  string
 	args     string
 	fsync    time.Duration
@@ -150,6 +151,9 @@ func (n *node) powerOff(why string) {
 	n.w.tracef("%s: POWER OFF (%s) in state %s", n.name, why, n.state)
 	n.up = false
 	n.gen++
+	if n.disk.Intent != nil && n.data != nil && n.data.ledger == nil && n.w.chance(.5) {
+		n.mute = true
+	}
 	n.lostWrites()
 	n.disk, n.believed = n.flushed, n.flushed
 	n.proc = proc{}
@@ -170,7 +174,7 @@ func (n *node) reimage() {
 	n.gone = n.gone || n.disk.Datastore
 	n.disk = cb.Disk{Mark: n.disk.Mark}
 	n.flushed, n.believed = n.disk, n.disk
-	n.data, n.damaged = nil, false
+	n.data, n.damaged, n.mute = nil, false, false
 	n.mask &= n.w.docs.own(n.i)
 	n.records, n.kept = nil, nil
 	n.lastAck = cb.Claim{}
