@@ -61,6 +61,7 @@ func TestRoundTrips(t *testing.T) {
 	t.Run("EscrowBlob", thereAndBack(EscrowBlobToProto, EscrowBlobFromProto))
 	t.Run("PreApproval", thereAndBack(PreApprovalToProto, PreApprovalFromProto))
 	t.Run("Stack", thereAndBack(StackToProto, StackFromProto))
+	t.Run("SystemReport", thereAndBack(SystemReportToProto, SystemReportFromProto))
 }
 
 // everyField fails if a field of the message was never set in many random
@@ -134,6 +135,7 @@ func TestEnumsAgree(t *testing.T) {
 	}{
 		{musterv1.RequestState(0).Descriptor(), func(i int) fmt.Stringer { return fleet.RequestState(i) }},
 		{musterv1.NodeState(0).Descriptor(), func(i int) fmt.Stringer { return fleet.NodeState(i) }},
+		{musterv1.SystemState(0).Descriptor(), func(i int) fmt.Stringer { return fleet.SystemState(i) }},
 		{musterv1.OrderState(0).Descriptor(), func(i int) fmt.Stringer { return fleet.OrderState(i) }},
 		{musterv1.IdentityTrust(0).Descriptor(), func(i int) fmt.Stringer { return fleet.IdentityTrust(i) }},
 		{musterv1.BootTrust(0).Descriptor(), func(i int) fmt.Stringer { return fleet.BootTrust(i) }},
@@ -142,7 +144,7 @@ func TestEnumsAgree(t *testing.T) {
 		n := row.d.Values().Len()
 		for i := range n {
 			v := row.d.Values().Get(i)
-			word := "_" + strings.ToUpper(row.value(i).String())
+			word := "_" + strings.ToUpper(strings.ReplaceAll(row.value(i).String(), "-", "_"))
 			if int(v.Number()) != i || !strings.HasSuffix(string(v.Name()), word) {
 				t.Errorf("%s is number %d, fleet has %s there", v.Name(), v.Number(), row.value(i))
 			}
@@ -231,6 +233,12 @@ func FuzzFromProto(f *testing.F) {
 		var a musterv1.PreApproval
 		if proto.Unmarshal(wire, &a) == nil {
 			_, _ = PreApprovalFromProto(&a)
+		}
+		var y musterv1.SystemReport
+		if proto.Unmarshal(wire, &y) == nil {
+			if v, err := SystemReportFromProto(&y); err == nil {
+				_ = v.Validate()
+			}
 		}
 		var r musterv1.AuditRecord
 		if proto.Unmarshal(wire, &r) == nil {

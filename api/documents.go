@@ -15,6 +15,7 @@ func CharterToProto(c fleet.Charter) *musterv1.Charter {
 		Tenant: c.Tenant, Site: c.Site, Version: docVersionToProto(c.Version), Lab: c.Lab, AnyBoot: c.AnyBoot,
 		Founding: foundingToProto(c.Founding), Policy: policyToProto(c.Policy), Birth: birthToProto(c.Birth),
 		Delegates: c.Delegates, EscrowKey: c.EscrowKey, Issued: stamp(c.Issued),
+		Stack: stackRefToProto(c.Stack), Update: updateToProto(c.Update),
 	}
 	for _, i := range c.Images {
 		m.Images = append(m.Images, &musterv1.ImageEvidence{
@@ -44,7 +45,7 @@ func RemovalToProto(r fleet.Removal) *musterv1.Removal {
 func OrderToProto(o fleet.Order) *musterv1.Order {
 	m := &musterv1.Order{
 		Id: o.ID, Tenant: o.Tenant, Site: o.Site, Node: string(o.Node), Kind: string(o.Kind), Snapshot: o.Snapshot,
-		Digest: o.Digest, Cluster: o.Cluster, Epoch: o.Epoch, Into: o.Into, Reason: o.Reason, Version: docVersionToProto(o.Version), Issued: stamp(o.Issued), NotAfter: stamp(o.NotAfter),
+		Digest: o.Digest, Cluster: o.Cluster, Epoch: o.Epoch, Into: o.Into, KeepData: o.KeepData, Reason: o.Reason, Version: docVersionToProto(o.Version), Issued: stamp(o.Issued), NotAfter: stamp(o.NotAfter),
 	}
 	if d := o.Disk; d != nil {
 		m.Disk = &musterv1.DiskTarget{Serial: d.Serial, Wwn: d.WWN, Model: d.Model, SizeBytes: d.SizeBytes}
@@ -59,14 +60,22 @@ func OrderToProto(o fleet.Order) *musterv1.Order {
 func StackVersionToProto(v fleet.StackVersion) *musterv1.StackVersion {
 	m := &musterv1.StackVersion{
 		Tenant: v.Tenant, Stack: v.Stack, Version: v.Version, K3S: v.K3s, EtcdMinor: v.EtcdMinor, Created: stamp(v.Created),
+		Cni: v.CNI, Csi: v.CSI,
 	}
 	for _, i := range v.Images {
 		m.Images = append(m.Images, imageRefToProto(i))
 	}
 	for _, a := range v.AddOns {
-		m.AddOns = append(m.AddOns, &musterv1.AddOn{Name: a.Name, Version: a.Version, Sha256: a.SHA256})
+		m.AddOns = append(m.AddOns, addOnToProto(a))
+	}
+	for _, a := range v.Apps {
+		m.Apps = append(m.Apps, &musterv1.App{Chart: addOnToProto(a.AddOn), Sites: a.Sites})
 	}
 	return m
+}
+
+func addOnToProto(a fleet.AddOn) *musterv1.AddOn {
+	return &musterv1.AddOn{Name: a.Name, Version: a.Version, Sha256: a.SHA256, Namespace: a.Namespace, Values: a.Values}
 }
 
 func imageRefToProto(i fleet.ImageRef) *musterv1.ImageRef {

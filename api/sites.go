@@ -43,7 +43,7 @@ func birthToProto(b fleet.BirthSettings) *musterv1.BirthSettings {
 func SettingsToProto(s fleet.SiteSettings) *musterv1.SiteSettings {
 	return &musterv1.SiteSettings{
 		Founding: foundingToProto(s.Founding), Policy: policyToProto(s.Policy), Birth: birthToProto(s.Birth),
-		Images: s.Images, AnyBoot: s.AnyBoot, Delegates: s.Delegates,
+		Images: s.Images, AnyBoot: s.AnyBoot, Delegates: s.Delegates, Update: updateToProto(s.Update), Install: diskRuleToProto(s.Install),
 	}
 }
 
@@ -63,6 +63,7 @@ func (r *reading) settings(m *musterv1.SiteSettings) fleet.SiteSettings {
 			MaxLearners: r.int("max_learners", b.GetMaxLearners()), NodeCIDR: b.GetNodeCidr(),
 		},
 		Images: m.GetImages(), AnyBoot: m.GetAnyBoot(), Delegates: m.GetDelegates(),
+		Update: updateFromProto(m.GetUpdate()), Install: diskRuleFromProto(m.GetInstall()),
 	}
 }
 

@@ -61,8 +61,20 @@ type Charter struct {
 	// EscrowKey is the tenant's X25519 public key, 32 bytes: nodes seal
 	// snapshots and the tokens they need to it (package fleet/escrow). The
 	// private half is with the operator. Empty: nothing is put in escrow.
-	EscrowKey HexBytes  `json:"escrow_key,omitempty"`
-	Issued    time.Time `json:"issued"`
+	EscrowKey HexBytes `json:"escrow_key,omitempty"`
+	// Stack is what the site's nodes shall run; nil: nothing is asked of them.
+	Stack *StackRef `json:"stack,omitempty"`
+	// Update is when and how they go there; nil: DefaultUpdate.
+	Update *UpdatePolicy `json:"update,omitempty"`
+	Issued time.Time     `json:"issued"`
+}
+
+// UpdatePolicy returns the policy of the charter, or the default one.
+func (c Charter) UpdatePolicy() UpdatePolicy {
+	if c.Update == nil {
+		return DefaultUpdate()
+	}
+	return *c.Update
 }
 
 // Founding is the founding right of a charter.
@@ -163,6 +175,12 @@ func (c Charter) Validate() error {
 	}
 	p.check(len(c.EscrowKey) == 0 || len(c.EscrowKey) == escrowKeySize, "escrow_key has %d bytes; an X25519 public key has %d", len(c.EscrowKey), escrowKeySize)
 	validateDelegates(&p, c.Delegates)
+	if c.Stack != nil {
+		c.Stack.validate(&p)
+	}
+	if c.Update != nil {
+		c.Update.validate(&p)
+	}
 	return p.err("charter")
 }
 
@@ -351,6 +369,9 @@ type Order struct {
 	Image    *ImageRef   `json:"image,omitempty"`
 	Snapshot string      `json:"snapshot,omitempty"`
 	Digest   HexBytes    `json:"digest,omitempty"`
+	// KeepData: an install that finds our layout on the disk leaves the data
+	// partition as it is.
+	KeepData bool `json:"keep_data,omitempty"`
 	// Cluster is the UID of the cluster that reset, restore and dissolve are
 	// about. Epoch is what reset and restore raise it to: data of every
 	// smaller epoch is void from then on. Into is the UID of the cluster that
@@ -402,6 +423,7 @@ func (o Order) Validate() error {
 	}
 	p.check((o.Kind == OrderRestore) == (o.Snapshot != ""), "a snapshot belongs to %s, and only to it", OrderRestore)
 	p.text("snapshot", o.Snapshot)
+	p.check(!o.KeepData || o.Kind == OrderInstall, "keep_data belongs to %s, and only to it", OrderInstall)
 	o.validateCluster(&p)
 	p.check((o.Kind == OrderClearFailed) == (len(o.Digest) > 0), "a digest belongs to %s, and only to it", OrderClearFailed)
 	p.sha256("digest", o.Digest, false)

@@ -21,6 +21,12 @@ func TestDocumentsAsTheyAreSigned(t *testing.T) {
 	charter.Founding.Successors = []fleet.NodeID{fleet.EKHash{9}.NodeID()}
 	charter.Delegates, charter.EscrowKey, charter.Lab, charter.AnyBoot = [][]byte{{1, 2}}, digest, true, true
 	charter.Birth.Disable = []string{"traefik"}
+	charterStack := charter
+	charterStack.Stack, charterStack.Update = goodStackRef(), goodUpdate()
+	version := goodStackVersion()
+	version.CNI, version.CSI = "flannel", "longhorn"
+	version.AddOns = []fleet.AddOn{{Name: "longhorn", Version: "1.9.0", SHA256: digest, Namespace: "longhorn-system", Values: "replicas: 2\n"}}
+	version.Apps = []fleet.App{{AddOn: fleet.AddOn{Name: "till", Version: "4", SHA256: digest}, Sites: map[string]string{"kind": "shop"}}}
 	admission := goodAdmission()
 	admission.Labels, admission.MayServe, admission.Address, admission.Version = map[string]string{"muster/cpus": "8"}, true, "100.96.0.1", fleet.DocVersion{Epoch: 1, N: 3}
 	order := func(kind fleet.OrderKind, change func(*fleet.Order)) fleet.Order {
@@ -36,7 +42,17 @@ func TestDocumentsAsTheyAreSigned(t *testing.T) {
 	record := goodRecord()
 	record.Version, record.Into = 4, "c-2"
 	for name, v := range map[string]interface{ Validate() error }{
-		"charter": charter, "admission": admission,
+		"charter": charter, "charter-stack": charterStack, "stack-version": version, "admission": admission,
+		"order-install": order(fleet.OrderInstall, func(o *fleet.Order) {
+			o.Disk, o.KeepData = &fleet.DiskTarget{Serial: "S1", WWN: "naa.5", Model: "M", SizeBytes: 64 << 30}, true
+			o.Image = &fleet.ImageRef{Name: "slot", Version: "1", Arch: "amd64", SHA256: digest}
+		}),
+		"order-wipe":    order(fleet.OrderWipe, func(o *fleet.Order) { o.Disk = &fleet.DiskTarget{Serial: "S1", SizeBytes: 64 << 30} }),
+		"order-recover": order(fleet.OrderRecover, nil),
+		"order-downgrade": order(fleet.OrderDowngrade, func(o *fleet.Order) {
+			o.Image = &fleet.ImageRef{Name: "slot", Version: "1", Arch: "amd64", SHA256: digest}
+		}),
+		"order-clear-failed": order(fleet.OrderClearFailed, func(o *fleet.Order) { o.Digest = digest }),
 		"removal": fleet.Removal{
 			Format: fleet.RemovalFormat, Tenant: "default", Site: "shop-1", Node: ek.NodeID(), Incarnation: 2, LDevIDKey: digest, Reason: "sold",
 			Version: fleet.DocVersion{Epoch: 1, N: 4}, Issued: now,
@@ -92,13 +108,20 @@ func FuzzDocuments(f *testing.F) {
 			charter   fleet.Charter
 			admission fleet.Admission
 			order     fleet.Order
+			version   fleet.StackVersion
+			system    fleet.SystemReport
 		)
 		if json.Unmarshal(b, &record) == nil && record.Validate() == nil && (len(record.Servers) > fleet.MaxRecordServers || record.Epoch > fleet.MaxClusterEpoch) {
 			t.Fatal("an unbounded record is valid")
 		}
-		for _, v := range []interface{ Validate() error }{&offer, &charter, &admission, &order} {
+		for _, v := range []interface{ Validate() error }{&offer, &charter, &admission, &order, &version, &system} {
 			if json.Unmarshal(b, v) == nil {
 				_ = v.Validate()
+			}
+		}
+		if u := charter.UpdatePolicy(); u.Validate() == nil {
+			if open, change := u.Open(now); !change.IsZero() && (!change.After(now) || change.After(now.Add(9*24*time.Hour))) {
+				t.Fatalf("%+v is open: %v, and changes at %s", u, open, change)
 			}
 		}
 	})

@@ -55,6 +55,7 @@ func TestJSONRoundTrips(t *testing.T) {
 	t.Run("EscrowOffer", func(t *testing.T) { roundTrip[fleet.EscrowOffer](t, nil) })
 	t.Run("Stack", func(t *testing.T) { roundTrip[fleet.Stack](t, nil) })
 	t.Run("StackVersion", func(t *testing.T) { roundTrip[fleet.StackVersion](t, nil) })
+	t.Run("SystemReport", func(t *testing.T) { roundTrip[fleet.SystemReport](t, nil) })
 	t.Run("Hardware", func(t *testing.T) { roundTrip[fleet.Hardware](t, nil) })
 	t.Run("Event", func(t *testing.T) { roundTrip[fleet.Event](t, nil) })
 	t.Run("AuditRecord", func(t *testing.T) { roundTrip[fleet.AuditRecord](t, nil) })
@@ -70,6 +71,7 @@ func TestValidateNeverPanics(t *testing.T) {
 			fleettest.Draw[fleet.Admission](t), fleettest.Draw[fleet.Removal](t), fleettest.Draw[fleet.Order](t),
 			fleettest.Draw[fleet.Stack](t), fleettest.Draw[fleet.StackVersion](t), fleettest.Draw[fleet.Event](t),
 			fleettest.Draw[fleet.AuditRecord](t), fleettest.Draw[fleet.ClusterRecord](t), fleettest.Draw[fleet.EscrowOffer](t),
+			fleettest.Draw[fleet.SystemReport](t), fleettest.Draw[fleet.UpdatePolicy](t), fleettest.Draw[fleet.DiskRule](t),
 		} {
 			_ = v.Validate()
 		}
@@ -104,6 +106,25 @@ func goodCharter() fleet.Charter {
 		Founding: fleet.Founding{Mode: fleet.FoundNamed, Founder: ek.NodeID()}, Policy: fleet.DefaultPolicy(),
 		Birth:  fleet.DefaultBirth(),
 		Images: []fleet.ImageEvidence{{Name: "slot", Version: "1", Authenticode: digest, PCR11: digest}},
+	}
+}
+
+func goodStackRef() *fleet.StackRef {
+	return &fleet.StackRef{Name: "shop", Version: "2027.1", SHA256: digest}
+}
+
+func goodUpdate() *fleet.UpdatePolicy {
+	return &fleet.UpdatePolicy{
+		Paused: true, DrainTimeout: 300, DrainForce: true, RateKbit: 20000,
+		Windows: []fleet.UpdateWindow{{Days: []string{"mon", "tue"}, From: "02:30", Minutes: 180, UTCOffset: 60}},
+	}
+}
+
+func goodSystem() fleet.SystemReport {
+	return fleet.SystemReport{
+		Tenant: "default", Site: "shop-1", Node: ek.NodeID(), At: now, Slot: fleet.SlotA, Image: "slot@1", ImageSHA256: digest,
+		Stack: goodStackRef(), State: fleet.SystemWriting, Percent: 40, Target: "slot@2", TargetSHA256: digest,
+		Failed: []fleet.FailedImage{{SHA256: digest, Image: "slot@0", Reason: "k3s never became ready", At: now}},
 	}
 }
 
@@ -302,8 +323,60 @@ func TestValidate(t *testing.T) {
 	refused(t, goodStackVersion, map[string]func(*fleet.StackVersion){
 		"images":     func(v *fleet.StackVersion) { v.Images = nil },
 		"etcd minor": func(v *fleet.StackVersion) { v.EtcdMinor = "3" },
-		"twice":      func(v *fleet.StackVersion) { v.AddOns = []fleet.AddOn{{"a", "1", digest}, {"a", "1", digest}} },
-		"created":    func(v *fleet.StackVersion) { v.Created = time.Time{} },
+		"twice": func(v *fleet.StackVersion) {
+			v.AddOns = []fleet.AddOn{{Name: "a", Version: "1", SHA256: digest}, {Name: "a", Version: "1", SHA256: digest}}
+		},
+		"created": func(v *fleet.StackVersion) { v.Created = time.Time{} },
+		"app \"a\"": func(v *fleet.StackVersion) {
+			v.AddOns = []fleet.AddOn{{Name: "a", Version: "1", SHA256: digest}}
+			v.Apps = []fleet.App{{AddOn: v.AddOns[0]}}
+		},
+		"namespace": func(v *fleet.StackVersion) {
+			v.AddOns = []fleet.AddOn{{Name: "a", Version: "1", SHA256: digest, Namespace: "A b"}}
+		},
+		"values": func(v *fleet.StackVersion) {
+			v.AddOns = []fleet.AddOn{{Name: "a", Version: "1", SHA256: digest, Values: strings.Repeat("x", fleet.MaxValues+1)}}
+		},
+		"label": func(v *fleet.StackVersion) {
+			v.Apps = []fleet.App{{AddOn: fleet.AddOn{Name: "a", Version: "1", SHA256: digest}, Sites: map[string]string{"a b": ""}}}
+		},
+		"cni": func(v *fleet.StackVersion) { v.CNI = "No Name" },
+	})
+	refused(t, func() fleet.Charter {
+		c := goodCharter()
+		c.Stack, c.Update = goodStackRef(), goodUpdate()
+		return c
+	}, map[string]func(*fleet.Charter){
+		"sha256 of the stack version": func(v *fleet.Charter) { v.Stack.SHA256 = digest[1:] },
+		"stack":                       func(v *fleet.Charter) { v.Stack.Name = "" },
+		"version":                     func(v *fleet.Charter) { v.Stack.Version = "../x" },
+		"HH:MM":                       func(v *fleet.Charter) { v.Update.Windows[0].From = "3:00" },
+		"minutes":                     func(v *fleet.Charter) { v.Update.Windows[0].Minutes = 0 },
+		"day \"someday\"":             func(v *fleet.Charter) { v.Update.Windows[0].Days = []string{"someday"} },
+		"utc_offset_min":              func(v *fleet.Charter) { v.Update.Windows[0].UTCOffset = 5000 },
+		"drain_timeout_s":             func(v *fleet.Charter) { v.Update.DrainTimeout = -1 },
+		"rate_kbit_s":                 func(v *fleet.Charter) { v.Update.RateKbit = -1 },
+		"update windows":              func(v *fleet.Charter) { v.Update.Windows = make([]fleet.UpdateWindow, 1000) },
+	})
+	refused(t, goodSystem, map[string]func(*fleet.SystemReport){
+		"slot":              func(v *fleet.SystemReport) { v.Slot = "c" },
+		"state":             func(v *fleet.SystemReport) { v.State = 99 },
+		"percent":           func(v *fleet.SystemReport) { v.Percent = 101 },
+		"image_sha256":      func(v *fleet.SystemReport) { v.ImageSHA256 = digest[1:] },
+		"reason":            func(v *fleet.SystemReport) { v.Reason = "\x1b[2J" },
+		"failed images":     func(v *fleet.SystemReport) { v.Failed = make([]fleet.FailedImage, 1000) },
+		"of failed image 0": func(v *fleet.SystemReport) { v.Failed = []fleet.FailedImage{{}} },
+		"warnings":          func(v *fleet.SystemReport) { v.Warnings = make([]string, 1000) },
+		"stack":             func(v *fleet.SystemReport) { v.Stack = &fleet.StackRef{} },
+	})
+	refused(t, func() fleet.SiteSettings {
+		s := fleet.DefaultSettings()
+		s.Install = &fleet.DiskRule{Prefer: fleet.DiskNVMeFirst, MinBytes: 1, MaxBytes: 2}
+		return s
+	}, map[string]func(*fleet.SiteSettings){
+		"prefer":    func(v *fleet.SiteSettings) { v.Install.Prefer = "any" },
+		"max_bytes": func(v *fleet.SiteSettings) { v.Install.MinBytes = 3 },
+		"sizes":     func(v *fleet.SiteSettings) { v.Install.MinBytes = -3 },
 	})
 	refused(t, goodRule, map[string]func(*fleet.PreApproval){
 		"identity":  func(v *fleet.PreApproval) { v.MinIdentity = fleet.IdentityUnverified },

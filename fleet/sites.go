@@ -46,6 +46,11 @@ type SiteSettings struct {
 	// Delegates are PKIX DER public keys that may sign Admissions and
 	// Removals too.
 	Delegates [][]byte `json:"delegates,omitempty"`
+	// Update is when and how nodes go to another version; nil: DefaultUpdate.
+	Update *UpdatePolicy `json:"update,omitempty"`
+	// Install is which disk the centre orders installed when a node comes to
+	// the site and the site has a stack; nil: a person orders it.
+	Install *DiskRule `json:"install,omitempty"`
 }
 
 // DefaultSettings are those of a site for which nobody chose.
@@ -157,6 +162,12 @@ func (s SiteSettings) validate(p *problems) {
 		p.add(validateImageID(i))
 	}
 	validateDelegates(p, s.Delegates)
+	if s.Update != nil {
+		s.Update.validate(p)
+	}
+	if s.Install != nil {
+		s.Install.validate(p)
+	}
 }
 
 // Validate reports all problems of the settings.

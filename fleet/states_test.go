@@ -50,6 +50,7 @@ func TestWordsOfEnums(t *testing.T) {
 	wordsOf[RequestState](t, "request state", requestNames[:])
 	wordsOf[NodeState](t, "node state", nodeNames[:])
 	wordsOf[OrderState](t, "order state", orderNames[:])
+	wordsOf[SystemState](t, "system state", systemNames[:])
 	wordsOf[IdentityTrust](t, "identity", identityNames[:])
 	wordsOf[BootTrust](t, "boot", bootNames[:])
 	wordsOf[EventLevel](t, "event level", eventLevelNames[:])

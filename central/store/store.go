@@ -44,6 +44,8 @@ type Store interface {
 // Reader is the reading half of a transaction. Lists are ordered by key
 // unless said otherwise. Single objects return ErrNotFound.
 type Reader interface {
+	StackReader
+
 	// Setting returns a value of the database itself.
 	Setting(name string) (string, error)
 	// Epoch counts the lives of the database; it starts at 1 and is raised
@@ -160,6 +162,7 @@ type Reader interface {
 // the object with its new revision.
 type Tx interface {
 	Reader
+	StackTx
 
 	PutSetting(name, value string) error
 	// RaiseEpoch begins a new life of the database.

@@ -1890,10 +1890,12 @@ func (x *ListNodesRequest) GetAfter() string {
 }
 
 type ListNodesResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Nodes         []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
-	Lab           bool                   `protobuf:"varint,2,opt,name=lab,proto3" json:"lab,omitempty"`
-	More          bool                   `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Nodes []*Node                `protobuf:"bytes,1,rep,name=nodes,proto3" json:"nodes,omitempty"`
+	Lab   bool                   `protobuf:"varint,2,opt,name=lab,proto3" json:"lab,omitempty"`
+	More  bool                   `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	// What each said of its system, same order; empty for one that never did.
+	Systems       []*SystemReport `protobuf:"bytes,4,rep,name=systems,proto3" json:"systems,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1949,6 +1951,13 @@ func (x *ListNodesResponse) GetMore() bool {
 	return false
 }
 
+func (x *ListNodesResponse) GetSystems() []*SystemReport {
+	if x != nil {
+		return x.Systems
+	}
+	return nil
+}
+
 type GetNodeRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Id            string                 `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
@@ -2001,10 +2010,18 @@ type GetNodeResponse struct {
 	Lab      bool       `protobuf:"varint,3,opt,name=lab,proto3" json:"lab,omitempty"`
 	Denied   bool       `protobuf:"varint,4,opt,name=denied,proto3" json:"denied,omitempty"`
 	// PKIX DER of the node's LDevID key, and what the node said last.
-	LdevidPublic  []byte      `protobuf:"bytes,5,opt,name=ldevid_public,json=ldevidPublic,proto3" json:"ldevid_public,omitempty"`
-	Report        *NodeReport `protobuf:"bytes,6,opt,name=report,proto3" json:"report,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	LdevidPublic []byte      `protobuf:"bytes,5,opt,name=ldevid_public,json=ldevidPublic,proto3" json:"ldevid_public,omitempty"`
+	Report       *NodeReport `protobuf:"bytes,6,opt,name=report,proto3" json:"report,omitempty"`
+	// Absent if the node never said.
+	System *SystemReport `protobuf:"bytes,7,opt,name=system,proto3" json:"system,omitempty"`
+	// Orders of the node that stand, and its last ones.
+	Orders []*IssuedOrder `protobuf:"bytes,8,rep,name=orders,proto3" json:"orders,omitempty"`
+	// What it shall run; absent: nothing is asked of it.
+	Desired           *StackRef              `protobuf:"bytes,9,opt,name=desired,proto3" json:"desired,omitempty"`
+	Now               *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=now,proto3" json:"now,omitempty"`
+	StaleAfterSeconds uint32                 `protobuf:"varint,11,opt,name=stale_after_seconds,json=staleAfterSeconds,proto3" json:"stale_after_seconds,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GetNodeResponse) Reset() {
@@ -2077,6 +2094,41 @@ func (x *GetNodeResponse) GetReport() *NodeReport {
 		return x.Report
 	}
 	return nil
+}
+
+func (x *GetNodeResponse) GetSystem() *SystemReport {
+	if x != nil {
+		return x.System
+	}
+	return nil
+}
+
+func (x *GetNodeResponse) GetOrders() []*IssuedOrder {
+	if x != nil {
+		return x.Orders
+	}
+	return nil
+}
+
+func (x *GetNodeResponse) GetDesired() *StackRef {
+	if x != nil {
+		return x.Desired
+	}
+	return nil
+}
+
+func (x *GetNodeResponse) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+func (x *GetNodeResponse) GetStaleAfterSeconds() uint32 {
+	if x != nil {
+		return x.StaleAfterSeconds
+	}
+	return 0
 }
 
 type DenyNodeRequest struct {
@@ -2464,8 +2516,13 @@ type GetSiteResponse struct {
 	Now    *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=now,proto3" json:"now,omitempty"`
 	// A node that was not heard of for so long is shown as stale.
 	StaleAfterSeconds uint32 `protobuf:"varint,11,opt,name=stale_after_seconds,json=staleAfterSeconds,proto3" json:"stale_after_seconds,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// What each node said of its system, same order; empty for one that never
+	// did.
+	Systems []*SystemReport `protobuf:"bytes,12,rep,name=systems,proto3" json:"systems,omitempty"`
+	// How the site compares with what it shall run.
+	Drift         *SiteDrift `protobuf:"bytes,13,opt,name=drift,proto3" json:"drift,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *GetSiteResponse) Reset() {
@@ -2573,6 +2630,20 @@ func (x *GetSiteResponse) GetStaleAfterSeconds() uint32 {
 		return x.StaleAfterSeconds
 	}
 	return 0
+}
+
+func (x *GetSiteResponse) GetSystems() []*SystemReport {
+	if x != nil {
+		return x.Systems
+	}
+	return nil
+}
+
+func (x *GetSiteResponse) GetDrift() *SiteDrift {
+	if x != nil {
+		return x.Drift
+	}
+	return nil
 }
 
 type SetSiteRequest struct {
@@ -3106,9 +3177,1529 @@ func (x *RemoveNodeResponse) GetRemoval() *Removal {
 	return nil
 }
 
+type AssignStackRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Sites by name, or by labels that they all have; not both.
+	Sites  []string          `protobuf:"bytes,1,rep,name=sites,proto3" json:"sites,omitempty"`
+	Labels map[string]string `protobuf:"bytes,2,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Empty takes the assignment back.
+	Stack   string `protobuf:"bytes,3,opt,name=stack,proto3" json:"stack,omitempty"`
+	Version string `protobuf:"bytes,4,opt,name=version,proto3" json:"version,omitempty"`
+	Reason  string `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Say what would change; write nothing.
+	DryRun bool `protobuf:"varint,6,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// With one site: the generation that was read; 0: whatever is there.
+	Generation int64 `protobuf:"varint,7,opt,name=generation,proto3" json:"generation,omitempty"`
+	// Also where a step raises the etcd minor, which cannot be undone.
+	AcceptNoReturn bool `protobuf:"varint,8,opt,name=accept_no_return,json=acceptNoReturn,proto3" json:"accept_no_return,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *AssignStackRequest) Reset() {
+	*x = AssignStackRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignStackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignStackRequest) ProtoMessage() {}
+
+func (x *AssignStackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignStackRequest.ProtoReflect.Descriptor instead.
+func (*AssignStackRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *AssignStackRequest) GetSites() []string {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+func (x *AssignStackRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *AssignStackRequest) GetStack() string {
+	if x != nil {
+		return x.Stack
+	}
+	return ""
+}
+
+func (x *AssignStackRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *AssignStackRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *AssignStackRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *AssignStackRequest) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *AssignStackRequest) GetAcceptNoReturn() bool {
+	if x != nil {
+		return x.AcceptNoReturn
+	}
+	return false
+}
+
+type AssignedSite struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Site  *Site                  `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// "stack@version", or "".
+	Before  string `protobuf:"bytes,2,opt,name=before,proto3" json:"before,omitempty"`
+	Changed bool   `protobuf:"varint,3,opt,name=changed,proto3" json:"changed,omitempty"`
+	// Why the site was left as it is.
+	Refused       string `protobuf:"bytes,4,opt,name=refused,proto3" json:"refused,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignedSite) Reset() {
+	*x = AssignedSite{}
+	mi := &file_muster_v1_management_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignedSite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignedSite) ProtoMessage() {}
+
+func (x *AssignedSite) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignedSite.ProtoReflect.Descriptor instead.
+func (*AssignedSite) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *AssignedSite) GetSite() *Site {
+	if x != nil {
+		return x.Site
+	}
+	return nil
+}
+
+func (x *AssignedSite) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *AssignedSite) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *AssignedSite) GetRefused() string {
+	if x != nil {
+		return x.Refused
+	}
+	return ""
+}
+
+type AssignStackResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sites         []*AssignedSite        `protobuf:"bytes,1,rep,name=sites,proto3" json:"sites,omitempty"`
+	Warnings      []string               `protobuf:"bytes,2,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AssignStackResponse) Reset() {
+	*x = AssignStackResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AssignStackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AssignStackResponse) ProtoMessage() {}
+
+func (x *AssignStackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AssignStackResponse.ProtoReflect.Descriptor instead.
+func (*AssignStackResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *AssignStackResponse) GetSites() []*AssignedSite {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+func (x *AssignStackResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type GetDriftRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Empty: all sites with a stack.
+	Labels map[string]string `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Stack  string            `protobuf:"bytes,2,opt,name=stack,proto3" json:"stack,omitempty"`
+	// List the sites that are current too.
+	All           bool `protobuf:"varint,3,opt,name=all,proto3" json:"all,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDriftRequest) Reset() {
+	*x = GetDriftRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDriftRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDriftRequest) ProtoMessage() {}
+
+func (x *GetDriftRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDriftRequest.ProtoReflect.Descriptor instead.
+func (*GetDriftRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *GetDriftRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *GetDriftRequest) GetStack() string {
+	if x != nil {
+		return x.Stack
+	}
+	return ""
+}
+
+func (x *GetDriftRequest) GetAll() bool {
+	if x != nil {
+		return x.All
+	}
+	return false
+}
+
+type NodeDrift struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Node    string                 `protobuf:"bytes,1,opt,name=node,proto3" json:"node,omitempty"`
+	Words   string                 `protobuf:"bytes,2,opt,name=words,proto3" json:"words,omitempty"`
+	Current bool                   `protobuf:"varint,3,opt,name=current,proto3" json:"current,omitempty"`
+	// It was not heard of for a while: what is said of it is old.
+	Stale     bool                   `protobuf:"varint,4,opt,name=stale,proto3" json:"stale,omitempty"`
+	LastHeard *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_heard,json=lastHeard,proto3" json:"last_heard,omitempty"`
+	Running   string                 `protobuf:"bytes,6,opt,name=running,proto3" json:"running,omitempty"`
+	State     SystemState            `protobuf:"varint,7,opt,name=state,proto3,enum=muster.v1.SystemState" json:"state,omitempty"`
+	Percent   uint32                 `protobuf:"varint,8,opt,name=percent,proto3" json:"percent,omitempty"`
+	// Why it is not current, in a sentence.
+	Why           string `protobuf:"bytes,9,opt,name=why,proto3" json:"why,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *NodeDrift) Reset() {
+	*x = NodeDrift{}
+	mi := &file_muster_v1_management_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *NodeDrift) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*NodeDrift) ProtoMessage() {}
+
+func (x *NodeDrift) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use NodeDrift.ProtoReflect.Descriptor instead.
+func (*NodeDrift) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *NodeDrift) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *NodeDrift) GetWords() string {
+	if x != nil {
+		return x.Words
+	}
+	return ""
+}
+
+func (x *NodeDrift) GetCurrent() bool {
+	if x != nil {
+		return x.Current
+	}
+	return false
+}
+
+func (x *NodeDrift) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+func (x *NodeDrift) GetLastHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastHeard
+	}
+	return nil
+}
+
+func (x *NodeDrift) GetRunning() string {
+	if x != nil {
+		return x.Running
+	}
+	return ""
+}
+
+func (x *NodeDrift) GetState() SystemState {
+	if x != nil {
+		return x.State
+	}
+	return SystemState_SYSTEM_STATE_UNKNOWN
+}
+
+func (x *NodeDrift) GetPercent() uint32 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+func (x *NodeDrift) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+type SiteDrift struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Site  string                 `protobuf:"bytes,1,opt,name=site,proto3" json:"site,omitempty"`
+	// "stack@version".
+	Desired string `protobuf:"bytes,2,opt,name=desired,proto3" json:"desired,omitempty"`
+	// "current", "updating", "waiting", "blocked", "unknown" or "unassigned".
+	State        string                 `protobuf:"bytes,3,opt,name=state,proto3" json:"state,omitempty"`
+	Why          string                 `protobuf:"bytes,4,opt,name=why,proto3" json:"why,omitempty"`
+	Nodes        uint32                 `protobuf:"varint,5,opt,name=nodes,proto3" json:"nodes,omitempty"`
+	NodesCurrent uint32                 `protobuf:"varint,6,opt,name=nodes_current,json=nodesCurrent,proto3" json:"nodes_current,omitempty"`
+	Stale        bool                   `protobuf:"varint,7,opt,name=stale,proto3" json:"stale,omitempty"`
+	LastHeard    *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=last_heard,json=lastHeard,proto3" json:"last_heard,omitempty"`
+	// Those that are not current.
+	Outliers      []*NodeDrift `protobuf:"bytes,9,rep,name=outliers,proto3" json:"outliers,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SiteDrift) Reset() {
+	*x = SiteDrift{}
+	mi := &file_muster_v1_management_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SiteDrift) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SiteDrift) ProtoMessage() {}
+
+func (x *SiteDrift) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SiteDrift.ProtoReflect.Descriptor instead.
+func (*SiteDrift) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *SiteDrift) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *SiteDrift) GetDesired() string {
+	if x != nil {
+		return x.Desired
+	}
+	return ""
+}
+
+func (x *SiteDrift) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *SiteDrift) GetWhy() string {
+	if x != nil {
+		return x.Why
+	}
+	return ""
+}
+
+func (x *SiteDrift) GetNodes() uint32 {
+	if x != nil {
+		return x.Nodes
+	}
+	return 0
+}
+
+func (x *SiteDrift) GetNodesCurrent() uint32 {
+	if x != nil {
+		return x.NodesCurrent
+	}
+	return 0
+}
+
+func (x *SiteDrift) GetStale() bool {
+	if x != nil {
+		return x.Stale
+	}
+	return false
+}
+
+func (x *SiteDrift) GetLastHeard() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastHeard
+	}
+	return nil
+}
+
+func (x *SiteDrift) GetOutliers() []*NodeDrift {
+	if x != nil {
+		return x.Outliers
+	}
+	return nil
+}
+
+type GetDriftResponse struct {
+	state        protoimpl.MessageState `protogen:"open.v1"`
+	Sites        uint32                 `protobuf:"varint,1,opt,name=sites,proto3" json:"sites,omitempty"`
+	SitesCurrent uint32                 `protobuf:"varint,2,opt,name=sites_current,json=sitesCurrent,proto3" json:"sites_current,omitempty"`
+	Unassigned   uint32                 `protobuf:"varint,3,opt,name=unassigned,proto3" json:"unassigned,omitempty"`
+	// "497 of 500 current; ..."
+	Summary       string                 `protobuf:"bytes,4,opt,name=summary,proto3" json:"summary,omitempty"`
+	Outliers      []*SiteDrift           `protobuf:"bytes,5,rep,name=outliers,proto3" json:"outliers,omitempty"`
+	Lab           bool                   `protobuf:"varint,6,opt,name=lab,proto3" json:"lab,omitempty"`
+	Now           *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=now,proto3" json:"now,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetDriftResponse) Reset() {
+	*x = GetDriftResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[54]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetDriftResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetDriftResponse) ProtoMessage() {}
+
+func (x *GetDriftResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[54]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetDriftResponse.ProtoReflect.Descriptor instead.
+func (*GetDriftResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{54}
+}
+
+func (x *GetDriftResponse) GetSites() uint32 {
+	if x != nil {
+		return x.Sites
+	}
+	return 0
+}
+
+func (x *GetDriftResponse) GetSitesCurrent() uint32 {
+	if x != nil {
+		return x.SitesCurrent
+	}
+	return 0
+}
+
+func (x *GetDriftResponse) GetUnassigned() uint32 {
+	if x != nil {
+		return x.Unassigned
+	}
+	return 0
+}
+
+func (x *GetDriftResponse) GetSummary() string {
+	if x != nil {
+		return x.Summary
+	}
+	return ""
+}
+
+func (x *GetDriftResponse) GetOutliers() []*SiteDrift {
+	if x != nil {
+		return x.Outliers
+	}
+	return nil
+}
+
+func (x *GetDriftResponse) GetLab() bool {
+	if x != nil {
+		return x.Lab
+	}
+	return false
+}
+
+func (x *GetDriftResponse) GetNow() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Now
+	}
+	return nil
+}
+
+type ListStacksRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStacksRequest) Reset() {
+	*x = ListStacksRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[55]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStacksRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStacksRequest) ProtoMessage() {}
+
+func (x *ListStacksRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[55]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStacksRequest.ProtoReflect.Descriptor instead.
+func (*ListStacksRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{55}
+}
+
+type StackSummary struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Stack *Stack                 `protobuf:"bytes,1,opt,name=stack,proto3" json:"stack,omitempty"`
+	// Newest first, without envelopes.
+	Versions []*PublishedVersion `protobuf:"bytes,2,rep,name=versions,proto3" json:"versions,omitempty"`
+	// Sites by version that shall run it.
+	Sites         map[string]uint32 `protobuf:"bytes,3,rep,name=sites,proto3" json:"sites,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StackSummary) Reset() {
+	*x = StackSummary{}
+	mi := &file_muster_v1_management_proto_msgTypes[56]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StackSummary) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StackSummary) ProtoMessage() {}
+
+func (x *StackSummary) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[56]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StackSummary.ProtoReflect.Descriptor instead.
+func (*StackSummary) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{56}
+}
+
+func (x *StackSummary) GetStack() *Stack {
+	if x != nil {
+		return x.Stack
+	}
+	return nil
+}
+
+func (x *StackSummary) GetVersions() []*PublishedVersion {
+	if x != nil {
+		return x.Versions
+	}
+	return nil
+}
+
+func (x *StackSummary) GetSites() map[string]uint32 {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+type ListStacksResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stacks        []*StackSummary        `protobuf:"bytes,1,rep,name=stacks,proto3" json:"stacks,omitempty"`
+	Lab           bool                   `protobuf:"varint,2,opt,name=lab,proto3" json:"lab,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListStacksResponse) Reset() {
+	*x = ListStacksResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[57]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListStacksResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListStacksResponse) ProtoMessage() {}
+
+func (x *ListStacksResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[57]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListStacksResponse.ProtoReflect.Descriptor instead.
+func (*ListStacksResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{57}
+}
+
+func (x *ListStacksResponse) GetStacks() []*StackSummary {
+	if x != nil {
+		return x.Stacks
+	}
+	return nil
+}
+
+func (x *ListStacksResponse) GetLab() bool {
+	if x != nil {
+		return x.Lab
+	}
+	return false
+}
+
+type GetStackRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStackRequest) Reset() {
+	*x = GetStackRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[58]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStackRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStackRequest) ProtoMessage() {}
+
+func (x *GetStackRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[58]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStackRequest.ProtoReflect.Descriptor instead.
+func (*GetStackRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{58}
+}
+
+func (x *GetStackRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type GetStackResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Stack         *StackSummary          `protobuf:"bytes,1,opt,name=stack,proto3" json:"stack,omitempty"`
+	Lab           bool                   `protobuf:"varint,2,opt,name=lab,proto3" json:"lab,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetStackResponse) Reset() {
+	*x = GetStackResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[59]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetStackResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetStackResponse) ProtoMessage() {}
+
+func (x *GetStackResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[59]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetStackResponse.ProtoReflect.Descriptor instead.
+func (*GetStackResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{59}
+}
+
+func (x *GetStackResponse) GetStack() *StackSummary {
+	if x != nil {
+		return x.Stack
+	}
+	return nil
+}
+
+func (x *GetStackResponse) GetLab() bool {
+	if x != nil {
+		return x.Lab
+	}
+	return false
+}
+
+type PublishStackVersionRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// DSSE envelope (JSON) of the stack version.
+	Envelope      []byte `protobuf:"bytes,1,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	Reason        string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishStackVersionRequest) Reset() {
+	*x = PublishStackVersionRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[60]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishStackVersionRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishStackVersionRequest) ProtoMessage() {}
+
+func (x *PublishStackVersionRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[60]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishStackVersionRequest.ProtoReflect.Descriptor instead.
+func (*PublishStackVersionRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{60}
+}
+
+func (x *PublishStackVersionRequest) GetEnvelope() []byte {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+func (x *PublishStackVersionRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type PublishStackVersionResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version *PublishedVersion      `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// False if exactly this version was published before.
+	Created       bool     `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
+	Warnings      []string `protobuf:"bytes,3,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishStackVersionResponse) Reset() {
+	*x = PublishStackVersionResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[61]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishStackVersionResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishStackVersionResponse) ProtoMessage() {}
+
+func (x *PublishStackVersionResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[61]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishStackVersionResponse.ProtoReflect.Descriptor instead.
+func (*PublishStackVersionResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{61}
+}
+
+func (x *PublishStackVersionResponse) GetVersion() *PublishedVersion {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *PublishStackVersionResponse) GetCreated() bool {
+	if x != nil {
+		return x.Created
+	}
+	return false
+}
+
+func (x *PublishStackVersionResponse) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type ApplyDocument struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// JSON of one document.
+	Json          []byte `protobuf:"bytes,1,opt,name=json,proto3" json:"json,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyDocument) Reset() {
+	*x = ApplyDocument{}
+	mi := &file_muster_v1_management_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyDocument) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyDocument) ProtoMessage() {}
+
+func (x *ApplyDocument) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyDocument.ProtoReflect.Descriptor instead.
+func (*ApplyDocument) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *ApplyDocument) GetJson() []byte {
+	if x != nil {
+		return x.Json
+	}
+	return nil
+}
+
+type ApplyRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Documents     []*ApplyDocument       `protobuf:"bytes,1,rep,name=documents,proto3" json:"documents,omitempty"`
+	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyRequest) Reset() {
+	*x = ApplyRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyRequest) ProtoMessage() {}
+
+func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
+func (*ApplyRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *ApplyRequest) GetDocuments() []*ApplyDocument {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type ApplyProblem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Index of the document, and the field it is about, such as "spec.policy".
+	Document      uint32 `protobuf:"varint,1,opt,name=document,proto3" json:"document,omitempty"`
+	Field         string `protobuf:"bytes,2,opt,name=field,proto3" json:"field,omitempty"`
+	Problem       string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyProblem) Reset() {
+	*x = ApplyProblem{}
+	mi := &file_muster_v1_management_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyProblem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyProblem) ProtoMessage() {}
+
+func (x *ApplyProblem) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyProblem.ProtoReflect.Descriptor instead.
+func (*ApplyProblem) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *ApplyProblem) GetDocument() uint32 {
+	if x != nil {
+		return x.Document
+	}
+	return 0
+}
+
+func (x *ApplyProblem) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *ApplyProblem) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+type AppliedObject struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	// "created", "changed" or "unchanged".
+	Outcome  string `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Revision int64  `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	// The object's document before and after, as JSON.
+	Before        []byte `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`
+	After         []byte `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppliedObject) Reset() {
+	*x = AppliedObject{}
+	mi := &file_muster_v1_management_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppliedObject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppliedObject) ProtoMessage() {}
+
+func (x *AppliedObject) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
+func (*AppliedObject) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *AppliedObject) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AppliedObject) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AppliedObject) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *AppliedObject) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *AppliedObject) GetBefore() []byte {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *AppliedObject) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+type ApplyResponse struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Objects []*AppliedObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	// If there are any, nothing was written.
+	Problems      []*ApplyProblem `protobuf:"bytes,2,rep,name=problems,proto3" json:"problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyResponse) Reset() {
+	*x = ApplyResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyResponse) ProtoMessage() {}
+
+func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
+func (*ApplyResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *ApplyResponse) GetObjects() []*AppliedObject {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetProblems() []*ApplyProblem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+type LabelObjectRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "site", "stack" or "node".
+	Kind   string            `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name   string            `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Set    map[string]string `protobuf:"bytes,3,rep,name=set,proto3" json:"set,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Remove []string          `protobuf:"bytes,4,rep,name=remove,proto3" json:"remove,omitempty"`
+	// The revision that was read; 0: whatever is there.
+	Revision      int64  `protobuf:"varint,5,opt,name=revision,proto3" json:"revision,omitempty"`
+	Reason        string `protobuf:"bytes,6,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelObjectRequest) Reset() {
+	*x = LabelObjectRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelObjectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelObjectRequest) ProtoMessage() {}
+
+func (x *LabelObjectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelObjectRequest.ProtoReflect.Descriptor instead.
+func (*LabelObjectRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *LabelObjectRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *LabelObjectRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *LabelObjectRequest) GetSet() map[string]string {
+	if x != nil {
+		return x.Set
+	}
+	return nil
+}
+
+func (x *LabelObjectRequest) GetRemove() []string {
+	if x != nil {
+		return x.Remove
+	}
+	return nil
+}
+
+func (x *LabelObjectRequest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *LabelObjectRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type LabelObjectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Labels        map[string]string      `protobuf:"bytes,1,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Changed       bool                   `protobuf:"varint,2,opt,name=changed,proto3" json:"changed,omitempty"`
+	Revision      int64                  `protobuf:"varint,3,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *LabelObjectResponse) Reset() {
+	*x = LabelObjectResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *LabelObjectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*LabelObjectResponse) ProtoMessage() {}
+
+func (x *LabelObjectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use LabelObjectResponse.ProtoReflect.Descriptor instead.
+func (*LabelObjectResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *LabelObjectResponse) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *LabelObjectResponse) GetChanged() bool {
+	if x != nil {
+		return x.Changed
+	}
+	return false
+}
+
+func (x *LabelObjectResponse) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type DeleteObjectRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "site" or "stack".
+	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	Revision      int64  `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteObjectRequest) Reset() {
+	*x = DeleteObjectRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteObjectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteObjectRequest) ProtoMessage() {}
+
+func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteObjectRequest.ProtoReflect.Descriptor instead.
+func (*DeleteObjectRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *DeleteObjectRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DeleteObjectRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteObjectRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeleteObjectRequest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type DeleteObjectResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteObjectResponse) Reset() {
+	*x = DeleteObjectResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteObjectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteObjectResponse) ProtoMessage() {}
+
+func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteObjectResponse.ProtoReflect.Descriptor instead.
+func (*DeleteObjectResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{70}
+}
+
 type CreateOrderRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "found", "reset", "restore" or "dissolve".
+	// "install", "wipe", "recover", "downgrade", "clear-failed", "found",
+	// "reset", "restore" or "dissolve".
 	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
 	Node string `protobuf:"bytes,2,opt,name=node,proto3" json:"node,omitempty"`
 	Site string `protobuf:"bytes,3,opt,name=site,proto3" json:"site,omitempty"`
@@ -3125,14 +4716,24 @@ type CreateOrderRequest struct {
 	DryRun bool `protobuf:"varint,9,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
 	// Epoch of the site's cluster that was looked at; the order is refused if
 	// it is another one now. 0: any.
-	SeenEpoch     uint64 `protobuf:"varint,10,opt,name=seen_epoch,json=seenEpoch,proto3" json:"seen_epoch,omitempty"`
+	SeenEpoch uint64 `protobuf:"varint,10,opt,name=seen_epoch,json=seenEpoch,proto3" json:"seen_epoch,omitempty"`
+	// install, wipe: "serial=S", "wwn=W", a path such as "/dev/nvme0n1", or ""
+	// for what the site's rule says.
+	Disk string `protobuf:"bytes,11,opt,name=disk,proto3" json:"disk,omitempty"`
+	// install, downgrade: "name@version" of a slot image, or "" for that of the
+	// site's stack version. clear-failed: the image whose failure is forgotten,
+	// as name@version or as hex SHA-256.
+	Image    string `protobuf:"bytes,12,opt,name=image,proto3" json:"image,omitempty"`
+	KeepData bool   `protobuf:"varint,13,opt,name=keep_data,json=keepData,proto3" json:"keep_data,omitempty"`
+	// install, wipe: the disk holds a partition table, and that is all right.
+	Overwrite     bool `protobuf:"varint,14,opt,name=overwrite,proto3" json:"overwrite,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *CreateOrderRequest) Reset() {
 	*x = CreateOrderRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[48]
+	mi := &file_muster_v1_management_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3144,7 +4745,7 @@ func (x *CreateOrderRequest) String() string {
 func (*CreateOrderRequest) ProtoMessage() {}
 
 func (x *CreateOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[48]
+	mi := &file_muster_v1_management_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3157,7 +4758,7 @@ func (x *CreateOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOrderRequest.ProtoReflect.Descriptor instead.
 func (*CreateOrderRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{48}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *CreateOrderRequest) GetKind() string {
@@ -3230,6 +4831,34 @@ func (x *CreateOrderRequest) GetSeenEpoch() uint64 {
 	return 0
 }
 
+func (x *CreateOrderRequest) GetDisk() string {
+	if x != nil {
+		return x.Disk
+	}
+	return ""
+}
+
+func (x *CreateOrderRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *CreateOrderRequest) GetKeepData() bool {
+	if x != nil {
+		return x.KeepData
+	}
+	return false
+}
+
+func (x *CreateOrderRequest) GetOverwrite() bool {
+	if x != nil {
+		return x.Overwrite
+	}
+	return false
+}
+
 type CreateOrderResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	Order *IssuedOrder           `protobuf:"bytes,1,opt,name=order,proto3" json:"order,omitempty"`
@@ -3246,7 +4875,7 @@ type CreateOrderResponse struct {
 
 func (x *CreateOrderResponse) Reset() {
 	*x = CreateOrderResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[49]
+	mi := &file_muster_v1_management_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3258,7 +4887,7 @@ func (x *CreateOrderResponse) String() string {
 func (*CreateOrderResponse) ProtoMessage() {}
 
 func (x *CreateOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[49]
+	mi := &file_muster_v1_management_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3271,7 +4900,7 @@ func (x *CreateOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOrderResponse.ProtoReflect.Descriptor instead.
 func (*CreateOrderResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{49}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CreateOrderResponse) GetOrder() *IssuedOrder {
@@ -3315,7 +4944,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[50]
+	mi := &file_muster_v1_management_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3327,7 +4956,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[50]
+	mi := &file_muster_v1_management_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3340,7 +4969,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{50}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListOrdersRequest) GetSite() string {
@@ -3376,7 +5005,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[51]
+	mi := &file_muster_v1_management_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3388,7 +5017,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[51]
+	mi := &file_muster_v1_management_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3401,7 +5030,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{51}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*IssuedOrder {
@@ -3435,7 +5064,7 @@ type WithdrawOrderRequest struct {
 
 func (x *WithdrawOrderRequest) Reset() {
 	*x = WithdrawOrderRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[52]
+	mi := &file_muster_v1_management_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3447,7 +5076,7 @@ func (x *WithdrawOrderRequest) String() string {
 func (*WithdrawOrderRequest) ProtoMessage() {}
 
 func (x *WithdrawOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[52]
+	mi := &file_muster_v1_management_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3460,7 +5089,7 @@ func (x *WithdrawOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithdrawOrderRequest.ProtoReflect.Descriptor instead.
 func (*WithdrawOrderRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{52}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *WithdrawOrderRequest) GetId() string {
@@ -3486,7 +5115,7 @@ type WithdrawOrderResponse struct {
 
 func (x *WithdrawOrderResponse) Reset() {
 	*x = WithdrawOrderResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[53]
+	mi := &file_muster_v1_management_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3498,7 +5127,7 @@ func (x *WithdrawOrderResponse) String() string {
 func (*WithdrawOrderResponse) ProtoMessage() {}
 
 func (x *WithdrawOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[53]
+	mi := &file_muster_v1_management_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3511,7 +5140,7 @@ func (x *WithdrawOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithdrawOrderResponse.ProtoReflect.Descriptor instead.
 func (*WithdrawOrderResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{53}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *WithdrawOrderResponse) GetOrder() *IssuedOrder {
@@ -3532,7 +5161,7 @@ type TrustEscrowKeyRequest struct {
 
 func (x *TrustEscrowKeyRequest) Reset() {
 	*x = TrustEscrowKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[54]
+	mi := &file_muster_v1_management_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3544,7 +5173,7 @@ func (x *TrustEscrowKeyRequest) String() string {
 func (*TrustEscrowKeyRequest) ProtoMessage() {}
 
 func (x *TrustEscrowKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[54]
+	mi := &file_muster_v1_management_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3557,7 +5186,7 @@ func (x *TrustEscrowKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustEscrowKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustEscrowKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{54}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *TrustEscrowKeyRequest) GetKey() []byte {
@@ -3584,7 +5213,7 @@ type TrustEscrowKeyResponse struct {
 
 func (x *TrustEscrowKeyResponse) Reset() {
 	*x = TrustEscrowKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[55]
+	mi := &file_muster_v1_management_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3596,7 +5225,7 @@ func (x *TrustEscrowKeyResponse) String() string {
 func (*TrustEscrowKeyResponse) ProtoMessage() {}
 
 func (x *TrustEscrowKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[55]
+	mi := &file_muster_v1_management_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3609,7 +5238,7 @@ func (x *TrustEscrowKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustEscrowKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustEscrowKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{55}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *TrustEscrowKeyResponse) GetKeyId() string {
@@ -3635,7 +5264,7 @@ type ListEscrowRequest struct {
 
 func (x *ListEscrowRequest) Reset() {
 	*x = ListEscrowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[56]
+	mi := &file_muster_v1_management_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3647,7 +5276,7 @@ func (x *ListEscrowRequest) String() string {
 func (*ListEscrowRequest) ProtoMessage() {}
 
 func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[56]
+	mi := &file_muster_v1_management_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3660,7 +5289,7 @@ func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowRequest.ProtoReflect.Descriptor instead.
 func (*ListEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{56}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListEscrowRequest) GetSite() string {
@@ -3681,7 +5310,7 @@ type ListEscrowResponse struct {
 
 func (x *ListEscrowResponse) Reset() {
 	*x = ListEscrowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[57]
+	mi := &file_muster_v1_management_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3693,7 +5322,7 @@ func (x *ListEscrowResponse) String() string {
 func (*ListEscrowResponse) ProtoMessage() {}
 
 func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[57]
+	mi := &file_muster_v1_management_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3706,7 +5335,7 @@ func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowResponse.ProtoReflect.Descriptor instead.
 func (*ListEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{57}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListEscrowResponse) GetBlobs() []*EscrowBlob {
@@ -3732,7 +5361,7 @@ type FetchEscrowRequest struct {
 
 func (x *FetchEscrowRequest) Reset() {
 	*x = FetchEscrowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[58]
+	mi := &file_muster_v1_management_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3744,7 +5373,7 @@ func (x *FetchEscrowRequest) String() string {
 func (*FetchEscrowRequest) ProtoMessage() {}
 
 func (x *FetchEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[58]
+	mi := &file_muster_v1_management_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3757,7 +5386,7 @@ func (x *FetchEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchEscrowRequest.ProtoReflect.Descriptor instead.
 func (*FetchEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{58}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *FetchEscrowRequest) GetId() string {
@@ -3780,7 +5409,7 @@ type FetchEscrowResponse struct {
 
 func (x *FetchEscrowResponse) Reset() {
 	*x = FetchEscrowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[59]
+	mi := &file_muster_v1_management_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3792,7 +5421,7 @@ func (x *FetchEscrowResponse) String() string {
 func (*FetchEscrowResponse) ProtoMessage() {}
 
 func (x *FetchEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[59]
+	mi := &file_muster_v1_management_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3805,7 +5434,7 @@ func (x *FetchEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchEscrowResponse.ProtoReflect.Descriptor instead.
 func (*FetchEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{59}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *FetchEscrowResponse) GetPart() isFetchEscrowResponse_Part {
@@ -3862,7 +5491,7 @@ type PutHandoverRequest struct {
 
 func (x *PutHandoverRequest) Reset() {
 	*x = PutHandoverRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[60]
+	mi := &file_muster_v1_management_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3874,7 +5503,7 @@ func (x *PutHandoverRequest) String() string {
 func (*PutHandoverRequest) ProtoMessage() {}
 
 func (x *PutHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[60]
+	mi := &file_muster_v1_management_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3887,7 +5516,7 @@ func (x *PutHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PutHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{60}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *PutHandoverRequest) GetPart() isPutHandoverRequest_Part {
@@ -3947,7 +5576,7 @@ type HandoverHeader struct {
 
 func (x *HandoverHeader) Reset() {
 	*x = HandoverHeader{}
-	mi := &file_muster_v1_management_proto_msgTypes[61]
+	mi := &file_muster_v1_management_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3959,7 +5588,7 @@ func (x *HandoverHeader) String() string {
 func (*HandoverHeader) ProtoMessage() {}
 
 func (x *HandoverHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[61]
+	mi := &file_muster_v1_management_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3972,7 +5601,7 @@ func (x *HandoverHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandoverHeader.ProtoReflect.Descriptor instead.
 func (*HandoverHeader) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{61}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *HandoverHeader) GetNode() string {
@@ -4033,7 +5662,7 @@ type PutHandoverResponse struct {
 
 func (x *PutHandoverResponse) Reset() {
 	*x = PutHandoverResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[62]
+	mi := &file_muster_v1_management_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4045,7 +5674,7 @@ func (x *PutHandoverResponse) String() string {
 func (*PutHandoverResponse) ProtoMessage() {}
 
 func (x *PutHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[62]
+	mi := &file_muster_v1_management_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4058,7 +5687,7 @@ func (x *PutHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PutHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{62}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *PutHandoverResponse) GetBlob() *EscrowBlob {
@@ -4076,7 +5705,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[63]
+	mi := &file_muster_v1_management_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4088,7 +5717,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[63]
+	mi := &file_muster_v1_management_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4101,7 +5730,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{63}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{86}
 }
 
 type ListImagesResponse struct {
@@ -4114,7 +5743,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[64]
+	mi := &file_muster_v1_management_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4126,7 +5755,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[64]
+	mi := &file_muster_v1_management_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4139,7 +5768,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{64}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -4166,7 +5795,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[65]
+	mi := &file_muster_v1_management_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4178,7 +5807,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[65]
+	mi := &file_muster_v1_management_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4191,7 +5820,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{65}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *RegisterImageRequest) GetManifest() []byte {
@@ -4212,7 +5841,7 @@ type RegisterImageResponse struct {
 
 func (x *RegisterImageResponse) Reset() {
 	*x = RegisterImageResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[66]
+	mi := &file_muster_v1_management_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4224,7 +5853,7 @@ func (x *RegisterImageResponse) String() string {
 func (*RegisterImageResponse) ProtoMessage() {}
 
 func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[66]
+	mi := &file_muster_v1_management_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4237,7 +5866,7 @@ func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
 func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{66}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RegisterImageResponse) GetImage() *Image {
@@ -4265,7 +5894,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[67]
+	mi := &file_muster_v1_management_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4277,7 +5906,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[67]
+	mi := &file_muster_v1_management_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4290,7 +5919,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{67}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *TrustReleaseKeyRequest) GetPublicKey() string {
@@ -4318,7 +5947,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[68]
+	mi := &file_muster_v1_management_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4330,7 +5959,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[68]
+	mi := &file_muster_v1_management_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4343,7 +5972,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{68}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *TrustReleaseKeyResponse) GetKeyIds() []string {
@@ -4374,7 +6003,7 @@ type Root struct {
 
 func (x *Root) Reset() {
 	*x = Root{}
-	mi := &file_muster_v1_management_proto_msgTypes[69]
+	mi := &file_muster_v1_management_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4386,7 +6015,7 @@ func (x *Root) String() string {
 func (*Root) ProtoMessage() {}
 
 func (x *Root) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[69]
+	mi := &file_muster_v1_management_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4399,7 +6028,7 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Root.ProtoReflect.Descriptor instead.
 func (*Root) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{69}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *Root) GetFile() string {
@@ -4445,7 +6074,7 @@ type ListRootsRequest struct {
 
 func (x *ListRootsRequest) Reset() {
 	*x = ListRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[70]
+	mi := &file_muster_v1_management_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4457,7 +6086,7 @@ func (x *ListRootsRequest) String() string {
 func (*ListRootsRequest) ProtoMessage() {}
 
 func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[70]
+	mi := &file_muster_v1_management_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4470,7 +6099,7 @@ func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsRequest.ProtoReflect.Descriptor instead.
 func (*ListRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{70}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{93}
 }
 
 type ListRootsResponse struct {
@@ -4485,7 +6114,7 @@ type ListRootsResponse struct {
 
 func (x *ListRootsResponse) Reset() {
 	*x = ListRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[71]
+	mi := &file_muster_v1_management_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4497,7 +6126,7 @@ func (x *ListRootsResponse) String() string {
 func (*ListRootsResponse) ProtoMessage() {}
 
 func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[71]
+	mi := &file_muster_v1_management_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4510,7 +6139,7 @@ func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsResponse.ProtoReflect.Descriptor instead.
 func (*ListRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{71}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ListRootsResponse) GetRoots() []*Root {
@@ -4546,7 +6175,7 @@ type ImportRootsRequest struct {
 
 func (x *ImportRootsRequest) Reset() {
 	*x = ImportRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[72]
+	mi := &file_muster_v1_management_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4558,7 +6187,7 @@ func (x *ImportRootsRequest) String() string {
 func (*ImportRootsRequest) ProtoMessage() {}
 
 func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[72]
+	mi := &file_muster_v1_management_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4571,7 +6200,7 @@ func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsRequest.ProtoReflect.Descriptor instead.
 func (*ImportRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{72}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ImportRootsRequest) GetCertificates() [][]byte {
@@ -4604,7 +6233,7 @@ type ImportRootsResponse struct {
 
 func (x *ImportRootsResponse) Reset() {
 	*x = ImportRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[73]
+	mi := &file_muster_v1_management_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4616,7 +6245,7 @@ func (x *ImportRootsResponse) String() string {
 func (*ImportRootsResponse) ProtoMessage() {}
 
 func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[73]
+	mi := &file_muster_v1_management_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4629,7 +6258,7 @@ func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsResponse.ProtoReflect.Descriptor instead.
 func (*ImportRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{73}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ImportRootsResponse) GetRoots() []*Root {
@@ -4650,7 +6279,7 @@ type OpenBootWindowRequest struct {
 
 func (x *OpenBootWindowRequest) Reset() {
 	*x = OpenBootWindowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[74]
+	mi := &file_muster_v1_management_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4662,7 +6291,7 @@ func (x *OpenBootWindowRequest) String() string {
 func (*OpenBootWindowRequest) ProtoMessage() {}
 
 func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[74]
+	mi := &file_muster_v1_management_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4675,7 +6304,7 @@ func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowRequest.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{74}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *OpenBootWindowRequest) GetSeconds() uint32 {
@@ -4709,7 +6338,7 @@ type OpenBootWindowResponse struct {
 
 func (x *OpenBootWindowResponse) Reset() {
 	*x = OpenBootWindowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[75]
+	mi := &file_muster_v1_management_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4721,7 +6350,7 @@ func (x *OpenBootWindowResponse) String() string {
 func (*OpenBootWindowResponse) ProtoMessage() {}
 
 func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[75]
+	mi := &file_muster_v1_management_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4734,7 +6363,7 @@ func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowResponse.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{75}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *OpenBootWindowResponse) GetUntil() *timestamppb.Timestamp {
@@ -4764,7 +6393,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[76]
+	mi := &file_muster_v1_management_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4776,7 +6405,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[76]
+	mi := &file_muster_v1_management_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4789,7 +6418,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{76}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *WatchEventsRequest) GetAfter() uint64 {
@@ -4824,7 +6453,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[77]
+	mi := &file_muster_v1_management_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4836,7 +6465,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[77]
+	mi := &file_muster_v1_management_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4849,7 +6478,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{77}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -4869,7 +6498,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[78]
+	mi := &file_muster_v1_management_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4881,7 +6510,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[78]
+	mi := &file_muster_v1_management_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4894,7 +6523,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{78}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *ListAuditRequest) GetAfter() uint64 {
@@ -4921,7 +6550,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[79]
+	mi := &file_muster_v1_management_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4933,7 +6562,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[79]
+	mi := &file_muster_v1_management_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4946,7 +6575,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{79}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ListAuditResponse) GetRecords() []*AuditRecord {
@@ -4971,7 +6600,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[80]
+	mi := &file_muster_v1_management_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4983,7 +6612,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[80]
+	mi := &file_muster_v1_management_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4996,7 +6625,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{80}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{103}
 }
 
 type VerifyAuditResponse struct {
@@ -5014,7 +6643,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[81]
+	mi := &file_muster_v1_management_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5026,7 +6655,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[81]
+	mi := &file_muster_v1_management_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5039,7 +6668,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{81}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *VerifyAuditResponse) GetOk() bool {
@@ -5233,20 +6862,27 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\">\n" +
 	"\x10ListNodesRequest\x12\x14\n" +
 	"\x05limit\x18\x01 \x01(\rR\x05limit\x12\x14\n" +
-	"\x05after\x18\x02 \x01(\tR\x05after\"`\n" +
+	"\x05after\x18\x02 \x01(\tR\x05after\"\x93\x01\n" +
 	"\x11ListNodesResponse\x12%\n" +
 	"\x05nodes\x18\x01 \x03(\v2\x0f.muster.v1.NodeR\x05nodes\x12\x10\n" +
 	"\x03lab\x18\x02 \x01(\bR\x03lab\x12\x12\n" +
-	"\x04more\x18\x03 \x01(\bR\x04more\" \n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\x121\n" +
+	"\asystems\x18\x04 \x03(\v2\x17.muster.v1.SystemReportR\asystems\" \n" +
 	"\x0eGetNodeRequest\x12\x0e\n" +
-	"\x02id\x18\x01 \x01(\tR\x02id\"\xe4\x01\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\"\xd2\x03\n" +
 	"\x0fGetNodeResponse\x12#\n" +
 	"\x04node\x18\x01 \x01(\v2\x0f.muster.v1.NodeR\x04node\x12.\n" +
 	"\brequests\x18\x02 \x03(\v2\x12.muster.v1.RequestR\brequests\x12\x10\n" +
 	"\x03lab\x18\x03 \x01(\bR\x03lab\x12\x16\n" +
 	"\x06denied\x18\x04 \x01(\bR\x06denied\x12#\n" +
 	"\rldevid_public\x18\x05 \x01(\fR\fldevidPublic\x12-\n" +
-	"\x06report\x18\x06 \x01(\v2\x15.muster.v1.NodeReportR\x06report\"U\n" +
+	"\x06report\x18\x06 \x01(\v2\x15.muster.v1.NodeReportR\x06report\x12/\n" +
+	"\x06system\x18\a \x01(\v2\x17.muster.v1.SystemReportR\x06system\x12.\n" +
+	"\x06orders\x18\b \x03(\v2\x16.muster.v1.IssuedOrderR\x06orders\x12-\n" +
+	"\adesired\x18\t \x01(\v2\x13.muster.v1.StackRefR\adesired\x12,\n" +
+	"\x03now\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12.\n" +
+	"\x13stale_after_seconds\x18\v \x01(\rR\x11staleAfterSeconds\"U\n" +
 	"\x0fDenyNodeRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x1a\n" +
@@ -5267,7 +6903,7 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x03lab\x18\x02 \x01(\bR\x03lab\x12\x12\n" +
 	"\x04more\x18\x03 \x01(\bR\x04more\"$\n" +
 	"\x0eGetSiteRequest\x12\x12\n" +
-	"\x04name\x18\x01 \x01(\tR\x04name\"\xb8\x03\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"\x97\x04\n" +
 	"\x0fGetSiteResponse\x12#\n" +
 	"\x04site\x18\x01 \x01(\v2\x0f.muster.v1.SiteR\x04site\x12,\n" +
 	"\acharter\x18\x02 \x01(\v2\x12.muster.v1.CharterR\acharter\x12$\n" +
@@ -5280,7 +6916,9 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x06unsure\x18\t \x01(\bR\x06unsure\x12,\n" +
 	"\x03now\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12.\n" +
-	"\x13stale_after_seconds\x18\v \x01(\rR\x11staleAfterSeconds\"\xdb\x01\n" +
+	"\x13stale_after_seconds\x18\v \x01(\rR\x11staleAfterSeconds\x121\n" +
+	"\asystems\x18\f \x03(\v2\x17.muster.v1.SystemReportR\asystems\x12*\n" +
+	"\x05drift\x18\r \x01(\v2\x14.muster.v1.SiteDriftR\x05drift\"\xdb\x01\n" +
 	"\x0eSetSiteRequest\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1e\n" +
 	"\n" +
@@ -5324,7 +6962,135 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\"g\n" +
 	"\x12RemoveNodeResponse\x12#\n" +
 	"\x04node\x18\x01 \x01(\v2\x0f.muster.v1.NodeR\x04node\x12,\n" +
-	"\aremoval\x18\x02 \x01(\v2\x12.muster.v1.RemovalR\aremoval\"\x8f\x02\n" +
+	"\aremoval\x18\x02 \x01(\v2\x12.muster.v1.RemovalR\aremoval\"\xd3\x02\n" +
+	"\x12AssignStackRequest\x12\x14\n" +
+	"\x05sites\x18\x01 \x03(\tR\x05sites\x12A\n" +
+	"\x06labels\x18\x02 \x03(\v2).muster.v1.AssignStackRequest.LabelsEntryR\x06labels\x12\x14\n" +
+	"\x05stack\x18\x03 \x01(\tR\x05stack\x12\x18\n" +
+	"\aversion\x18\x04 \x01(\tR\aversion\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x17\n" +
+	"\adry_run\x18\x06 \x01(\bR\x06dryRun\x12\x1e\n" +
+	"\n" +
+	"generation\x18\a \x01(\x03R\n" +
+	"generation\x12(\n" +
+	"\x10accept_no_return\x18\b \x01(\bR\x0eacceptNoReturn\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x7f\n" +
+	"\fAssignedSite\x12#\n" +
+	"\x04site\x18\x01 \x01(\v2\x0f.muster.v1.SiteR\x04site\x12\x16\n" +
+	"\x06before\x18\x02 \x01(\tR\x06before\x12\x18\n" +
+	"\achanged\x18\x03 \x01(\bR\achanged\x12\x18\n" +
+	"\arefused\x18\x04 \x01(\tR\arefused\"`\n" +
+	"\x13AssignStackResponse\x12-\n" +
+	"\x05sites\x18\x01 \x03(\v2\x17.muster.v1.AssignedSiteR\x05sites\x12\x1a\n" +
+	"\bwarnings\x18\x02 \x03(\tR\bwarnings\"\xb4\x01\n" +
+	"\x0fGetDriftRequest\x12>\n" +
+	"\x06labels\x18\x01 \x03(\v2&.muster.v1.GetDriftRequest.LabelsEntryR\x06labels\x12\x14\n" +
+	"\x05stack\x18\x02 \x01(\tR\x05stack\x12\x10\n" +
+	"\x03all\x18\x03 \x01(\bR\x03all\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x94\x02\n" +
+	"\tNodeDrift\x12\x12\n" +
+	"\x04node\x18\x01 \x01(\tR\x04node\x12\x14\n" +
+	"\x05words\x18\x02 \x01(\tR\x05words\x12\x18\n" +
+	"\acurrent\x18\x03 \x01(\bR\acurrent\x12\x14\n" +
+	"\x05stale\x18\x04 \x01(\bR\x05stale\x129\n" +
+	"\n" +
+	"last_heard\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tlastHeard\x12\x18\n" +
+	"\arunning\x18\x06 \x01(\tR\arunning\x12,\n" +
+	"\x05state\x18\a \x01(\x0e2\x16.muster.v1.SystemStateR\x05state\x12\x18\n" +
+	"\apercent\x18\b \x01(\rR\apercent\x12\x10\n" +
+	"\x03why\x18\t \x01(\tR\x03why\"\x9f\x02\n" +
+	"\tSiteDrift\x12\x12\n" +
+	"\x04site\x18\x01 \x01(\tR\x04site\x12\x18\n" +
+	"\adesired\x18\x02 \x01(\tR\adesired\x12\x14\n" +
+	"\x05state\x18\x03 \x01(\tR\x05state\x12\x10\n" +
+	"\x03why\x18\x04 \x01(\tR\x03why\x12\x14\n" +
+	"\x05nodes\x18\x05 \x01(\rR\x05nodes\x12#\n" +
+	"\rnodes_current\x18\x06 \x01(\rR\fnodesCurrent\x12\x14\n" +
+	"\x05stale\x18\a \x01(\bR\x05stale\x129\n" +
+	"\n" +
+	"last_heard\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tlastHeard\x120\n" +
+	"\boutliers\x18\t \x03(\v2\x14.muster.v1.NodeDriftR\boutliers\"\xf9\x01\n" +
+	"\x10GetDriftResponse\x12\x14\n" +
+	"\x05sites\x18\x01 \x01(\rR\x05sites\x12#\n" +
+	"\rsites_current\x18\x02 \x01(\rR\fsitesCurrent\x12\x1e\n" +
+	"\n" +
+	"unassigned\x18\x03 \x01(\rR\n" +
+	"unassigned\x12\x18\n" +
+	"\asummary\x18\x04 \x01(\tR\asummary\x120\n" +
+	"\boutliers\x18\x05 \x03(\v2\x14.muster.v1.SiteDriftR\boutliers\x12\x10\n" +
+	"\x03lab\x18\x06 \x01(\bR\x03lab\x12,\n" +
+	"\x03now\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\x03now\"\x13\n" +
+	"\x11ListStacksRequest\"\xe3\x01\n" +
+	"\fStackSummary\x12&\n" +
+	"\x05stack\x18\x01 \x01(\v2\x10.muster.v1.StackR\x05stack\x127\n" +
+	"\bversions\x18\x02 \x03(\v2\x1b.muster.v1.PublishedVersionR\bversions\x128\n" +
+	"\x05sites\x18\x03 \x03(\v2\".muster.v1.StackSummary.SitesEntryR\x05sites\x1a8\n" +
+	"\n" +
+	"SitesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"W\n" +
+	"\x12ListStacksResponse\x12/\n" +
+	"\x06stacks\x18\x01 \x03(\v2\x17.muster.v1.StackSummaryR\x06stacks\x12\x10\n" +
+	"\x03lab\x18\x02 \x01(\bR\x03lab\"%\n" +
+	"\x0fGetStackRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"S\n" +
+	"\x10GetStackResponse\x12-\n" +
+	"\x05stack\x18\x01 \x01(\v2\x17.muster.v1.StackSummaryR\x05stack\x12\x10\n" +
+	"\x03lab\x18\x02 \x01(\bR\x03lab\"P\n" +
+	"\x1aPublishStackVersionRequest\x12\x1a\n" +
+	"\benvelope\x18\x01 \x01(\fR\benvelope\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\"\x8a\x01\n" +
+	"\x1bPublishStackVersionResponse\x125\n" +
+	"\aversion\x18\x01 \x01(\v2\x1b.muster.v1.PublishedVersionR\aversion\x12\x18\n" +
+	"\acreated\x18\x02 \x01(\bR\acreated\x12\x1a\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"#\n" +
+	"\rApplyDocument\x12\x12\n" +
+	"\x04json\x18\x01 \x01(\fR\x04json\"w\n" +
+	"\fApplyRequest\x126\n" +
+	"\tdocuments\x18\x01 \x03(\v2\x18.muster.v1.ApplyDocumentR\tdocuments\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\"Z\n" +
+	"\fApplyProblem\x12\x1a\n" +
+	"\bdocument\x18\x01 \x01(\rR\bdocument\x12\x14\n" +
+	"\x05field\x18\x02 \x01(\tR\x05field\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\"\x9b\x01\n" +
+	"\rAppliedObject\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
+	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\x12\x16\n" +
+	"\x06before\x18\x05 \x01(\fR\x06before\x12\x14\n" +
+	"\x05after\x18\x06 \x01(\fR\x05after\"x\n" +
+	"\rApplyResponse\x122\n" +
+	"\aobjects\x18\x01 \x03(\v2\x18.muster.v1.AppliedObjectR\aobjects\x123\n" +
+	"\bproblems\x18\x02 \x03(\v2\x17.muster.v1.ApplyProblemR\bproblems\"\xfa\x01\n" +
+	"\x12LabelObjectRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x128\n" +
+	"\x03set\x18\x03 \x03(\v2&.muster.v1.LabelObjectRequest.SetEntryR\x03set\x12\x16\n" +
+	"\x06remove\x18\x04 \x03(\tR\x06remove\x12\x1a\n" +
+	"\brevision\x18\x05 \x01(\x03R\brevision\x12\x16\n" +
+	"\x06reason\x18\x06 \x01(\tR\x06reason\x1a6\n" +
+	"\bSetEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xca\x01\n" +
+	"\x13LabelObjectResponse\x12B\n" +
+	"\x06labels\x18\x01 \x03(\v2*.muster.v1.LabelObjectResponse.LabelsEntryR\x06labels\x12\x18\n" +
+	"\achanged\x18\x02 \x01(\bR\achanged\x12\x1a\n" +
+	"\brevision\x18\x03 \x01(\x03R\brevision\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"q\n" +
+	"\x13DeleteObjectRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\"\x16\n" +
+	"\x14DeleteObjectResponse\"\xf4\x02\n" +
 	"\x12CreateOrderRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -5337,7 +7103,11 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\adry_run\x18\t \x01(\bR\x06dryRun\x12\x1d\n" +
 	"\n" +
 	"seen_epoch\x18\n" +
-	" \x01(\x04R\tseenEpoch\"\x91\x01\n" +
+	" \x01(\x04R\tseenEpoch\x12\x12\n" +
+	"\x04disk\x18\v \x01(\tR\x04disk\x12\x14\n" +
+	"\x05image\x18\f \x01(\tR\x05image\x12\x1b\n" +
+	"\tkeep_data\x18\r \x01(\bR\bkeepData\x12\x1c\n" +
+	"\toverwrite\x18\x0e \x01(\bR\toverwrite\"\x91\x01\n" +
 	"\x13CreateOrderResponse\x12,\n" +
 	"\x05order\x18\x01 \x01(\v2\x16.muster.v1.IssuedOrderR\x05order\x12\x1a\n" +
 	"\bsentence\x18\x02 \x01(\tR\bsentence\x12\x1a\n" +
@@ -5445,7 +7215,7 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x17\n" +
 	"\abad_seq\x18\x03 \x01(\x04R\x06badSeq\x12\x18\n" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x12\n" +
-	"\x04head\x18\x05 \x01(\tR\x04head2\xd1\x17\n" +
+	"\x04head\x18\x05 \x01(\tR\x04head2\xb5\x1c\n" +
 	"\x11ManagementService\x12F\n" +
 	"\tGetCentre\x12\x1b.muster.v1.GetCentreRequest\x1a\x1c.muster.v1.GetCentreResponse\x12O\n" +
 	"\fListRequests\x12\x1e.muster.v1.ListRequestsRequest\x1a\x1f.muster.v1.ListRequestsResponse\x12I\n" +
@@ -5474,6 +7244,15 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\aGetSite\x12\x19.muster.v1.GetSiteRequest\x1a\x1a.muster.v1.GetSiteResponse\x12@\n" +
 	"\aSetSite\x12\x19.muster.v1.SetSiteRequest\x1a\x1a.muster.v1.SetSiteResponse\x12L\n" +
 	"\vConfirmSite\x12\x1d.muster.v1.ConfirmSiteRequest\x1a\x1e.muster.v1.ConfirmSiteResponse\x12L\n" +
+	"\vAssignStack\x12\x1d.muster.v1.AssignStackRequest\x1a\x1e.muster.v1.AssignStackResponse\x12C\n" +
+	"\bGetDrift\x12\x1a.muster.v1.GetDriftRequest\x1a\x1b.muster.v1.GetDriftResponse\x12I\n" +
+	"\n" +
+	"ListStacks\x12\x1c.muster.v1.ListStacksRequest\x1a\x1d.muster.v1.ListStacksResponse\x12C\n" +
+	"\bGetStack\x12\x1a.muster.v1.GetStackRequest\x1a\x1b.muster.v1.GetStackResponse\x12d\n" +
+	"\x13PublishStackVersion\x12%.muster.v1.PublishStackVersionRequest\x1a&.muster.v1.PublishStackVersionResponse\x12:\n" +
+	"\x05Apply\x12\x17.muster.v1.ApplyRequest\x1a\x18.muster.v1.ApplyResponse\x12L\n" +
+	"\vLabelObject\x12\x1d.muster.v1.LabelObjectRequest\x1a\x1e.muster.v1.LabelObjectResponse\x12O\n" +
+	"\fDeleteObject\x12\x1e.muster.v1.DeleteObjectRequest\x1a\x1f.muster.v1.DeleteObjectResponse\x12L\n" +
 	"\vCreateOrder\x12\x1d.muster.v1.CreateOrderRequest\x1a\x1e.muster.v1.CreateOrderResponse\x12I\n" +
 	"\n" +
 	"ListOrders\x12\x1c.muster.v1.ListOrdersRequest\x1a\x1d.muster.v1.ListOrdersResponse\x12R\n" +
@@ -5506,264 +7285,341 @@ func file_muster_v1_management_proto_rawDescGZIP() []byte {
 	return file_muster_v1_management_proto_rawDescData
 }
 
-var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 90)
+var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 118)
 var file_muster_v1_management_proto_goTypes = []any{
-	(*GetCentreRequest)(nil),          // 0: muster.v1.GetCentreRequest
-	(*GetCentreResponse)(nil),         // 1: muster.v1.GetCentreResponse
-	(*ListRequestsRequest)(nil),       // 2: muster.v1.ListRequestsRequest
-	(*ListRequestsResponse)(nil),      // 3: muster.v1.ListRequestsResponse
-	(*GetRequestRequest)(nil),         // 4: muster.v1.GetRequestRequest
-	(*GetRequestResponse)(nil),        // 5: muster.v1.GetRequestResponse
-	(*ApproveRequest)(nil),            // 6: muster.v1.ApproveRequest
-	(*ApproveResponse)(nil),           // 7: muster.v1.ApproveResponse
-	(*RejectRequest)(nil),             // 8: muster.v1.RejectRequest
-	(*RejectResponse)(nil),            // 9: muster.v1.RejectResponse
-	(*ReleaseRequest)(nil),            // 10: muster.v1.ReleaseRequest
-	(*ReleaseResponse)(nil),           // 11: muster.v1.ReleaseResponse
-	(*ReplaceRequest)(nil),            // 12: muster.v1.ReplaceRequest
-	(*ReplaceResponse)(nil),           // 13: muster.v1.ReplaceResponse
-	(*ImportPreApprovalRequest)(nil),  // 14: muster.v1.ImportPreApprovalRequest
-	(*LineProblem)(nil),               // 15: muster.v1.LineProblem
-	(*ImportPreApprovalResponse)(nil), // 16: muster.v1.ImportPreApprovalResponse
-	(*CreateClaimRequest)(nil),        // 17: muster.v1.CreateClaimRequest
-	(*CreateClaimResponse)(nil),       // 18: muster.v1.CreateClaimResponse
-	(*CreateRuleRequest)(nil),         // 19: muster.v1.CreateRuleRequest
-	(*CreateRuleResponse)(nil),        // 20: muster.v1.CreateRuleResponse
-	(*ListPreApprovalsRequest)(nil),   // 21: muster.v1.ListPreApprovalsRequest
-	(*ListPreApprovalsResponse)(nil),  // 22: muster.v1.ListPreApprovalsResponse
-	(*RemovePreApprovalRequest)(nil),  // 23: muster.v1.RemovePreApprovalRequest
-	(*RemovePreApprovalResponse)(nil), // 24: muster.v1.RemovePreApprovalResponse
-	(*TestPreApprovalsRequest)(nil),   // 25: muster.v1.TestPreApprovalsRequest
-	(*TriedPreApproval)(nil),          // 26: muster.v1.TriedPreApproval
-	(*TestPreApprovalsResponse)(nil),  // 27: muster.v1.TestPreApprovalsResponse
-	(*ListNodesRequest)(nil),          // 28: muster.v1.ListNodesRequest
-	(*ListNodesResponse)(nil),         // 29: muster.v1.ListNodesResponse
-	(*GetNodeRequest)(nil),            // 30: muster.v1.GetNodeRequest
-	(*GetNodeResponse)(nil),           // 31: muster.v1.GetNodeResponse
-	(*DenyNodeRequest)(nil),           // 32: muster.v1.DenyNodeRequest
-	(*DenyNodeResponse)(nil),          // 33: muster.v1.DenyNodeResponse
-	(*AllowNodeRequest)(nil),          // 34: muster.v1.AllowNodeRequest
-	(*AllowNodeResponse)(nil),         // 35: muster.v1.AllowNodeResponse
-	(*ListSitesRequest)(nil),          // 36: muster.v1.ListSitesRequest
-	(*ListSitesResponse)(nil),         // 37: muster.v1.ListSitesResponse
-	(*GetSiteRequest)(nil),            // 38: muster.v1.GetSiteRequest
-	(*GetSiteResponse)(nil),           // 39: muster.v1.GetSiteResponse
-	(*SetSiteRequest)(nil),            // 40: muster.v1.SetSiteRequest
-	(*SetSiteResponse)(nil),           // 41: muster.v1.SetSiteResponse
-	(*ConfirmSiteRequest)(nil),        // 42: muster.v1.ConfirmSiteRequest
-	(*ConfirmSiteResponse)(nil),       // 43: muster.v1.ConfirmSiteResponse
-	(*AssignNodeRequest)(nil),         // 44: muster.v1.AssignNodeRequest
-	(*AssignNodeResponse)(nil),        // 45: muster.v1.AssignNodeResponse
-	(*RemoveNodeRequest)(nil),         // 46: muster.v1.RemoveNodeRequest
-	(*RemoveNodeResponse)(nil),        // 47: muster.v1.RemoveNodeResponse
-	(*CreateOrderRequest)(nil),        // 48: muster.v1.CreateOrderRequest
-	(*CreateOrderResponse)(nil),       // 49: muster.v1.CreateOrderResponse
-	(*ListOrdersRequest)(nil),         // 50: muster.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),        // 51: muster.v1.ListOrdersResponse
-	(*WithdrawOrderRequest)(nil),      // 52: muster.v1.WithdrawOrderRequest
-	(*WithdrawOrderResponse)(nil),     // 53: muster.v1.WithdrawOrderResponse
-	(*TrustEscrowKeyRequest)(nil),     // 54: muster.v1.TrustEscrowKeyRequest
-	(*TrustEscrowKeyResponse)(nil),    // 55: muster.v1.TrustEscrowKeyResponse
-	(*ListEscrowRequest)(nil),         // 56: muster.v1.ListEscrowRequest
-	(*ListEscrowResponse)(nil),        // 57: muster.v1.ListEscrowResponse
-	(*FetchEscrowRequest)(nil),        // 58: muster.v1.FetchEscrowRequest
-	(*FetchEscrowResponse)(nil),       // 59: muster.v1.FetchEscrowResponse
-	(*PutHandoverRequest)(nil),        // 60: muster.v1.PutHandoverRequest
-	(*HandoverHeader)(nil),            // 61: muster.v1.HandoverHeader
-	(*PutHandoverResponse)(nil),       // 62: muster.v1.PutHandoverResponse
-	(*ListImagesRequest)(nil),         // 63: muster.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),        // 64: muster.v1.ListImagesResponse
-	(*RegisterImageRequest)(nil),      // 65: muster.v1.RegisterImageRequest
-	(*RegisterImageResponse)(nil),     // 66: muster.v1.RegisterImageResponse
-	(*TrustReleaseKeyRequest)(nil),    // 67: muster.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil),   // 68: muster.v1.TrustReleaseKeyResponse
-	(*Root)(nil),                      // 69: muster.v1.Root
-	(*ListRootsRequest)(nil),          // 70: muster.v1.ListRootsRequest
-	(*ListRootsResponse)(nil),         // 71: muster.v1.ListRootsResponse
-	(*ImportRootsRequest)(nil),        // 72: muster.v1.ImportRootsRequest
-	(*ImportRootsResponse)(nil),       // 73: muster.v1.ImportRootsResponse
-	(*OpenBootWindowRequest)(nil),     // 74: muster.v1.OpenBootWindowRequest
-	(*OpenBootWindowResponse)(nil),    // 75: muster.v1.OpenBootWindowResponse
-	(*WatchEventsRequest)(nil),        // 76: muster.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),       // 77: muster.v1.WatchEventsResponse
-	(*ListAuditRequest)(nil),          // 78: muster.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),         // 79: muster.v1.ListAuditResponse
-	(*VerifyAuditRequest)(nil),        // 80: muster.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),       // 81: muster.v1.VerifyAuditResponse
-	nil,                               // 82: muster.v1.GetCentreResponse.RequestsEntry
-	nil,                               // 83: muster.v1.GetCentreResponse.NodesEntry
-	nil,                               // 84: muster.v1.ApproveRequest.LabelsEntry
-	nil,                               // 85: muster.v1.ImportPreApprovalRequest.LabelsEntry
-	nil,                               // 86: muster.v1.CreateClaimRequest.LabelsEntry
-	nil,                               // 87: muster.v1.CreateRuleRequest.LabelsEntry
-	nil,                               // 88: muster.v1.TestPreApprovalsResponse.LabelsEntry
-	nil,                               // 89: muster.v1.AssignNodeRequest.LabelsEntry
-	(*Tenant)(nil),                    // 90: muster.v1.Tenant
-	(*timestamppb.Timestamp)(nil),     // 91: google.protobuf.Timestamp
-	(*Request)(nil),                   // 92: muster.v1.Request
-	(*Event)(nil),                     // 93: muster.v1.Event
-	(*Node)(nil),                      // 94: muster.v1.Node
-	(*PreApproval)(nil),               // 95: muster.v1.PreApproval
-	(IdentityTrust)(0),                // 96: muster.v1.IdentityTrust
-	(BootTrust)(0),                    // 97: muster.v1.BootTrust
-	(*NodeReport)(nil),                // 98: muster.v1.NodeReport
-	(*Site)(nil),                      // 99: muster.v1.Site
-	(*Charter)(nil),                   // 100: muster.v1.Charter
-	(*IssuedOrder)(nil),               // 101: muster.v1.IssuedOrder
-	(*SiteSettings)(nil),              // 102: muster.v1.SiteSettings
-	(*Admission)(nil),                 // 103: muster.v1.Admission
-	(*Removal)(nil),                   // 104: muster.v1.Removal
-	(*EscrowBlob)(nil),                // 105: muster.v1.EscrowBlob
-	(*Image)(nil),                     // 106: muster.v1.Image
-	(*AuditRecord)(nil),               // 107: muster.v1.AuditRecord
+	(*GetCentreRequest)(nil),            // 0: muster.v1.GetCentreRequest
+	(*GetCentreResponse)(nil),           // 1: muster.v1.GetCentreResponse
+	(*ListRequestsRequest)(nil),         // 2: muster.v1.ListRequestsRequest
+	(*ListRequestsResponse)(nil),        // 3: muster.v1.ListRequestsResponse
+	(*GetRequestRequest)(nil),           // 4: muster.v1.GetRequestRequest
+	(*GetRequestResponse)(nil),          // 5: muster.v1.GetRequestResponse
+	(*ApproveRequest)(nil),              // 6: muster.v1.ApproveRequest
+	(*ApproveResponse)(nil),             // 7: muster.v1.ApproveResponse
+	(*RejectRequest)(nil),               // 8: muster.v1.RejectRequest
+	(*RejectResponse)(nil),              // 9: muster.v1.RejectResponse
+	(*ReleaseRequest)(nil),              // 10: muster.v1.ReleaseRequest
+	(*ReleaseResponse)(nil),             // 11: muster.v1.ReleaseResponse
+	(*ReplaceRequest)(nil),              // 12: muster.v1.ReplaceRequest
+	(*ReplaceResponse)(nil),             // 13: muster.v1.ReplaceResponse
+	(*ImportPreApprovalRequest)(nil),    // 14: muster.v1.ImportPreApprovalRequest
+	(*LineProblem)(nil),                 // 15: muster.v1.LineProblem
+	(*ImportPreApprovalResponse)(nil),   // 16: muster.v1.ImportPreApprovalResponse
+	(*CreateClaimRequest)(nil),          // 17: muster.v1.CreateClaimRequest
+	(*CreateClaimResponse)(nil),         // 18: muster.v1.CreateClaimResponse
+	(*CreateRuleRequest)(nil),           // 19: muster.v1.CreateRuleRequest
+	(*CreateRuleResponse)(nil),          // 20: muster.v1.CreateRuleResponse
+	(*ListPreApprovalsRequest)(nil),     // 21: muster.v1.ListPreApprovalsRequest
+	(*ListPreApprovalsResponse)(nil),    // 22: muster.v1.ListPreApprovalsResponse
+	(*RemovePreApprovalRequest)(nil),    // 23: muster.v1.RemovePreApprovalRequest
+	(*RemovePreApprovalResponse)(nil),   // 24: muster.v1.RemovePreApprovalResponse
+	(*TestPreApprovalsRequest)(nil),     // 25: muster.v1.TestPreApprovalsRequest
+	(*TriedPreApproval)(nil),            // 26: muster.v1.TriedPreApproval
+	(*TestPreApprovalsResponse)(nil),    // 27: muster.v1.TestPreApprovalsResponse
+	(*ListNodesRequest)(nil),            // 28: muster.v1.ListNodesRequest
+	(*ListNodesResponse)(nil),           // 29: muster.v1.ListNodesResponse
+	(*GetNodeRequest)(nil),              // 30: muster.v1.GetNodeRequest
+	(*GetNodeResponse)(nil),             // 31: muster.v1.GetNodeResponse
+	(*DenyNodeRequest)(nil),             // 32: muster.v1.DenyNodeRequest
+	(*DenyNodeResponse)(nil),            // 33: muster.v1.DenyNodeResponse
+	(*AllowNodeRequest)(nil),            // 34: muster.v1.AllowNodeRequest
+	(*AllowNodeResponse)(nil),           // 35: muster.v1.AllowNodeResponse
+	(*ListSitesRequest)(nil),            // 36: muster.v1.ListSitesRequest
+	(*ListSitesResponse)(nil),           // 37: muster.v1.ListSitesResponse
+	(*GetSiteRequest)(nil),              // 38: muster.v1.GetSiteRequest
+	(*GetSiteResponse)(nil),             // 39: muster.v1.GetSiteResponse
+	(*SetSiteRequest)(nil),              // 40: muster.v1.SetSiteRequest
+	(*SetSiteResponse)(nil),             // 41: muster.v1.SetSiteResponse
+	(*ConfirmSiteRequest)(nil),          // 42: muster.v1.ConfirmSiteRequest
+	(*ConfirmSiteResponse)(nil),         // 43: muster.v1.ConfirmSiteResponse
+	(*AssignNodeRequest)(nil),           // 44: muster.v1.AssignNodeRequest
+	(*AssignNodeResponse)(nil),          // 45: muster.v1.AssignNodeResponse
+	(*RemoveNodeRequest)(nil),           // 46: muster.v1.RemoveNodeRequest
+	(*RemoveNodeResponse)(nil),          // 47: muster.v1.RemoveNodeResponse
+	(*AssignStackRequest)(nil),          // 48: muster.v1.AssignStackRequest
+	(*AssignedSite)(nil),                // 49: muster.v1.AssignedSite
+	(*AssignStackResponse)(nil),         // 50: muster.v1.AssignStackResponse
+	(*GetDriftRequest)(nil),             // 51: muster.v1.GetDriftRequest
+	(*NodeDrift)(nil),                   // 52: muster.v1.NodeDrift
+	(*SiteDrift)(nil),                   // 53: muster.v1.SiteDrift
+	(*GetDriftResponse)(nil),            // 54: muster.v1.GetDriftResponse
+	(*ListStacksRequest)(nil),           // 55: muster.v1.ListStacksRequest
+	(*StackSummary)(nil),                // 56: muster.v1.StackSummary
+	(*ListStacksResponse)(nil),          // 57: muster.v1.ListStacksResponse
+	(*GetStackRequest)(nil),             // 58: muster.v1.GetStackRequest
+	(*GetStackResponse)(nil),            // 59: muster.v1.GetStackResponse
+	(*PublishStackVersionRequest)(nil),  // 60: muster.v1.PublishStackVersionRequest
+	(*PublishStackVersionResponse)(nil), // 61: muster.v1.PublishStackVersionResponse
+	(*ApplyDocument)(nil),               // 62: muster.v1.ApplyDocument
+	(*ApplyRequest)(nil),                // 63: muster.v1.ApplyRequest
+	(*ApplyProblem)(nil),                // 64: muster.v1.ApplyProblem
+	(*AppliedObject)(nil),               // 65: muster.v1.AppliedObject
+	(*ApplyResponse)(nil),               // 66: muster.v1.ApplyResponse
+	(*LabelObjectRequest)(nil),          // 67: muster.v1.LabelObjectRequest
+	(*LabelObjectResponse)(nil),         // 68: muster.v1.LabelObjectResponse
+	(*DeleteObjectRequest)(nil),         // 69: muster.v1.DeleteObjectRequest
+	(*DeleteObjectResponse)(nil),        // 70: muster.v1.DeleteObjectResponse
+	(*CreateOrderRequest)(nil),          // 71: muster.v1.CreateOrderRequest
+	(*CreateOrderResponse)(nil),         // 72: muster.v1.CreateOrderResponse
+	(*ListOrdersRequest)(nil),           // 73: muster.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),          // 74: muster.v1.ListOrdersResponse
+	(*WithdrawOrderRequest)(nil),        // 75: muster.v1.WithdrawOrderRequest
+	(*WithdrawOrderResponse)(nil),       // 76: muster.v1.WithdrawOrderResponse
+	(*TrustEscrowKeyRequest)(nil),       // 77: muster.v1.TrustEscrowKeyRequest
+	(*TrustEscrowKeyResponse)(nil),      // 78: muster.v1.TrustEscrowKeyResponse
+	(*ListEscrowRequest)(nil),           // 79: muster.v1.ListEscrowRequest
+	(*ListEscrowResponse)(nil),          // 80: muster.v1.ListEscrowResponse
+	(*FetchEscrowRequest)(nil),          // 81: muster.v1.FetchEscrowRequest
+	(*FetchEscrowResponse)(nil),         // 82: muster.v1.FetchEscrowResponse
+	(*PutHandoverRequest)(nil),          // 83: muster.v1.PutHandoverRequest
+	(*HandoverHeader)(nil),              // 84: muster.v1.HandoverHeader
+	(*PutHandoverResponse)(nil),         // 85: muster.v1.PutHandoverResponse
+	(*ListImagesRequest)(nil),           // 86: muster.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),          // 87: muster.v1.ListImagesResponse
+	(*RegisterImageRequest)(nil),        // 88: muster.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),       // 89: muster.v1.RegisterImageResponse
+	(*TrustReleaseKeyRequest)(nil),      // 90: muster.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil),     // 91: muster.v1.TrustReleaseKeyResponse
+	(*Root)(nil),                        // 92: muster.v1.Root
+	(*ListRootsRequest)(nil),            // 93: muster.v1.ListRootsRequest
+	(*ListRootsResponse)(nil),           // 94: muster.v1.ListRootsResponse
+	(*ImportRootsRequest)(nil),          // 95: muster.v1.ImportRootsRequest
+	(*ImportRootsResponse)(nil),         // 96: muster.v1.ImportRootsResponse
+	(*OpenBootWindowRequest)(nil),       // 97: muster.v1.OpenBootWindowRequest
+	(*OpenBootWindowResponse)(nil),      // 98: muster.v1.OpenBootWindowResponse
+	(*WatchEventsRequest)(nil),          // 99: muster.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),         // 100: muster.v1.WatchEventsResponse
+	(*ListAuditRequest)(nil),            // 101: muster.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),           // 102: muster.v1.ListAuditResponse
+	(*VerifyAuditRequest)(nil),          // 103: muster.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),         // 104: muster.v1.VerifyAuditResponse
+	nil,                                 // 105: muster.v1.GetCentreResponse.RequestsEntry
+	nil,                                 // 106: muster.v1.GetCentreResponse.NodesEntry
+	nil,                                 // 107: muster.v1.ApproveRequest.LabelsEntry
+	nil,                                 // 108: muster.v1.ImportPreApprovalRequest.LabelsEntry
+	nil,                                 // 109: muster.v1.CreateClaimRequest.LabelsEntry
+	nil,                                 // 110: muster.v1.CreateRuleRequest.LabelsEntry
+	nil,                                 // 111: muster.v1.TestPreApprovalsResponse.LabelsEntry
+	nil,                                 // 112: muster.v1.AssignNodeRequest.LabelsEntry
+	nil,                                 // 113: muster.v1.AssignStackRequest.LabelsEntry
+	nil,                                 // 114: muster.v1.GetDriftRequest.LabelsEntry
+	nil,                                 // 115: muster.v1.StackSummary.SitesEntry
+	nil,                                 // 116: muster.v1.LabelObjectRequest.SetEntry
+	nil,                                 // 117: muster.v1.LabelObjectResponse.LabelsEntry
+	(*Tenant)(nil),                      // 118: muster.v1.Tenant
+	(*timestamppb.Timestamp)(nil),       // 119: google.protobuf.Timestamp
+	(*Request)(nil),                     // 120: muster.v1.Request
+	(*Event)(nil),                       // 121: muster.v1.Event
+	(*Node)(nil),                        // 122: muster.v1.Node
+	(*PreApproval)(nil),                 // 123: muster.v1.PreApproval
+	(IdentityTrust)(0),                  // 124: muster.v1.IdentityTrust
+	(BootTrust)(0),                      // 125: muster.v1.BootTrust
+	(*SystemReport)(nil),                // 126: muster.v1.SystemReport
+	(*NodeReport)(nil),                  // 127: muster.v1.NodeReport
+	(*IssuedOrder)(nil),                 // 128: muster.v1.IssuedOrder
+	(*StackRef)(nil),                    // 129: muster.v1.StackRef
+	(*Site)(nil),                        // 130: muster.v1.Site
+	(*Charter)(nil),                     // 131: muster.v1.Charter
+	(*SiteSettings)(nil),                // 132: muster.v1.SiteSettings
+	(*Admission)(nil),                   // 133: muster.v1.Admission
+	(*Removal)(nil),                     // 134: muster.v1.Removal
+	(SystemState)(0),                    // 135: muster.v1.SystemState
+	(*Stack)(nil),                       // 136: muster.v1.Stack
+	(*PublishedVersion)(nil),            // 137: muster.v1.PublishedVersion
+	(*EscrowBlob)(nil),                  // 138: muster.v1.EscrowBlob
+	(*Image)(nil),                       // 139: muster.v1.Image
+	(*AuditRecord)(nil),                 // 140: muster.v1.AuditRecord
 }
 var file_muster_v1_management_proto_depIdxs = []int32{
-	90,  // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
-	91,  // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
-	82,  // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
-	83,  // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
-	92,  // 4: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
-	92,  // 5: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
-	93,  // 6: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
-	84,  // 7: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
-	92,  // 8: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
-	92,  // 9: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
-	92,  // 10: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
-	94,  // 11: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
-	92,  // 12: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
-	85,  // 13: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
-	95,  // 14: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	118, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
+	119, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
+	105, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
+	106, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
+	120, // 4: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
+	120, // 5: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
+	121, // 6: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
+	107, // 7: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
+	120, // 8: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
+	120, // 9: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
+	120, // 10: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
+	122, // 11: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
+	120, // 12: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
+	108, // 13: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
+	123, // 14: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
 	15,  // 15: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
-	86,  // 16: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
-	95,  // 17: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
-	87,  // 18: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
-	96,  // 19: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
-	97,  // 20: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
-	95,  // 21: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
-	95,  // 22: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
-	95,  // 23: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
-	88,  // 24: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
+	109, // 16: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
+	123, // 17: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
+	110, // 18: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
+	124, // 19: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
+	125, // 20: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
+	123, // 21: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
+	123, // 22: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
+	123, // 23: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	111, // 24: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
 	26,  // 25: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
-	94,  // 26: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
-	94,  // 27: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
-	92,  // 28: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
-	98,  // 29: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
-	94,  // 30: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
-	94,  // 31: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
-	99,  // 32: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
-	99,  // 33: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
-	100, // 34: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
-	94,  // 35: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
-	98,  // 36: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
-	101, // 37: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
-	91,  // 38: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
-	102, // 39: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
-	99,  // 40: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
-	100, // 41: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
-	99,  // 42: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
-	89,  // 43: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
-	94,  // 44: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
-	103, // 45: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
-	94,  // 46: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
-	104, // 47: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
-	101, // 48: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	101, // 49: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
-	101, // 50: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	105, // 51: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
-	105, // 52: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
-	61,  // 53: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
-	105, // 54: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
-	106, // 55: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
-	106, // 56: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
-	91,  // 57: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
-	69,  // 58: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
-	69,  // 59: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
-	91,  // 60: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
-	93,  // 61: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
-	107, // 62: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
-	0,   // 63: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
-	2,   // 64: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
-	4,   // 65: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
-	6,   // 66: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
-	8,   // 67: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
-	10,  // 68: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
-	12,  // 69: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
-	14,  // 70: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
-	17,  // 71: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
-	19,  // 72: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
-	21,  // 73: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
-	23,  // 74: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
-	25,  // 75: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
-	28,  // 76: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
-	30,  // 77: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
-	32,  // 78: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
-	34,  // 79: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
-	44,  // 80: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
-	46,  // 81: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
-	36,  // 82: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
-	38,  // 83: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
-	40,  // 84: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
-	42,  // 85: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
-	48,  // 86: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
-	50,  // 87: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
-	52,  // 88: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
-	54,  // 89: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
-	56,  // 90: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
-	58,  // 91: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
-	60,  // 92: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
-	63,  // 93: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
-	65,  // 94: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
-	67,  // 95: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
-	70,  // 96: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
-	72,  // 97: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
-	74,  // 98: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
-	76,  // 99: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
-	78,  // 100: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
-	80,  // 101: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
-	1,   // 102: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
-	3,   // 103: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
-	5,   // 104: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
-	7,   // 105: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
-	9,   // 106: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
-	11,  // 107: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
-	13,  // 108: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
-	16,  // 109: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
-	18,  // 110: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
-	20,  // 111: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
-	22,  // 112: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
-	24,  // 113: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
-	27,  // 114: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
-	29,  // 115: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
-	31,  // 116: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
-	33,  // 117: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
-	35,  // 118: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
-	45,  // 119: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
-	47,  // 120: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
-	37,  // 121: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
-	39,  // 122: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
-	41,  // 123: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
-	43,  // 124: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
-	49,  // 125: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
-	51,  // 126: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
-	53,  // 127: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
-	55,  // 128: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
-	57,  // 129: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
-	59,  // 130: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
-	62,  // 131: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
-	64,  // 132: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
-	66,  // 133: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
-	68,  // 134: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
-	71,  // 135: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
-	73,  // 136: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
-	75,  // 137: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
-	77,  // 138: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
-	79,  // 139: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
-	81,  // 140: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
-	102, // [102:141] is the sub-list for method output_type
-	63,  // [63:102] is the sub-list for method input_type
-	63,  // [63:63] is the sub-list for extension type_name
-	63,  // [63:63] is the sub-list for extension extendee
-	0,   // [0:63] is the sub-list for field type_name
+	122, // 26: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
+	126, // 27: muster.v1.ListNodesResponse.systems:type_name -> muster.v1.SystemReport
+	122, // 28: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
+	120, // 29: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
+	127, // 30: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
+	126, // 31: muster.v1.GetNodeResponse.system:type_name -> muster.v1.SystemReport
+	128, // 32: muster.v1.GetNodeResponse.orders:type_name -> muster.v1.IssuedOrder
+	129, // 33: muster.v1.GetNodeResponse.desired:type_name -> muster.v1.StackRef
+	119, // 34: muster.v1.GetNodeResponse.now:type_name -> google.protobuf.Timestamp
+	122, // 35: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
+	122, // 36: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
+	130, // 37: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
+	130, // 38: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
+	131, // 39: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
+	122, // 40: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
+	127, // 41: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
+	128, // 42: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
+	119, // 43: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
+	126, // 44: muster.v1.GetSiteResponse.systems:type_name -> muster.v1.SystemReport
+	53,  // 45: muster.v1.GetSiteResponse.drift:type_name -> muster.v1.SiteDrift
+	132, // 46: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
+	130, // 47: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
+	131, // 48: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
+	130, // 49: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
+	112, // 50: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
+	122, // 51: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
+	133, // 52: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
+	122, // 53: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
+	134, // 54: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
+	113, // 55: muster.v1.AssignStackRequest.labels:type_name -> muster.v1.AssignStackRequest.LabelsEntry
+	130, // 56: muster.v1.AssignedSite.site:type_name -> muster.v1.Site
+	49,  // 57: muster.v1.AssignStackResponse.sites:type_name -> muster.v1.AssignedSite
+	114, // 58: muster.v1.GetDriftRequest.labels:type_name -> muster.v1.GetDriftRequest.LabelsEntry
+	119, // 59: muster.v1.NodeDrift.last_heard:type_name -> google.protobuf.Timestamp
+	135, // 60: muster.v1.NodeDrift.state:type_name -> muster.v1.SystemState
+	119, // 61: muster.v1.SiteDrift.last_heard:type_name -> google.protobuf.Timestamp
+	52,  // 62: muster.v1.SiteDrift.outliers:type_name -> muster.v1.NodeDrift
+	53,  // 63: muster.v1.GetDriftResponse.outliers:type_name -> muster.v1.SiteDrift
+	119, // 64: muster.v1.GetDriftResponse.now:type_name -> google.protobuf.Timestamp
+	136, // 65: muster.v1.StackSummary.stack:type_name -> muster.v1.Stack
+	137, // 66: muster.v1.StackSummary.versions:type_name -> muster.v1.PublishedVersion
+	115, // 67: muster.v1.StackSummary.sites:type_name -> muster.v1.StackSummary.SitesEntry
+	56,  // 68: muster.v1.ListStacksResponse.stacks:type_name -> muster.v1.StackSummary
+	56,  // 69: muster.v1.GetStackResponse.stack:type_name -> muster.v1.StackSummary
+	137, // 70: muster.v1.PublishStackVersionResponse.version:type_name -> muster.v1.PublishedVersion
+	62,  // 71: muster.v1.ApplyRequest.documents:type_name -> muster.v1.ApplyDocument
+	65,  // 72: muster.v1.ApplyResponse.objects:type_name -> muster.v1.AppliedObject
+	64,  // 73: muster.v1.ApplyResponse.problems:type_name -> muster.v1.ApplyProblem
+	116, // 74: muster.v1.LabelObjectRequest.set:type_name -> muster.v1.LabelObjectRequest.SetEntry
+	117, // 75: muster.v1.LabelObjectResponse.labels:type_name -> muster.v1.LabelObjectResponse.LabelsEntry
+	128, // 76: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	128, // 77: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
+	128, // 78: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	138, // 79: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
+	138, // 80: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
+	84,  // 81: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
+	138, // 82: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
+	139, // 83: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
+	139, // 84: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
+	119, // 85: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
+	92,  // 86: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
+	92,  // 87: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
+	119, // 88: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
+	121, // 89: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
+	140, // 90: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
+	0,   // 91: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
+	2,   // 92: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
+	4,   // 93: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
+	6,   // 94: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
+	8,   // 95: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
+	10,  // 96: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
+	12,  // 97: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
+	14,  // 98: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
+	17,  // 99: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
+	19,  // 100: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
+	21,  // 101: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
+	23,  // 102: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
+	25,  // 103: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
+	28,  // 104: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
+	30,  // 105: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
+	32,  // 106: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
+	34,  // 107: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
+	44,  // 108: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
+	46,  // 109: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
+	36,  // 110: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
+	38,  // 111: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
+	40,  // 112: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
+	42,  // 113: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
+	48,  // 114: muster.v1.ManagementService.AssignStack:input_type -> muster.v1.AssignStackRequest
+	51,  // 115: muster.v1.ManagementService.GetDrift:input_type -> muster.v1.GetDriftRequest
+	55,  // 116: muster.v1.ManagementService.ListStacks:input_type -> muster.v1.ListStacksRequest
+	58,  // 117: muster.v1.ManagementService.GetStack:input_type -> muster.v1.GetStackRequest
+	60,  // 118: muster.v1.ManagementService.PublishStackVersion:input_type -> muster.v1.PublishStackVersionRequest
+	63,  // 119: muster.v1.ManagementService.Apply:input_type -> muster.v1.ApplyRequest
+	67,  // 120: muster.v1.ManagementService.LabelObject:input_type -> muster.v1.LabelObjectRequest
+	69,  // 121: muster.v1.ManagementService.DeleteObject:input_type -> muster.v1.DeleteObjectRequest
+	71,  // 122: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
+	73,  // 123: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
+	75,  // 124: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
+	77,  // 125: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
+	79,  // 126: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
+	81,  // 127: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
+	83,  // 128: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
+	86,  // 129: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
+	88,  // 130: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
+	90,  // 131: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
+	93,  // 132: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
+	95,  // 133: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
+	97,  // 134: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
+	99,  // 135: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
+	101, // 136: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
+	103, // 137: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
+	1,   // 138: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
+	3,   // 139: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
+	5,   // 140: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
+	7,   // 141: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
+	9,   // 142: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
+	11,  // 143: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
+	13,  // 144: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
+	16,  // 145: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
+	18,  // 146: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
+	20,  // 147: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
+	22,  // 148: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
+	24,  // 149: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
+	27,  // 150: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
+	29,  // 151: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
+	31,  // 152: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
+	33,  // 153: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
+	35,  // 154: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
+	45,  // 155: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
+	47,  // 156: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
+	37,  // 157: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
+	39,  // 158: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
+	41,  // 159: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
+	43,  // 160: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
+	50,  // 161: muster.v1.ManagementService.AssignStack:output_type -> muster.v1.AssignStackResponse
+	54,  // 162: muster.v1.ManagementService.GetDrift:output_type -> muster.v1.GetDriftResponse
+	57,  // 163: muster.v1.ManagementService.ListStacks:output_type -> muster.v1.ListStacksResponse
+	59,  // 164: muster.v1.ManagementService.GetStack:output_type -> muster.v1.GetStackResponse
+	61,  // 165: muster.v1.ManagementService.PublishStackVersion:output_type -> muster.v1.PublishStackVersionResponse
+	66,  // 166: muster.v1.ManagementService.Apply:output_type -> muster.v1.ApplyResponse
+	68,  // 167: muster.v1.ManagementService.LabelObject:output_type -> muster.v1.LabelObjectResponse
+	70,  // 168: muster.v1.ManagementService.DeleteObject:output_type -> muster.v1.DeleteObjectResponse
+	72,  // 169: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
+	74,  // 170: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
+	76,  // 171: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
+	78,  // 172: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
+	80,  // 173: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
+	82,  // 174: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
+	85,  // 175: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
+	87,  // 176: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
+	89,  // 177: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
+	91,  // 178: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
+	94,  // 179: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
+	96,  // 180: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
+	98,  // 181: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
+	100, // 182: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
+	102, // 183: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
+	104, // 184: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
+	138, // [138:185] is the sub-list for method output_type
+	91,  // [91:138] is the sub-list for method input_type
+	91,  // [91:91] is the sub-list for extension type_name
+	91,  // [91:91] is the sub-list for extension extendee
+	0,   // [0:91] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_management_proto_init() }
@@ -5772,11 +7628,11 @@ func file_muster_v1_management_proto_init() {
 		return
 	}
 	file_muster_v1_objects_proto_init()
-	file_muster_v1_management_proto_msgTypes[59].OneofWrappers = []any{
+	file_muster_v1_management_proto_msgTypes[82].OneofWrappers = []any{
 		(*FetchEscrowResponse_Blob)(nil),
 		(*FetchEscrowResponse_Data)(nil),
 	}
-	file_muster_v1_management_proto_msgTypes[60].OneofWrappers = []any{
+	file_muster_v1_management_proto_msgTypes[83].OneofWrappers = []any{
 		(*PutHandoverRequest_Header)(nil),
 		(*PutHandoverRequest_Data)(nil),
 	}
@@ -5786,7 +7642,7 @@ func file_muster_v1_management_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_management_proto_rawDesc), len(file_muster_v1_management_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   90,
+			NumMessages:   118,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -45,7 +45,11 @@ type ReportRequest struct {
 	// centre asked for it, and every tenth time.
 	Cluster *ClusterReport `protobuf:"bytes,8,opt,name=cluster,proto3" json:"cluster,omitempty"`
 	// What became of orders; repeated until it was acknowledged. At most 16.
-	Outcomes      []*OrderOutcome `protobuf:"bytes,9,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	Outcomes []*OrderOutcome `protobuf:"bytes,9,rep,name=outcomes,proto3" json:"outcomes,omitempty"`
+	// Which operating system the node runs and what it does about another one;
+	// given when it changed, when the centre asked for it, and every tenth
+	// time. While percent grows, every report may carry it.
+	System        *SystemReport `protobuf:"bytes,10,opt,name=system,proto3" json:"system,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -139,6 +143,13 @@ func (x *ReportRequest) GetCluster() *ClusterReport {
 func (x *ReportRequest) GetOutcomes() []*OrderOutcome {
 	if x != nil {
 		return x.Outcomes
+	}
+	return nil
+}
+
+func (x *ReportRequest) GetSystem() *SystemReport {
+	if x != nil {
+		return x.System
 	}
 	return nil
 }
@@ -400,7 +411,10 @@ type ReportResponse struct {
 	// Orders whose outcome is on the centre's disk.
 	Acknowledged []string `protobuf:"bytes,7,rep,name=acknowledged,proto3" json:"acknowledged,omitempty"`
 	// The node's site, "" in the pool.
-	Site          string `protobuf:"bytes,8,opt,name=site,proto3" json:"site,omitempty"`
+	Site string `protobuf:"bytes,8,opt,name=site,proto3" json:"site,omitempty"`
+	// The centre has no system report of this node: give it with the next
+	// report, at once.
+	WantSystem    bool `protobuf:"varint,9,opt,name=want_system,json=wantSystem,proto3" json:"want_system,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -489,6 +503,13 @@ func (x *ReportResponse) GetSite() string {
 		return x.Site
 	}
 	return ""
+}
+
+func (x *ReportResponse) GetWantSystem() bool {
+	if x != nil {
+		return x.WantSystem
+	}
+	return false
 }
 
 type DocumentsRequest struct {
@@ -1263,7 +1284,7 @@ var File_muster_v1_node_proto protoreflect.FileDescriptor
 
 const file_muster_v1_node_proto_rawDesc = "" +
 	"\n" +
-	"\x14muster/v1/node.proto\x12\tmuster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16muster/v1/enroll.proto\x1a\x17muster/v1/objects.proto\"\xb4\x02\n" +
+	"\x14muster/v1/node.proto\x12\tmuster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x16muster/v1/enroll.proto\x1a\x17muster/v1/objects.proto\"\xe5\x02\n" +
 	"\rReportRequest\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\x04R\aversion\x12\x1e\n" +
@@ -1275,7 +1296,9 @@ const file_muster_v1_node_proto_rawDesc = "" +
 	"\x06health\x18\x06 \x01(\x04R\x06health\x12\x17\n" +
 	"\aboot_id\x18\a \x01(\fR\x06bootId\x122\n" +
 	"\acluster\x18\b \x01(\v2\x18.muster.v1.ClusterReportR\acluster\x123\n" +
-	"\boutcomes\x18\t \x03(\v2\x17.muster.v1.OrderOutcomeR\boutcomes\"\xbd\x04\n" +
+	"\boutcomes\x18\t \x03(\v2\x17.muster.v1.OrderOutcomeR\boutcomes\x12/\n" +
+	"\x06system\x18\n" +
+	" \x01(\v2\x17.muster.v1.SystemReportR\x06system\"\xbd\x04\n" +
 	"\rClusterReport\x12\x16\n" +
 	"\x06record\x18\x01 \x01(\fR\x06record\x12\x12\n" +
 	"\x04role\x18\x02 \x01(\tR\x04role\x12\x14\n" +
@@ -1303,7 +1326,7 @@ const file_muster_v1_node_proto_rawDesc = "" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.muster.v1.OrderStateR\x05state\x12\x12\n" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12*\n" +
-	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xb4\x02\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"\xd5\x02\n" +
 	"\x0eReportResponse\x12,\n" +
 	"\x03now\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12.\n" +
 	"\x13next_report_seconds\x18\x02 \x01(\rR\x11nextReportSeconds\x12\x14\n" +
@@ -1314,7 +1337,9 @@ const file_muster_v1_node_proto_rawDesc = "" +
 	"\tdocuments\x18\x05 \x01(\v2\x15.muster.v1.DocVersionR\tdocuments\x12!\n" +
 	"\fwant_cluster\x18\x06 \x01(\bR\vwantCluster\x12\"\n" +
 	"\facknowledged\x18\a \x03(\tR\facknowledged\x12\x12\n" +
-	"\x04site\x18\b \x01(\tR\x04site\"~\n" +
+	"\x04site\x18\b \x01(\tR\x04site\x12\x1f\n" +
+	"\vwant_system\x18\t \x01(\bR\n" +
+	"wantSystem\"~\n" +
 	"\x10DocumentsRequest\x12\x12\n" +
 	"\x04site\x18\x01 \x01(\tR\x04site\x12)\n" +
 	"\x04have\x18\x02 \x01(\v2\x15.muster.v1.DocVersionR\x04have\x12+\n" +
@@ -1401,50 +1426,52 @@ var file_muster_v1_node_proto_goTypes = []any{
 	(*RenewRequest)(nil),          // 13: muster.v1.RenewRequest
 	(*RenewResponse)(nil),         // 14: muster.v1.RenewResponse
 	nil,                           // 15: muster.v1.ClusterReport.NodeLabelsEntry
-	(*timestamppb.Timestamp)(nil), // 16: google.protobuf.Timestamp
-	(*DocVersion)(nil),            // 17: muster.v1.DocVersion
-	(OrderState)(0),               // 18: muster.v1.OrderState
-	(*BeginRequest)(nil),          // 19: muster.v1.BeginRequest
-	(*CompleteRequest)(nil),       // 20: muster.v1.CompleteRequest
+	(*SystemReport)(nil),          // 16: muster.v1.SystemReport
+	(*timestamppb.Timestamp)(nil), // 17: google.protobuf.Timestamp
+	(*DocVersion)(nil),            // 18: muster.v1.DocVersion
+	(OrderState)(0),               // 19: muster.v1.OrderState
+	(*BeginRequest)(nil),          // 20: muster.v1.BeginRequest
+	(*CompleteRequest)(nil),       // 21: muster.v1.CompleteRequest
 }
 var file_muster_v1_node_proto_depIdxs = []int32{
 	1,  // 0: muster.v1.ReportRequest.cluster:type_name -> muster.v1.ClusterReport
 	2,  // 1: muster.v1.ReportRequest.outcomes:type_name -> muster.v1.OrderOutcome
-	16, // 2: muster.v1.ClusterReport.since:type_name -> google.protobuf.Timestamp
-	17, // 3: muster.v1.ClusterReport.charter:type_name -> muster.v1.DocVersion
-	15, // 4: muster.v1.ClusterReport.node_labels:type_name -> muster.v1.ClusterReport.NodeLabelsEntry
-	18, // 5: muster.v1.OrderOutcome.state:type_name -> muster.v1.OrderState
-	16, // 6: muster.v1.OrderOutcome.at:type_name -> google.protobuf.Timestamp
-	16, // 7: muster.v1.ReportResponse.now:type_name -> google.protobuf.Timestamp
-	17, // 8: muster.v1.ReportResponse.documents:type_name -> muster.v1.DocVersion
-	17, // 9: muster.v1.DocumentsRequest.have:type_name -> muster.v1.DocVersion
-	17, // 10: muster.v1.DocumentsRequest.after:type_name -> muster.v1.DocVersion
-	17, // 11: muster.v1.DocumentsResponse.next:type_name -> muster.v1.DocVersion
-	17, // 12: muster.v1.DocumentsResponse.revision:type_name -> muster.v1.DocVersion
-	16, // 13: muster.v1.DocumentsResponse.now:type_name -> google.protobuf.Timestamp
-	16, // 14: muster.v1.EscrowHeader.taken:type_name -> google.protobuf.Timestamp
-	8,  // 15: muster.v1.PutEscrowRequest.header:type_name -> muster.v1.EscrowHeader
-	8,  // 16: muster.v1.GetHandoverResponse.header:type_name -> muster.v1.EscrowHeader
-	19, // 17: muster.v1.RenewRequest.keys:type_name -> muster.v1.BeginRequest
-	20, // 18: muster.v1.RenewRequest.proof:type_name -> muster.v1.CompleteRequest
-	16, // 19: muster.v1.RenewResponse.now:type_name -> google.protobuf.Timestamp
-	0,  // 20: muster.v1.NodeService.Report:input_type -> muster.v1.ReportRequest
-	13, // 21: muster.v1.NodeService.Renew:input_type -> muster.v1.RenewRequest
-	4,  // 22: muster.v1.NodeService.Documents:input_type -> muster.v1.DocumentsRequest
-	6,  // 23: muster.v1.NodeService.AskFounding:input_type -> muster.v1.AskFoundingRequest
-	9,  // 24: muster.v1.NodeService.PutEscrow:input_type -> muster.v1.PutEscrowRequest
-	11, // 25: muster.v1.NodeService.GetHandover:input_type -> muster.v1.GetHandoverRequest
-	3,  // 26: muster.v1.NodeService.Report:output_type -> muster.v1.ReportResponse
-	14, // 27: muster.v1.NodeService.Renew:output_type -> muster.v1.RenewResponse
-	5,  // 28: muster.v1.NodeService.Documents:output_type -> muster.v1.DocumentsResponse
-	7,  // 29: muster.v1.NodeService.AskFounding:output_type -> muster.v1.AskFoundingResponse
-	10, // 30: muster.v1.NodeService.PutEscrow:output_type -> muster.v1.PutEscrowResponse
-	12, // 31: muster.v1.NodeService.GetHandover:output_type -> muster.v1.GetHandoverResponse
-	26, // [26:32] is the sub-list for method output_type
-	20, // [20:26] is the sub-list for method input_type
-	20, // [20:20] is the sub-list for extension type_name
-	20, // [20:20] is the sub-list for extension extendee
-	0,  // [0:20] is the sub-list for field type_name
+	16, // 2: muster.v1.ReportRequest.system:type_name -> muster.v1.SystemReport
+	17, // 3: muster.v1.ClusterReport.since:type_name -> google.protobuf.Timestamp
+	18, // 4: muster.v1.ClusterReport.charter:type_name -> muster.v1.DocVersion
+	15, // 5: muster.v1.ClusterReport.node_labels:type_name -> muster.v1.ClusterReport.NodeLabelsEntry
+	19, // 6: muster.v1.OrderOutcome.state:type_name -> muster.v1.OrderState
+	17, // 7: muster.v1.OrderOutcome.at:type_name -> google.protobuf.Timestamp
+	17, // 8: muster.v1.ReportResponse.now:type_name -> google.protobuf.Timestamp
+	18, // 9: muster.v1.ReportResponse.documents:type_name -> muster.v1.DocVersion
+	18, // 10: muster.v1.DocumentsRequest.have:type_name -> muster.v1.DocVersion
+	18, // 11: muster.v1.DocumentsRequest.after:type_name -> muster.v1.DocVersion
+	18, // 12: muster.v1.DocumentsResponse.next:type_name -> muster.v1.DocVersion
+	18, // 13: muster.v1.DocumentsResponse.revision:type_name -> muster.v1.DocVersion
+	17, // 14: muster.v1.DocumentsResponse.now:type_name -> google.protobuf.Timestamp
+	17, // 15: muster.v1.EscrowHeader.taken:type_name -> google.protobuf.Timestamp
+	8,  // 16: muster.v1.PutEscrowRequest.header:type_name -> muster.v1.EscrowHeader
+	8,  // 17: muster.v1.GetHandoverResponse.header:type_name -> muster.v1.EscrowHeader
+	20, // 18: muster.v1.RenewRequest.keys:type_name -> muster.v1.BeginRequest
+	21, // 19: muster.v1.RenewRequest.proof:type_name -> muster.v1.CompleteRequest
+	17, // 20: muster.v1.RenewResponse.now:type_name -> google.protobuf.Timestamp
+	0,  // 21: muster.v1.NodeService.Report:input_type -> muster.v1.ReportRequest
+	13, // 22: muster.v1.NodeService.Renew:input_type -> muster.v1.RenewRequest
+	4,  // 23: muster.v1.NodeService.Documents:input_type -> muster.v1.DocumentsRequest
+	6,  // 24: muster.v1.NodeService.AskFounding:input_type -> muster.v1.AskFoundingRequest
+	9,  // 25: muster.v1.NodeService.PutEscrow:input_type -> muster.v1.PutEscrowRequest
+	11, // 26: muster.v1.NodeService.GetHandover:input_type -> muster.v1.GetHandoverRequest
+	3,  // 27: muster.v1.NodeService.Report:output_type -> muster.v1.ReportResponse
+	14, // 28: muster.v1.NodeService.Renew:output_type -> muster.v1.RenewResponse
+	5,  // 29: muster.v1.NodeService.Documents:output_type -> muster.v1.DocumentsResponse
+	7,  // 30: muster.v1.NodeService.AskFounding:output_type -> muster.v1.AskFoundingResponse
+	10, // 31: muster.v1.NodeService.PutEscrow:output_type -> muster.v1.PutEscrowResponse
+	12, // 32: muster.v1.NodeService.GetHandover:output_type -> muster.v1.GetHandoverResponse
+	27, // [27:33] is the sub-list for method output_type
+	21, // [21:27] is the sub-list for method input_type
+	21, // [21:21] is the sub-list for extension type_name
+	21, // [21:21] is the sub-list for extension extendee
+	0,  // [0:21] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_node_proto_init() }

@@ -286,6 +286,82 @@ func (EventLevel) EnumDescriptor() ([]byte, []int) {
 	return file_muster_v1_objects_proto_rawDescGZIP(), []int{4}
 }
 
+type SystemState int32
+
+const (
+	SystemState_SYSTEM_STATE_UNKNOWN     SystemState = 0
+	SystemState_SYSTEM_STATE_RECOVERY    SystemState = 1
+	SystemState_SYSTEM_STATE_INSTALLING  SystemState = 2
+	SystemState_SYSTEM_STATE_CURRENT     SystemState = 3
+	SystemState_SYSTEM_STATE_FETCHING    SystemState = 4
+	SystemState_SYSTEM_STATE_WRITING     SystemState = 5
+	SystemState_SYSTEM_STATE_STAGED      SystemState = 6
+	SystemState_SYSTEM_STATE_WAITING     SystemState = 7
+	SystemState_SYSTEM_STATE_RESTARTING  SystemState = 8
+	SystemState_SYSTEM_STATE_TRYING      SystemState = 9
+	SystemState_SYSTEM_STATE_ROLLED_BACK SystemState = 10
+	SystemState_SYSTEM_STATE_FAILED      SystemState = 11
+)
+
+// Enum value maps for SystemState.
+var (
+	SystemState_name = map[int32]string{
+		0:  "SYSTEM_STATE_UNKNOWN",
+		1:  "SYSTEM_STATE_RECOVERY",
+		2:  "SYSTEM_STATE_INSTALLING",
+		3:  "SYSTEM_STATE_CURRENT",
+		4:  "SYSTEM_STATE_FETCHING",
+		5:  "SYSTEM_STATE_WRITING",
+		6:  "SYSTEM_STATE_STAGED",
+		7:  "SYSTEM_STATE_WAITING",
+		8:  "SYSTEM_STATE_RESTARTING",
+		9:  "SYSTEM_STATE_TRYING",
+		10: "SYSTEM_STATE_ROLLED_BACK",
+		11: "SYSTEM_STATE_FAILED",
+	}
+	SystemState_value = map[string]int32{
+		"SYSTEM_STATE_UNKNOWN":     0,
+		"SYSTEM_STATE_RECOVERY":    1,
+		"SYSTEM_STATE_INSTALLING":  2,
+		"SYSTEM_STATE_CURRENT":     3,
+		"SYSTEM_STATE_FETCHING":    4,
+		"SYSTEM_STATE_WRITING":     5,
+		"SYSTEM_STATE_STAGED":      6,
+		"SYSTEM_STATE_WAITING":     7,
+		"SYSTEM_STATE_RESTARTING":  8,
+		"SYSTEM_STATE_TRYING":      9,
+		"SYSTEM_STATE_ROLLED_BACK": 10,
+		"SYSTEM_STATE_FAILED":      11,
+	}
+)
+
+func (x SystemState) Enum() *SystemState {
+	p := new(SystemState)
+	*p = x
+	return p
+}
+
+func (x SystemState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (SystemState) Descriptor() protoreflect.EnumDescriptor {
+	return file_muster_v1_objects_proto_enumTypes[5].Descriptor()
+}
+
+func (SystemState) Type() protoreflect.EnumType {
+	return &file_muster_v1_objects_proto_enumTypes[5]
+}
+
+func (x SystemState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use SystemState.Descriptor instead.
+func (SystemState) EnumDescriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{5}
+}
+
 type OrderState int32
 
 const (
@@ -331,11 +407,11 @@ func (x OrderState) String() string {
 }
 
 func (OrderState) Descriptor() protoreflect.EnumDescriptor {
-	return file_muster_v1_objects_proto_enumTypes[5].Descriptor()
+	return file_muster_v1_objects_proto_enumTypes[6].Descriptor()
 }
 
 func (OrderState) Type() protoreflect.EnumType {
-	return &file_muster_v1_objects_proto_enumTypes[5]
+	return &file_muster_v1_objects_proto_enumTypes[6]
 }
 
 func (x OrderState) Number() protoreflect.EnumNumber {
@@ -344,7 +420,7 @@ func (x OrderState) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use OrderState.Descriptor instead.
 func (OrderState) EnumDescriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{5}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{6}
 }
 
 // Meta is what every object has in common.
@@ -2408,13 +2484,17 @@ func (x *SiteSpec) GetSettings() *SiteSettings {
 }
 
 type SiteSettings struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Founding      *Founding              `protobuf:"bytes,1,opt,name=founding,proto3" json:"founding,omitempty"`
-	Policy        *SitePolicy            `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
-	Birth         *BirthSettings         `protobuf:"bytes,3,opt,name=birth,proto3" json:"birth,omitempty"`
-	Images        []string               `protobuf:"bytes,4,rep,name=images,proto3" json:"images,omitempty"`
-	AnyBoot       bool                   `protobuf:"varint,5,opt,name=any_boot,json=anyBoot,proto3" json:"any_boot,omitempty"`
-	Delegates     [][]byte               `protobuf:"bytes,6,rep,name=delegates,proto3" json:"delegates,omitempty"`
+	state     protoimpl.MessageState `protogen:"open.v1"`
+	Founding  *Founding              `protobuf:"bytes,1,opt,name=founding,proto3" json:"founding,omitempty"`
+	Policy    *SitePolicy            `protobuf:"bytes,2,opt,name=policy,proto3" json:"policy,omitempty"`
+	Birth     *BirthSettings         `protobuf:"bytes,3,opt,name=birth,proto3" json:"birth,omitempty"`
+	Images    []string               `protobuf:"bytes,4,rep,name=images,proto3" json:"images,omitempty"`
+	AnyBoot   bool                   `protobuf:"varint,5,opt,name=any_boot,json=anyBoot,proto3" json:"any_boot,omitempty"`
+	Delegates [][]byte               `protobuf:"bytes,6,rep,name=delegates,proto3" json:"delegates,omitempty"`
+	// Absent: the default policy.
+	Update *UpdatePolicy `protobuf:"bytes,7,opt,name=update,proto3" json:"update,omitempty"`
+	// Which disk is installed on by itself; absent: a person orders it.
+	Install       *DiskRule `protobuf:"bytes,8,opt,name=install,proto3" json:"install,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2491,6 +2571,254 @@ func (x *SiteSettings) GetDelegates() [][]byte {
 	return nil
 }
 
+func (x *SiteSettings) GetUpdate() *UpdatePolicy {
+	if x != nil {
+		return x.Update
+	}
+	return nil
+}
+
+func (x *SiteSettings) GetInstall() *DiskRule {
+	if x != nil {
+		return x.Install
+	}
+	return nil
+}
+
+// UpdatePolicy is when and how nodes go to another version.
+type UpdatePolicy struct {
+	state               protoimpl.MessageState `protogen:"open.v1"`
+	Paused              bool                   `protobuf:"varint,1,opt,name=paused,proto3" json:"paused,omitempty"`
+	Windows             []*UpdateWindow        `protobuf:"bytes,2,rep,name=windows,proto3" json:"windows,omitempty"`
+	DrainTimeoutSeconds int64                  `protobuf:"varint,3,opt,name=drain_timeout_seconds,json=drainTimeoutSeconds,proto3" json:"drain_timeout_seconds,omitempty"`
+	DrainForce          bool                   `protobuf:"varint,4,opt,name=drain_force,json=drainForce,proto3" json:"drain_force,omitempty"`
+	RateKbitPerSecond   int64                  `protobuf:"varint,5,opt,name=rate_kbit_per_second,json=rateKbitPerSecond,proto3" json:"rate_kbit_per_second,omitempty"`
+	unknownFields       protoimpl.UnknownFields
+	sizeCache           protoimpl.SizeCache
+}
+
+func (x *UpdatePolicy) Reset() {
+	*x = UpdatePolicy{}
+	mi := &file_muster_v1_objects_proto_msgTypes[18]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdatePolicy) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdatePolicy) ProtoMessage() {}
+
+func (x *UpdatePolicy) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[18]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdatePolicy.ProtoReflect.Descriptor instead.
+func (*UpdatePolicy) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{18}
+}
+
+func (x *UpdatePolicy) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *UpdatePolicy) GetWindows() []*UpdateWindow {
+	if x != nil {
+		return x.Windows
+	}
+	return nil
+}
+
+func (x *UpdatePolicy) GetDrainTimeoutSeconds() int64 {
+	if x != nil {
+		return x.DrainTimeoutSeconds
+	}
+	return 0
+}
+
+func (x *UpdatePolicy) GetDrainForce() bool {
+	if x != nil {
+		return x.DrainForce
+	}
+	return false
+}
+
+func (x *UpdatePolicy) GetRateKbitPerSecond() int64 {
+	if x != nil {
+		return x.RateKbitPerSecond
+	}
+	return 0
+}
+
+type UpdateWindow struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "mon" to "sun"; none: every day.
+	Days []string `protobuf:"bytes,1,rep,name=days,proto3" json:"days,omitempty"`
+	// "HH:MM"
+	From    string `protobuf:"bytes,2,opt,name=from,proto3" json:"from,omitempty"`
+	Minutes int64  `protobuf:"varint,3,opt,name=minutes,proto3" json:"minutes,omitempty"`
+	// Minutes that the site's clock is before UTC.
+	UtcOffsetMinutes int64 `protobuf:"varint,4,opt,name=utc_offset_minutes,json=utcOffsetMinutes,proto3" json:"utc_offset_minutes,omitempty"`
+	unknownFields    protoimpl.UnknownFields
+	sizeCache        protoimpl.SizeCache
+}
+
+func (x *UpdateWindow) Reset() {
+	*x = UpdateWindow{}
+	mi := &file_muster_v1_objects_proto_msgTypes[19]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateWindow) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateWindow) ProtoMessage() {}
+
+func (x *UpdateWindow) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[19]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateWindow.ProtoReflect.Descriptor instead.
+func (*UpdateWindow) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{19}
+}
+
+func (x *UpdateWindow) GetDays() []string {
+	if x != nil {
+		return x.Days
+	}
+	return nil
+}
+
+func (x *UpdateWindow) GetFrom() string {
+	if x != nil {
+		return x.From
+	}
+	return ""
+}
+
+func (x *UpdateWindow) GetMinutes() int64 {
+	if x != nil {
+		return x.Minutes
+	}
+	return 0
+}
+
+func (x *UpdateWindow) GetUtcOffsetMinutes() int64 {
+	if x != nil {
+		return x.UtcOffsetMinutes
+	}
+	return 0
+}
+
+// DiskRule says which disk of a machine an installation takes.
+type DiskRule struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "only", "smallest", "largest" or "nvme-first".
+	Prefer        string `protobuf:"bytes,1,opt,name=prefer,proto3" json:"prefer,omitempty"`
+	Model         string `protobuf:"bytes,2,opt,name=model,proto3" json:"model,omitempty"`
+	Transport     string `protobuf:"bytes,3,opt,name=transport,proto3" json:"transport,omitempty"`
+	MinBytes      int64  `protobuf:"varint,4,opt,name=min_bytes,json=minBytes,proto3" json:"min_bytes,omitempty"`
+	MaxBytes      int64  `protobuf:"varint,5,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	Overwrite     bool   `protobuf:"varint,6,opt,name=overwrite,proto3" json:"overwrite,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DiskRule) Reset() {
+	*x = DiskRule{}
+	mi := &file_muster_v1_objects_proto_msgTypes[20]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DiskRule) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DiskRule) ProtoMessage() {}
+
+func (x *DiskRule) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[20]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DiskRule.ProtoReflect.Descriptor instead.
+func (*DiskRule) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{20}
+}
+
+func (x *DiskRule) GetPrefer() string {
+	if x != nil {
+		return x.Prefer
+	}
+	return ""
+}
+
+func (x *DiskRule) GetModel() string {
+	if x != nil {
+		return x.Model
+	}
+	return ""
+}
+
+func (x *DiskRule) GetTransport() string {
+	if x != nil {
+		return x.Transport
+	}
+	return ""
+}
+
+func (x *DiskRule) GetMinBytes() int64 {
+	if x != nil {
+		return x.MinBytes
+	}
+	return 0
+}
+
+func (x *DiskRule) GetMaxBytes() int64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
+}
+
+func (x *DiskRule) GetOverwrite() bool {
+	if x != nil {
+		return x.Overwrite
+	}
+	return false
+}
+
 type SiteLedger struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Documents     *DocVersion            `protobuf:"bytes,1,opt,name=documents,proto3" json:"documents,omitempty"`
@@ -2504,7 +2832,7 @@ type SiteLedger struct {
 
 func (x *SiteLedger) Reset() {
 	*x = SiteLedger{}
-	mi := &file_muster_v1_objects_proto_msgTypes[18]
+	mi := &file_muster_v1_objects_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2516,7 +2844,7 @@ func (x *SiteLedger) String() string {
 func (*SiteLedger) ProtoMessage() {}
 
 func (x *SiteLedger) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[18]
+	mi := &file_muster_v1_objects_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2529,7 +2857,7 @@ func (x *SiteLedger) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteLedger.ProtoReflect.Descriptor instead.
 func (*SiteLedger) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{18}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *SiteLedger) GetDocuments() *DocVersion {
@@ -2578,7 +2906,7 @@ type FoundingGrant struct {
 
 func (x *FoundingGrant) Reset() {
 	*x = FoundingGrant{}
-	mi := &file_muster_v1_objects_proto_msgTypes[19]
+	mi := &file_muster_v1_objects_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2590,7 +2918,7 @@ func (x *FoundingGrant) String() string {
 func (*FoundingGrant) ProtoMessage() {}
 
 func (x *FoundingGrant) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[19]
+	mi := &file_muster_v1_objects_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2603,7 +2931,7 @@ func (x *FoundingGrant) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FoundingGrant.ProtoReflect.Descriptor instead.
 func (*FoundingGrant) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{19}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *FoundingGrant) GetNode() string {
@@ -2650,7 +2978,7 @@ type SiteStatus struct {
 
 func (x *SiteStatus) Reset() {
 	*x = SiteStatus{}
-	mi := &file_muster_v1_objects_proto_msgTypes[20]
+	mi := &file_muster_v1_objects_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2662,7 +2990,7 @@ func (x *SiteStatus) String() string {
 func (*SiteStatus) ProtoMessage() {}
 
 func (x *SiteStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[20]
+	mi := &file_muster_v1_objects_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2675,7 +3003,7 @@ func (x *SiteStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SiteStatus.ProtoReflect.Descriptor instead.
 func (*SiteStatus) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{20}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *SiteStatus) GetSeen() *timestamppb.Timestamp {
@@ -2807,7 +3135,7 @@ type NodeReport struct {
 
 func (x *NodeReport) Reset() {
 	*x = NodeReport{}
-	mi := &file_muster_v1_objects_proto_msgTypes[21]
+	mi := &file_muster_v1_objects_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2819,7 +3147,7 @@ func (x *NodeReport) String() string {
 func (*NodeReport) ProtoMessage() {}
 
 func (x *NodeReport) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[21]
+	mi := &file_muster_v1_objects_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2832,7 +3160,7 @@ func (x *NodeReport) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use NodeReport.ProtoReflect.Descriptor instead.
 func (*NodeReport) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{21}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *NodeReport) GetTenant() string {
@@ -2989,6 +3317,308 @@ func (x *NodeReport) GetLabels() map[string]string {
 	return nil
 }
 
+// SystemReport is which operating system a node runs and what it does about
+// another one. A node leaves out tenant, site, node and at.
+type SystemReport struct {
+	state  protoimpl.MessageState `protogen:"open.v1"`
+	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
+	Site   string                 `protobuf:"bytes,2,opt,name=site,proto3" json:"site,omitempty"`
+	Node   string                 `protobuf:"bytes,3,opt,name=node,proto3" json:"node,omitempty"`
+	At     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	// "a", "b", "recovery" or "".
+	Slot string `protobuf:"bytes,5,opt,name=slot,proto3" json:"slot,omitempty"`
+	// name@version of what runs, and SHA-256 of its UKI.
+	Image       string `protobuf:"bytes,6,opt,name=image,proto3" json:"image,omitempty"`
+	ImageSha256 []byte `protobuf:"bytes,7,opt,name=image_sha256,json=imageSha256,proto3" json:"image_sha256,omitempty"`
+	// The stack version that the running image was taken from.
+	Stack *StackRef   `protobuf:"bytes,8,opt,name=stack,proto3" json:"stack,omitempty"`
+	State SystemState `protobuf:"varint,9,opt,name=state,proto3,enum=muster.v1.SystemState" json:"state,omitempty"`
+	// How far the state is, 0 to 100, and one sentence, at most 512 bytes.
+	Percent uint32 `protobuf:"varint,10,opt,name=percent,proto3" json:"percent,omitempty"`
+	Reason  string `protobuf:"bytes,11,opt,name=reason,proto3" json:"reason,omitempty"`
+	// name@version and SHA-256 of the image that it goes to.
+	Target       string                 `protobuf:"bytes,12,opt,name=target,proto3" json:"target,omitempty"`
+	TargetSha256 []byte                 `protobuf:"bytes,13,opt,name=target_sha256,json=targetSha256,proto3" json:"target_sha256,omitempty"`
+	Since        *timestamppb.Timestamp `protobuf:"bytes,14,opt,name=since,proto3" json:"since,omitempty"`
+	// Images that the node tried and will not try again; at most 16.
+	Failed []*FailedImage `protobuf:"bytes,15,rep,name=failed,proto3" json:"failed,omitempty"`
+	// At most 8 sentences for a person.
+	Warnings      []string `protobuf:"bytes,16,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *SystemReport) Reset() {
+	*x = SystemReport{}
+	mi := &file_muster_v1_objects_proto_msgTypes[25]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *SystemReport) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*SystemReport) ProtoMessage() {}
+
+func (x *SystemReport) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[25]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use SystemReport.ProtoReflect.Descriptor instead.
+func (*SystemReport) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{25}
+}
+
+func (x *SystemReport) GetTenant() string {
+	if x != nil {
+		return x.Tenant
+	}
+	return ""
+}
+
+func (x *SystemReport) GetSite() string {
+	if x != nil {
+		return x.Site
+	}
+	return ""
+}
+
+func (x *SystemReport) GetNode() string {
+	if x != nil {
+		return x.Node
+	}
+	return ""
+}
+
+func (x *SystemReport) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+func (x *SystemReport) GetSlot() string {
+	if x != nil {
+		return x.Slot
+	}
+	return ""
+}
+
+func (x *SystemReport) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *SystemReport) GetImageSha256() []byte {
+	if x != nil {
+		return x.ImageSha256
+	}
+	return nil
+}
+
+func (x *SystemReport) GetStack() *StackRef {
+	if x != nil {
+		return x.Stack
+	}
+	return nil
+}
+
+func (x *SystemReport) GetState() SystemState {
+	if x != nil {
+		return x.State
+	}
+	return SystemState_SYSTEM_STATE_UNKNOWN
+}
+
+func (x *SystemReport) GetPercent() uint32 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+func (x *SystemReport) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *SystemReport) GetTarget() string {
+	if x != nil {
+		return x.Target
+	}
+	return ""
+}
+
+func (x *SystemReport) GetTargetSha256() []byte {
+	if x != nil {
+		return x.TargetSha256
+	}
+	return nil
+}
+
+func (x *SystemReport) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *SystemReport) GetFailed() []*FailedImage {
+	if x != nil {
+		return x.Failed
+	}
+	return nil
+}
+
+func (x *SystemReport) GetWarnings() []string {
+	if x != nil {
+		return x.Warnings
+	}
+	return nil
+}
+
+type FailedImage struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sha256        []byte                 `protobuf:"bytes,1,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Image         string                 `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	At            *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=at,proto3" json:"at,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *FailedImage) Reset() {
+	*x = FailedImage{}
+	mi := &file_muster_v1_objects_proto_msgTypes[26]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *FailedImage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*FailedImage) ProtoMessage() {}
+
+func (x *FailedImage) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[26]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use FailedImage.ProtoReflect.Descriptor instead.
+func (*FailedImage) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{26}
+}
+
+func (x *FailedImage) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *FailedImage) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *FailedImage) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *FailedImage) GetAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.At
+	}
+	return nil
+}
+
+// StackRef names a stack version by SHA-256 over its signed envelope.
+type StackRef struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	Sha256        []byte                 `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StackRef) Reset() {
+	*x = StackRef{}
+	mi := &file_muster_v1_objects_proto_msgTypes[27]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StackRef) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StackRef) ProtoMessage() {}
+
+func (x *StackRef) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[27]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StackRef.ProtoReflect.Descriptor instead.
+func (*StackRef) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{27}
+}
+
+func (x *StackRef) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StackRef) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *StackRef) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
 // IssuedOrder is an order with what became of it.
 type IssuedOrder struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3004,7 +3634,7 @@ type IssuedOrder struct {
 
 func (x *IssuedOrder) Reset() {
 	*x = IssuedOrder{}
-	mi := &file_muster_v1_objects_proto_msgTypes[22]
+	mi := &file_muster_v1_objects_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3016,7 +3646,7 @@ func (x *IssuedOrder) String() string {
 func (*IssuedOrder) ProtoMessage() {}
 
 func (x *IssuedOrder) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[22]
+	mi := &file_muster_v1_objects_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3029,7 +3659,7 @@ func (x *IssuedOrder) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use IssuedOrder.ProtoReflect.Descriptor instead.
 func (*IssuedOrder) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{22}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *IssuedOrder) GetOrder() *Order {
@@ -3096,7 +3726,7 @@ type EscrowBlob struct {
 
 func (x *EscrowBlob) Reset() {
 	*x = EscrowBlob{}
-	mi := &file_muster_v1_objects_proto_msgTypes[23]
+	mi := &file_muster_v1_objects_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3108,7 +3738,7 @@ func (x *EscrowBlob) String() string {
 func (*EscrowBlob) ProtoMessage() {}
 
 func (x *EscrowBlob) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[23]
+	mi := &file_muster_v1_objects_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3121,7 +3751,7 @@ func (x *EscrowBlob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EscrowBlob.ProtoReflect.Descriptor instead.
 func (*EscrowBlob) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{23}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *EscrowBlob) GetTenant() string {
@@ -3219,7 +3849,7 @@ type DocVersion struct {
 
 func (x *DocVersion) Reset() {
 	*x = DocVersion{}
-	mi := &file_muster_v1_objects_proto_msgTypes[24]
+	mi := &file_muster_v1_objects_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3231,7 +3861,7 @@ func (x *DocVersion) String() string {
 func (*DocVersion) ProtoMessage() {}
 
 func (x *DocVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[24]
+	mi := &file_muster_v1_objects_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3244,7 +3874,7 @@ func (x *DocVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DocVersion.ProtoReflect.Descriptor instead.
 func (*DocVersion) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{24}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *DocVersion) GetEpoch() uint64 {
@@ -3285,7 +3915,7 @@ type PreApproval struct {
 
 func (x *PreApproval) Reset() {
 	*x = PreApproval{}
-	mi := &file_muster_v1_objects_proto_msgTypes[25]
+	mi := &file_muster_v1_objects_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3297,7 +3927,7 @@ func (x *PreApproval) String() string {
 func (*PreApproval) ProtoMessage() {}
 
 func (x *PreApproval) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[25]
+	mi := &file_muster_v1_objects_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3310,7 +3940,7 @@ func (x *PreApproval) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreApproval.ProtoReflect.Descriptor instead.
 func (*PreApproval) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{25}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *PreApproval) GetMeta() *Meta {
@@ -3431,7 +4061,7 @@ type ListedEk struct {
 
 func (x *ListedEk) Reset() {
 	*x = ListedEk{}
-	mi := &file_muster_v1_objects_proto_msgTypes[26]
+	mi := &file_muster_v1_objects_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3443,7 +4073,7 @@ func (x *ListedEk) String() string {
 func (*ListedEk) ProtoMessage() {}
 
 func (x *ListedEk) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[26]
+	mi := &file_muster_v1_objects_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3456,7 +4086,7 @@ func (x *ListedEk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListedEk.ProtoReflect.Descriptor instead.
 func (*ListedEk) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{26}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListedEk) GetEk() []byte {
@@ -3504,7 +4134,7 @@ type Stack struct {
 
 func (x *Stack) Reset() {
 	*x = Stack{}
-	mi := &file_muster_v1_objects_proto_msgTypes[27]
+	mi := &file_muster_v1_objects_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3516,7 +4146,7 @@ func (x *Stack) String() string {
 func (*Stack) ProtoMessage() {}
 
 func (x *Stack) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[27]
+	mi := &file_muster_v1_objects_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3529,7 +4159,7 @@ func (x *Stack) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Stack.ProtoReflect.Descriptor instead.
 func (*Stack) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{27}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *Stack) GetMeta() *Meta {
@@ -3560,14 +4190,18 @@ type Charter struct {
 	Delegates [][]byte               `protobuf:"bytes,10,rep,name=delegates,proto3" json:"delegates,omitempty"`
 	Issued    *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=issued,proto3" json:"issued,omitempty"`
 	// X25519 public key, 32 bytes, or none.
-	EscrowKey     []byte `protobuf:"bytes,12,opt,name=escrow_key,json=escrowKey,proto3" json:"escrow_key,omitempty"`
+	EscrowKey []byte `protobuf:"bytes,12,opt,name=escrow_key,json=escrowKey,proto3" json:"escrow_key,omitempty"`
+	// What the site's nodes shall run, and how they get there; absent: nothing
+	// is asked, and the default policy.
+	Stack         *StackRef     `protobuf:"bytes,13,opt,name=stack,proto3" json:"stack,omitempty"`
+	Update        *UpdatePolicy `protobuf:"bytes,14,opt,name=update,proto3" json:"update,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Charter) Reset() {
 	*x = Charter{}
-	mi := &file_muster_v1_objects_proto_msgTypes[28]
+	mi := &file_muster_v1_objects_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3579,7 +4213,7 @@ func (x *Charter) String() string {
 func (*Charter) ProtoMessage() {}
 
 func (x *Charter) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[28]
+	mi := &file_muster_v1_objects_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3592,7 +4226,7 @@ func (x *Charter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Charter.ProtoReflect.Descriptor instead.
 func (*Charter) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{28}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *Charter) GetTenant() string {
@@ -3679,6 +4313,20 @@ func (x *Charter) GetEscrowKey() []byte {
 	return nil
 }
 
+func (x *Charter) GetStack() *StackRef {
+	if x != nil {
+		return x.Stack
+	}
+	return nil
+}
+
+func (x *Charter) GetUpdate() *UpdatePolicy {
+	if x != nil {
+		return x.Update
+	}
+	return nil
+}
+
 type Founding struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "central", "named" or "first".
@@ -3691,7 +4339,7 @@ type Founding struct {
 
 func (x *Founding) Reset() {
 	*x = Founding{}
-	mi := &file_muster_v1_objects_proto_msgTypes[29]
+	mi := &file_muster_v1_objects_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3703,7 +4351,7 @@ func (x *Founding) String() string {
 func (*Founding) ProtoMessage() {}
 
 func (x *Founding) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[29]
+	mi := &file_muster_v1_objects_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3716,7 +4364,7 @@ func (x *Founding) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Founding.ProtoReflect.Descriptor instead.
 func (*Founding) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{29}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *Founding) GetMode() string {
@@ -3752,7 +4400,7 @@ type SitePolicy struct {
 
 func (x *SitePolicy) Reset() {
 	*x = SitePolicy{}
-	mi := &file_muster_v1_objects_proto_msgTypes[30]
+	mi := &file_muster_v1_objects_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3764,7 +4412,7 @@ func (x *SitePolicy) String() string {
 func (*SitePolicy) ProtoMessage() {}
 
 func (x *SitePolicy) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[30]
+	mi := &file_muster_v1_objects_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3777,7 +4425,7 @@ func (x *SitePolicy) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use SitePolicy.ProtoReflect.Descriptor instead.
 func (*SitePolicy) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{30}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *SitePolicy) GetServers() int64 {
@@ -3823,7 +4471,7 @@ type ImageEvidence struct {
 
 func (x *ImageEvidence) Reset() {
 	*x = ImageEvidence{}
-	mi := &file_muster_v1_objects_proto_msgTypes[31]
+	mi := &file_muster_v1_objects_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3835,7 +4483,7 @@ func (x *ImageEvidence) String() string {
 func (*ImageEvidence) ProtoMessage() {}
 
 func (x *ImageEvidence) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[31]
+	mi := &file_muster_v1_objects_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3848,7 +4496,7 @@ func (x *ImageEvidence) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageEvidence.ProtoReflect.Descriptor instead.
 func (*ImageEvidence) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{31}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ImageEvidence) GetName() string {
@@ -3917,7 +4565,7 @@ type BirthSettings struct {
 
 func (x *BirthSettings) Reset() {
 	*x = BirthSettings{}
-	mi := &file_muster_v1_objects_proto_msgTypes[32]
+	mi := &file_muster_v1_objects_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3929,7 +4577,7 @@ func (x *BirthSettings) String() string {
 func (*BirthSettings) ProtoMessage() {}
 
 func (x *BirthSettings) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[32]
+	mi := &file_muster_v1_objects_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3942,7 +4590,7 @@ func (x *BirthSettings) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BirthSettings.ProtoReflect.Descriptor instead.
 func (*BirthSettings) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{32}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *BirthSettings) GetClusterCidr() string {
@@ -4020,7 +4668,7 @@ type Admission struct {
 
 func (x *Admission) Reset() {
 	*x = Admission{}
-	mi := &file_muster_v1_objects_proto_msgTypes[33]
+	mi := &file_muster_v1_objects_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4032,7 +4680,7 @@ func (x *Admission) String() string {
 func (*Admission) ProtoMessage() {}
 
 func (x *Admission) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[33]
+	mi := &file_muster_v1_objects_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4045,7 +4693,7 @@ func (x *Admission) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Admission.ProtoReflect.Descriptor instead.
 func (*Admission) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{33}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *Admission) GetTenant() string {
@@ -4134,7 +4782,7 @@ type Removal struct {
 
 func (x *Removal) Reset() {
 	*x = Removal{}
-	mi := &file_muster_v1_objects_proto_msgTypes[34]
+	mi := &file_muster_v1_objects_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4146,7 +4794,7 @@ func (x *Removal) String() string {
 func (*Removal) ProtoMessage() {}
 
 func (x *Removal) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[34]
+	mi := &file_muster_v1_objects_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4159,7 +4807,7 @@ func (x *Removal) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Removal.ProtoReflect.Descriptor instead.
 func (*Removal) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{34}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *Removal) GetTenant() string {
@@ -4240,14 +4888,16 @@ type Order struct {
 	// The epoch that reset and restore raise it to.
 	Epoch uint64 `protobuf:"varint,15,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	// UID of the cluster that a dissolved one goes into.
-	Into          string `protobuf:"bytes,16,opt,name=into,proto3" json:"into,omitempty"`
+	Into string `protobuf:"bytes,16,opt,name=into,proto3" json:"into,omitempty"`
+	// An install leaves a data partition of ours as it is.
+	KeepData      bool `protobuf:"varint,17,opt,name=keep_data,json=keepData,proto3" json:"keep_data,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Order) Reset() {
 	*x = Order{}
-	mi := &file_muster_v1_objects_proto_msgTypes[35]
+	mi := &file_muster_v1_objects_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4259,7 +4909,7 @@ func (x *Order) String() string {
 func (*Order) ProtoMessage() {}
 
 func (x *Order) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[35]
+	mi := &file_muster_v1_objects_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4272,7 +4922,7 @@ func (x *Order) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Order.ProtoReflect.Descriptor instead.
 func (*Order) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{35}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *Order) GetId() string {
@@ -4387,6 +5037,13 @@ func (x *Order) GetInto() string {
 	return ""
 }
 
+func (x *Order) GetKeepData() bool {
+	if x != nil {
+		return x.KeepData
+	}
+	return false
+}
+
 type DiskTarget struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Serial        string                 `protobuf:"bytes,1,opt,name=serial,proto3" json:"serial,omitempty"`
@@ -4399,7 +5056,7 @@ type DiskTarget struct {
 
 func (x *DiskTarget) Reset() {
 	*x = DiskTarget{}
-	mi := &file_muster_v1_objects_proto_msgTypes[36]
+	mi := &file_muster_v1_objects_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4411,7 +5068,7 @@ func (x *DiskTarget) String() string {
 func (*DiskTarget) ProtoMessage() {}
 
 func (x *DiskTarget) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[36]
+	mi := &file_muster_v1_objects_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4424,7 +5081,7 @@ func (x *DiskTarget) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DiskTarget.ProtoReflect.Descriptor instead.
 func (*DiskTarget) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{36}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *DiskTarget) GetSerial() string {
@@ -4467,7 +5124,7 @@ type ImageRef struct {
 
 func (x *ImageRef) Reset() {
 	*x = ImageRef{}
-	mi := &file_muster_v1_objects_proto_msgTypes[37]
+	mi := &file_muster_v1_objects_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4479,7 +5136,7 @@ func (x *ImageRef) String() string {
 func (*ImageRef) ProtoMessage() {}
 
 func (x *ImageRef) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[37]
+	mi := &file_muster_v1_objects_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4492,7 +5149,7 @@ func (x *ImageRef) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImageRef.ProtoReflect.Descriptor instead.
 func (*ImageRef) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{37}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *ImageRef) GetName() string {
@@ -4533,13 +5190,16 @@ type StackVersion struct {
 	EtcdMinor     string                 `protobuf:"bytes,6,opt,name=etcd_minor,json=etcdMinor,proto3" json:"etcd_minor,omitempty"`
 	AddOns        []*AddOn               `protobuf:"bytes,7,rep,name=add_ons,json=addOns,proto3" json:"add_ons,omitempty"`
 	Created       *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=created,proto3" json:"created,omitempty"`
+	Cni           string                 `protobuf:"bytes,9,opt,name=cni,proto3" json:"cni,omitempty"`
+	Csi           string                 `protobuf:"bytes,10,opt,name=csi,proto3" json:"csi,omitempty"`
+	Apps          []*App                 `protobuf:"bytes,11,rep,name=apps,proto3" json:"apps,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StackVersion) Reset() {
 	*x = StackVersion{}
-	mi := &file_muster_v1_objects_proto_msgTypes[38]
+	mi := &file_muster_v1_objects_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4551,7 +5211,7 @@ func (x *StackVersion) String() string {
 func (*StackVersion) ProtoMessage() {}
 
 func (x *StackVersion) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[38]
+	mi := &file_muster_v1_objects_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4564,7 +5224,7 @@ func (x *StackVersion) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StackVersion.ProtoReflect.Descriptor instead.
 func (*StackVersion) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{38}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *StackVersion) GetTenant() string {
@@ -4623,18 +5283,42 @@ func (x *StackVersion) GetCreated() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *StackVersion) GetCni() string {
+	if x != nil {
+		return x.Cni
+	}
+	return ""
+}
+
+func (x *StackVersion) GetCsi() string {
+	if x != nil {
+		return x.Csi
+	}
+	return ""
+}
+
+func (x *StackVersion) GetApps() []*App {
+	if x != nil {
+		return x.Apps
+	}
+	return nil
+}
+
 type AddOn struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	Version       string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
-	Sha256        []byte                 `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
+	// SHA-256 of the packed chart.
+	Sha256        []byte `protobuf:"bytes,3,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Namespace     string `protobuf:"bytes,4,opt,name=namespace,proto3" json:"namespace,omitempty"`
+	Values        string `protobuf:"bytes,5,opt,name=values,proto3" json:"values,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *AddOn) Reset() {
 	*x = AddOn{}
-	mi := &file_muster_v1_objects_proto_msgTypes[39]
+	mi := &file_muster_v1_objects_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4646,7 +5330,7 @@ func (x *AddOn) String() string {
 func (*AddOn) ProtoMessage() {}
 
 func (x *AddOn) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_objects_proto_msgTypes[39]
+	mi := &file_muster_v1_objects_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4659,7 +5343,7 @@ func (x *AddOn) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AddOn.ProtoReflect.Descriptor instead.
 func (*AddOn) Descriptor() ([]byte, []int) {
-	return file_muster_v1_objects_proto_rawDescGZIP(), []int{39}
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *AddOn) GetName() string {
@@ -4681,6 +5365,160 @@ func (x *AddOn) GetSha256() []byte {
 		return x.Sha256
 	}
 	return nil
+}
+
+func (x *AddOn) GetNamespace() string {
+	if x != nil {
+		return x.Namespace
+	}
+	return ""
+}
+
+func (x *AddOn) GetValues() string {
+	if x != nil {
+		return x.Values
+	}
+	return ""
+}
+
+// App is a chart for the sites that have all these labels.
+type App struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Chart         *AddOn                 `protobuf:"bytes,1,opt,name=chart,proto3" json:"chart,omitempty"`
+	Sites         map[string]string      `protobuf:"bytes,2,rep,name=sites,proto3" json:"sites,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *App) Reset() {
+	*x = App{}
+	mi := &file_muster_v1_objects_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *App) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*App) ProtoMessage() {}
+
+func (x *App) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use App.ProtoReflect.Descriptor instead.
+func (*App) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *App) GetChart() *AddOn {
+	if x != nil {
+		return x.Chart
+	}
+	return nil
+}
+
+func (x *App) GetSites() map[string]string {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+// PublishedVersion is a stack version as the centre keeps it.
+type PublishedVersion struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Version *StackVersion          `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
+	// SHA-256 over the signed envelope, and the envelope.
+	Sha256    []byte                 `protobuf:"bytes,2,opt,name=sha256,proto3" json:"sha256,omitempty"`
+	Envelope  []byte                 `protobuf:"bytes,3,opt,name=envelope,proto3" json:"envelope,omitempty"`
+	Published *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=published,proto3" json:"published,omitempty"`
+	By        string                 `protobuf:"bytes,5,opt,name=by,proto3" json:"by,omitempty"`
+	// Key IDs of the release key that signed it.
+	KeyId         string `protobuf:"bytes,6,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PublishedVersion) Reset() {
+	*x = PublishedVersion{}
+	mi := &file_muster_v1_objects_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PublishedVersion) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PublishedVersion) ProtoMessage() {}
+
+func (x *PublishedVersion) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_objects_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PublishedVersion.ProtoReflect.Descriptor instead.
+func (*PublishedVersion) Descriptor() ([]byte, []int) {
+	return file_muster_v1_objects_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *PublishedVersion) GetVersion() *StackVersion {
+	if x != nil {
+		return x.Version
+	}
+	return nil
+}
+
+func (x *PublishedVersion) GetSha256() []byte {
+	if x != nil {
+		return x.Sha256
+	}
+	return nil
+}
+
+func (x *PublishedVersion) GetEnvelope() []byte {
+	if x != nil {
+		return x.Envelope
+	}
+	return nil
+}
+
+func (x *PublishedVersion) GetPublished() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Published
+	}
+	return nil
+}
+
+func (x *PublishedVersion) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *PublishedVersion) GetKeyId() string {
+	if x != nil {
+		return x.KeyId
+	}
+	return ""
 }
 
 var File_muster_v1_objects_proto protoreflect.FileDescriptor
@@ -4933,14 +5771,35 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x05stack\x18\x01 \x01(\tR\x05stack\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12/\n" +
 	"\acharter\x18\x03 \x01(\v2\x15.muster.v1.DocVersionR\acharter\x123\n" +
-	"\bsettings\x18\x04 \x01(\v2\x17.muster.v1.SiteSettingsR\bsettings\"\xef\x01\n" +
+	"\bsettings\x18\x04 \x01(\v2\x17.muster.v1.SiteSettingsR\bsettings\"\xcf\x02\n" +
 	"\fSiteSettings\x12/\n" +
 	"\bfounding\x18\x01 \x01(\v2\x13.muster.v1.FoundingR\bfounding\x12-\n" +
 	"\x06policy\x18\x02 \x01(\v2\x15.muster.v1.SitePolicyR\x06policy\x12.\n" +
 	"\x05birth\x18\x03 \x01(\v2\x18.muster.v1.BirthSettingsR\x05birth\x12\x16\n" +
 	"\x06images\x18\x04 \x03(\tR\x06images\x12\x19\n" +
 	"\bany_boot\x18\x05 \x01(\bR\aanyBoot\x12\x1c\n" +
-	"\tdelegates\x18\x06 \x03(\fR\tdelegates\"\xb1\x01\n" +
+	"\tdelegates\x18\x06 \x03(\fR\tdelegates\x12/\n" +
+	"\x06update\x18\a \x01(\v2\x17.muster.v1.UpdatePolicyR\x06update\x12-\n" +
+	"\ainstall\x18\b \x01(\v2\x13.muster.v1.DiskRuleR\ainstall\"\xdf\x01\n" +
+	"\fUpdatePolicy\x12\x16\n" +
+	"\x06paused\x18\x01 \x01(\bR\x06paused\x121\n" +
+	"\awindows\x18\x02 \x03(\v2\x17.muster.v1.UpdateWindowR\awindows\x122\n" +
+	"\x15drain_timeout_seconds\x18\x03 \x01(\x03R\x13drainTimeoutSeconds\x12\x1f\n" +
+	"\vdrain_force\x18\x04 \x01(\bR\n" +
+	"drainForce\x12/\n" +
+	"\x14rate_kbit_per_second\x18\x05 \x01(\x03R\x11rateKbitPerSecond\"~\n" +
+	"\fUpdateWindow\x12\x12\n" +
+	"\x04days\x18\x01 \x03(\tR\x04days\x12\x12\n" +
+	"\x04from\x18\x02 \x01(\tR\x04from\x12\x18\n" +
+	"\aminutes\x18\x03 \x01(\x03R\aminutes\x12,\n" +
+	"\x12utc_offset_minutes\x18\x04 \x01(\x03R\x10utcOffsetMinutes\"\xae\x01\n" +
+	"\bDiskRule\x12\x16\n" +
+	"\x06prefer\x18\x01 \x01(\tR\x06prefer\x12\x14\n" +
+	"\x05model\x18\x02 \x01(\tR\x05model\x12\x1c\n" +
+	"\ttransport\x18\x03 \x01(\tR\ttransport\x12\x1b\n" +
+	"\tmin_bytes\x18\x04 \x01(\x03R\bminBytes\x12\x1b\n" +
+	"\tmax_bytes\x18\x05 \x01(\x03R\bmaxBytes\x12\x1c\n" +
+	"\toverwrite\x18\x06 \x01(\bR\toverwrite\"\xb1\x01\n" +
 	"\n" +
 	"SiteLedger\x123\n" +
 	"\tdocuments\x18\x01 \x01(\v2\x15.muster.v1.DocVersionR\tdocuments\x12.\n" +
@@ -5000,7 +5859,34 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x06labels\x18\x16 \x03(\v2!.muster.v1.NodeReport.LabelsEntryR\x06labels\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xd8\x01\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8d\x04\n" +
+	"\fSystemReport\x12\x16\n" +
+	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
+	"\x04site\x18\x02 \x01(\tR\x04site\x12\x12\n" +
+	"\x04node\x18\x03 \x01(\tR\x04node\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\x12\x12\n" +
+	"\x04slot\x18\x05 \x01(\tR\x04slot\x12\x14\n" +
+	"\x05image\x18\x06 \x01(\tR\x05image\x12!\n" +
+	"\fimage_sha256\x18\a \x01(\fR\vimageSha256\x12)\n" +
+	"\x05stack\x18\b \x01(\v2\x13.muster.v1.StackRefR\x05stack\x12,\n" +
+	"\x05state\x18\t \x01(\x0e2\x16.muster.v1.SystemStateR\x05state\x12\x18\n" +
+	"\apercent\x18\n" +
+	" \x01(\rR\apercent\x12\x16\n" +
+	"\x06reason\x18\v \x01(\tR\x06reason\x12\x16\n" +
+	"\x06target\x18\f \x01(\tR\x06target\x12#\n" +
+	"\rtarget_sha256\x18\r \x01(\fR\ftargetSha256\x120\n" +
+	"\x05since\x18\x0e \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12.\n" +
+	"\x06failed\x18\x0f \x03(\v2\x16.muster.v1.FailedImageR\x06failed\x12\x1a\n" +
+	"\bwarnings\x18\x10 \x03(\tR\bwarnings\"\x7f\n" +
+	"\vFailedImage\x12\x16\n" +
+	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12*\n" +
+	"\x02at\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\x02at\"P\n" +
+	"\bStackRef\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
+	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
+	"\x06sha256\x18\x03 \x01(\fR\x06sha256\"\xd8\x01\n" +
 	"\vIssuedOrder\x12&\n" +
 	"\x05order\x18\x01 \x01(\v2\x10.muster.v1.OrderR\x05order\x12+\n" +
 	"\x05state\x18\x02 \x01(\x0e2\x15.muster.v1.OrderStateR\x05state\x12\x12\n" +
@@ -5060,7 +5946,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"B\n" +
 	"\x05Stack\x12#\n" +
 	"\x04meta\x18\x01 \x01(\v2\x0f.muster.v1.MetaR\x04meta\x12\x14\n" +
-	"\x05title\x18\x02 \x01(\tR\x05title\"\xc6\x03\n" +
+	"\x05title\x18\x02 \x01(\tR\x05title\"\xa2\x04\n" +
 	"\aCharter\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
 	"\x04site\x18\x02 \x01(\tR\x04site\x12/\n" +
@@ -5075,7 +5961,9 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	" \x03(\fR\tdelegates\x122\n" +
 	"\x06issued\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\x12\x1d\n" +
 	"\n" +
-	"escrow_key\x18\f \x01(\fR\tescrowKey\"X\n" +
+	"escrow_key\x18\f \x01(\fR\tescrowKey\x12)\n" +
+	"\x05stack\x18\r \x01(\v2\x13.muster.v1.StackRefR\x05stack\x12/\n" +
+	"\x06update\x18\x0e \x01(\v2\x17.muster.v1.UpdatePolicyR\x06update\"X\n" +
 	"\bFounding\x12\x12\n" +
 	"\x04mode\x18\x01 \x01(\tR\x04mode\x12\x18\n" +
 	"\afounder\x18\x02 \x01(\tR\afounder\x12\x1e\n" +
@@ -5133,7 +6021,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"ldevid_key\x18\x05 \x01(\fR\tldevidKey\x12\x16\n" +
 	"\x06reason\x18\x06 \x01(\tR\x06reason\x12/\n" +
 	"\aversion\x18\a \x01(\v2\x15.muster.v1.DocVersionR\aversion\x122\n" +
-	"\x06issued\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\"\xef\x03\n" +
+	"\x06issued\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\x06issued\"\x8c\x04\n" +
 	"\x05Order\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x16\n" +
 	"\x06tenant\x18\x02 \x01(\tR\x06tenant\x12\x12\n" +
@@ -5151,7 +6039,8 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\tnot_after\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\bnotAfter\x12\x18\n" +
 	"\acluster\x18\x0e \x01(\tR\acluster\x12\x14\n" +
 	"\x05epoch\x18\x0f \x01(\x04R\x05epoch\x12\x12\n" +
-	"\x04into\x18\x10 \x01(\tR\x04into\"k\n" +
+	"\x04into\x18\x10 \x01(\tR\x04into\x12\x1b\n" +
+	"\tkeep_data\x18\x11 \x01(\bR\bkeepData\"k\n" +
 	"\n" +
 	"DiskTarget\x12\x16\n" +
 	"\x06serial\x18\x01 \x01(\tR\x06serial\x12\x10\n" +
@@ -5163,7 +6052,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x12\n" +
 	"\x04arch\x18\x03 \x01(\tR\x04arch\x12\x16\n" +
-	"\x06sha256\x18\x04 \x01(\fR\x06sha256\"\x95\x02\n" +
+	"\x06sha256\x18\x04 \x01(\fR\x06sha256\"\xdd\x02\n" +
 	"\fStackVersion\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x14\n" +
 	"\x05stack\x18\x02 \x01(\tR\x05stack\x12\x18\n" +
@@ -5173,11 +6062,31 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\n" +
 	"etcd_minor\x18\x06 \x01(\tR\tetcdMinor\x12)\n" +
 	"\aadd_ons\x18\a \x03(\v2\x10.muster.v1.AddOnR\x06addOns\x124\n" +
-	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\"M\n" +
+	"\acreated\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x12\x10\n" +
+	"\x03cni\x18\t \x01(\tR\x03cni\x12\x10\n" +
+	"\x03csi\x18\n" +
+	" \x01(\tR\x03csi\x12\"\n" +
+	"\x04apps\x18\v \x03(\v2\x0e.muster.v1.AppR\x04apps\"\x83\x01\n" +
 	"\x05AddOn\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12\x16\n" +
-	"\x06sha256\x18\x03 \x01(\fR\x06sha256*~\n" +
+	"\x06sha256\x18\x03 \x01(\fR\x06sha256\x12\x1c\n" +
+	"\tnamespace\x18\x04 \x01(\tR\tnamespace\x12\x16\n" +
+	"\x06values\x18\x05 \x01(\tR\x06values\"\x98\x01\n" +
+	"\x03App\x12&\n" +
+	"\x05chart\x18\x01 \x01(\v2\x10.muster.v1.AddOnR\x05chart\x12/\n" +
+	"\x05sites\x18\x02 \x03(\v2\x19.muster.v1.App.SitesEntryR\x05sites\x1a8\n" +
+	"\n" +
+	"SitesEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xda\x01\n" +
+	"\x10PublishedVersion\x121\n" +
+	"\aversion\x18\x01 \x01(\v2\x17.muster.v1.StackVersionR\aversion\x12\x16\n" +
+	"\x06sha256\x18\x02 \x01(\fR\x06sha256\x12\x1a\n" +
+	"\benvelope\x18\x03 \x01(\fR\benvelope\x128\n" +
+	"\tpublished\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tpublished\x12\x0e\n" +
+	"\x02by\x18\x05 \x01(\tR\x02by\x12\x15\n" +
+	"\x06key_id\x18\x06 \x01(\tR\x05keyId*~\n" +
 	"\rIdentityTrust\x12\x1d\n" +
 	"\x19IDENTITY_TRUST_UNVERIFIED\x10\x00\x12\x16\n" +
 	"\x12IDENTITY_TRUST_LAB\x10\x01\x12\x19\n" +
@@ -5203,7 +6112,21 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"EventLevel\x12\x14\n" +
 	"\x10EVENT_LEVEL_INFO\x10\x00\x12\x17\n" +
 	"\x13EVENT_LEVEL_WARNING\x10\x01\x12\x15\n" +
-	"\x11EVENT_LEVEL_ALARM\x10\x02*\xb8\x01\n" +
+	"\x11EVENT_LEVEL_ALARM\x10\x02*\xce\x02\n" +
+	"\vSystemState\x12\x18\n" +
+	"\x14SYSTEM_STATE_UNKNOWN\x10\x00\x12\x19\n" +
+	"\x15SYSTEM_STATE_RECOVERY\x10\x01\x12\x1b\n" +
+	"\x17SYSTEM_STATE_INSTALLING\x10\x02\x12\x18\n" +
+	"\x14SYSTEM_STATE_CURRENT\x10\x03\x12\x19\n" +
+	"\x15SYSTEM_STATE_FETCHING\x10\x04\x12\x18\n" +
+	"\x14SYSTEM_STATE_WRITING\x10\x05\x12\x17\n" +
+	"\x13SYSTEM_STATE_STAGED\x10\x06\x12\x18\n" +
+	"\x14SYSTEM_STATE_WAITING\x10\a\x12\x1b\n" +
+	"\x17SYSTEM_STATE_RESTARTING\x10\b\x12\x17\n" +
+	"\x13SYSTEM_STATE_TRYING\x10\t\x12\x1c\n" +
+	"\x18SYSTEM_STATE_ROLLED_BACK\x10\n" +
+	"\x12\x17\n" +
+	"\x13SYSTEM_STATE_FAILED\x10\v*\xb8\x01\n" +
 	"\n" +
 	"OrderState\x12\x14\n" +
 	"\x10ORDER_STATE_OPEN\x10\x00\x12\x19\n" +
@@ -5226,157 +6149,183 @@ func file_muster_v1_objects_proto_rawDescGZIP() []byte {
 	return file_muster_v1_objects_proto_rawDescData
 }
 
-var file_muster_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 6)
-var file_muster_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 49)
+var file_muster_v1_objects_proto_enumTypes = make([]protoimpl.EnumInfo, 7)
+var file_muster_v1_objects_proto_msgTypes = make([]protoimpl.MessageInfo, 58)
 var file_muster_v1_objects_proto_goTypes = []any{
 	(IdentityTrust)(0),            // 0: muster.v1.IdentityTrust
 	(BootTrust)(0),                // 1: muster.v1.BootTrust
 	(RequestState)(0),             // 2: muster.v1.RequestState
 	(NodeState)(0),                // 3: muster.v1.NodeState
 	(EventLevel)(0),               // 4: muster.v1.EventLevel
-	(OrderState)(0),               // 5: muster.v1.OrderState
-	(*Meta)(nil),                  // 6: muster.v1.Meta
-	(*Request)(nil),               // 7: muster.v1.Request
-	(*TpmClock)(nil),              // 8: muster.v1.TpmClock
-	(*Evidence)(nil),              // 9: muster.v1.Evidence
-	(*Finding)(nil),               // 10: muster.v1.Finding
-	(*Hardware)(nil),              // 11: muster.v1.Hardware
-	(*Nic)(nil),                   // 12: muster.v1.Nic
-	(*Disk)(nil),                  // 13: muster.v1.Disk
-	(*Device)(nil),                // 14: muster.v1.Device
-	(*Node)(nil),                  // 15: muster.v1.Node
-	(*Certificate)(nil),           // 16: muster.v1.Certificate
-	(*Image)(nil),                 // 17: muster.v1.Image
-	(*Event)(nil),                 // 18: muster.v1.Event
-	(*AuditRecord)(nil),           // 19: muster.v1.AuditRecord
-	(*Tenant)(nil),                // 20: muster.v1.Tenant
-	(*Site)(nil),                  // 21: muster.v1.Site
-	(*SiteSpec)(nil),              // 22: muster.v1.SiteSpec
-	(*SiteSettings)(nil),          // 23: muster.v1.SiteSettings
-	(*SiteLedger)(nil),            // 24: muster.v1.SiteLedger
-	(*FoundingGrant)(nil),         // 25: muster.v1.FoundingGrant
-	(*SiteStatus)(nil),            // 26: muster.v1.SiteStatus
-	(*NodeReport)(nil),            // 27: muster.v1.NodeReport
-	(*IssuedOrder)(nil),           // 28: muster.v1.IssuedOrder
-	(*EscrowBlob)(nil),            // 29: muster.v1.EscrowBlob
-	(*DocVersion)(nil),            // 30: muster.v1.DocVersion
-	(*PreApproval)(nil),           // 31: muster.v1.PreApproval
-	(*ListedEk)(nil),              // 32: muster.v1.ListedEk
-	(*Stack)(nil),                 // 33: muster.v1.Stack
-	(*Charter)(nil),               // 34: muster.v1.Charter
-	(*Founding)(nil),              // 35: muster.v1.Founding
-	(*SitePolicy)(nil),            // 36: muster.v1.SitePolicy
-	(*ImageEvidence)(nil),         // 37: muster.v1.ImageEvidence
-	(*BirthSettings)(nil),         // 38: muster.v1.BirthSettings
-	(*Admission)(nil),             // 39: muster.v1.Admission
-	(*Removal)(nil),               // 40: muster.v1.Removal
-	(*Order)(nil),                 // 41: muster.v1.Order
-	(*DiskTarget)(nil),            // 42: muster.v1.DiskTarget
-	(*ImageRef)(nil),              // 43: muster.v1.ImageRef
-	(*StackVersion)(nil),          // 44: muster.v1.StackVersion
-	(*AddOn)(nil),                 // 45: muster.v1.AddOn
-	nil,                           // 46: muster.v1.Meta.LabelsEntry
-	nil,                           // 47: muster.v1.Request.LabelsEntry
-	nil,                           // 48: muster.v1.Evidence.PcrsEntry
-	nil,                           // 49: muster.v1.Node.LabelsEntry
-	nil,                           // 50: muster.v1.Event.FieldsEntry
-	nil,                           // 51: muster.v1.NodeReport.LabelsEntry
-	nil,                           // 52: muster.v1.PreApproval.NodeLabelsEntry
-	nil,                           // 53: muster.v1.ListedEk.LabelsEntry
-	nil,                           // 54: muster.v1.Admission.LabelsEntry
-	(*timestamppb.Timestamp)(nil), // 55: google.protobuf.Timestamp
+	(SystemState)(0),              // 5: muster.v1.SystemState
+	(OrderState)(0),               // 6: muster.v1.OrderState
+	(*Meta)(nil),                  // 7: muster.v1.Meta
+	(*Request)(nil),               // 8: muster.v1.Request
+	(*TpmClock)(nil),              // 9: muster.v1.TpmClock
+	(*Evidence)(nil),              // 10: muster.v1.Evidence
+	(*Finding)(nil),               // 11: muster.v1.Finding
+	(*Hardware)(nil),              // 12: muster.v1.Hardware
+	(*Nic)(nil),                   // 13: muster.v1.Nic
+	(*Disk)(nil),                  // 14: muster.v1.Disk
+	(*Device)(nil),                // 15: muster.v1.Device
+	(*Node)(nil),                  // 16: muster.v1.Node
+	(*Certificate)(nil),           // 17: muster.v1.Certificate
+	(*Image)(nil),                 // 18: muster.v1.Image
+	(*Event)(nil),                 // 19: muster.v1.Event
+	(*AuditRecord)(nil),           // 20: muster.v1.AuditRecord
+	(*Tenant)(nil),                // 21: muster.v1.Tenant
+	(*Site)(nil),                  // 22: muster.v1.Site
+	(*SiteSpec)(nil),              // 23: muster.v1.SiteSpec
+	(*SiteSettings)(nil),          // 24: muster.v1.SiteSettings
+	(*UpdatePolicy)(nil),          // 25: muster.v1.UpdatePolicy
+	(*UpdateWindow)(nil),          // 26: muster.v1.UpdateWindow
+	(*DiskRule)(nil),              // 27: muster.v1.DiskRule
+	(*SiteLedger)(nil),            // 28: muster.v1.SiteLedger
+	(*FoundingGrant)(nil),         // 29: muster.v1.FoundingGrant
+	(*SiteStatus)(nil),            // 30: muster.v1.SiteStatus
+	(*NodeReport)(nil),            // 31: muster.v1.NodeReport
+	(*SystemReport)(nil),          // 32: muster.v1.SystemReport
+	(*FailedImage)(nil),           // 33: muster.v1.FailedImage
+	(*StackRef)(nil),              // 34: muster.v1.StackRef
+	(*IssuedOrder)(nil),           // 35: muster.v1.IssuedOrder
+	(*EscrowBlob)(nil),            // 36: muster.v1.EscrowBlob
+	(*DocVersion)(nil),            // 37: muster.v1.DocVersion
+	(*PreApproval)(nil),           // 38: muster.v1.PreApproval
+	(*ListedEk)(nil),              // 39: muster.v1.ListedEk
+	(*Stack)(nil),                 // 40: muster.v1.Stack
+	(*Charter)(nil),               // 41: muster.v1.Charter
+	(*Founding)(nil),              // 42: muster.v1.Founding
+	(*SitePolicy)(nil),            // 43: muster.v1.SitePolicy
+	(*ImageEvidence)(nil),         // 44: muster.v1.ImageEvidence
+	(*BirthSettings)(nil),         // 45: muster.v1.BirthSettings
+	(*Admission)(nil),             // 46: muster.v1.Admission
+	(*Removal)(nil),               // 47: muster.v1.Removal
+	(*Order)(nil),                 // 48: muster.v1.Order
+	(*DiskTarget)(nil),            // 49: muster.v1.DiskTarget
+	(*ImageRef)(nil),              // 50: muster.v1.ImageRef
+	(*StackVersion)(nil),          // 51: muster.v1.StackVersion
+	(*AddOn)(nil),                 // 52: muster.v1.AddOn
+	(*App)(nil),                   // 53: muster.v1.App
+	(*PublishedVersion)(nil),      // 54: muster.v1.PublishedVersion
+	nil,                           // 55: muster.v1.Meta.LabelsEntry
+	nil,                           // 56: muster.v1.Request.LabelsEntry
+	nil,                           // 57: muster.v1.Evidence.PcrsEntry
+	nil,                           // 58: muster.v1.Node.LabelsEntry
+	nil,                           // 59: muster.v1.Event.FieldsEntry
+	nil,                           // 60: muster.v1.NodeReport.LabelsEntry
+	nil,                           // 61: muster.v1.PreApproval.NodeLabelsEntry
+	nil,                           // 62: muster.v1.ListedEk.LabelsEntry
+	nil,                           // 63: muster.v1.Admission.LabelsEntry
+	nil,                           // 64: muster.v1.App.SitesEntry
+	(*timestamppb.Timestamp)(nil), // 65: google.protobuf.Timestamp
 }
 var file_muster_v1_objects_proto_depIdxs = []int32{
-	46, // 0: muster.v1.Meta.labels:type_name -> muster.v1.Meta.LabelsEntry
-	55, // 1: muster.v1.Meta.created:type_name -> google.protobuf.Timestamp
-	55, // 2: muster.v1.Meta.updated:type_name -> google.protobuf.Timestamp
-	2,  // 3: muster.v1.Request.state:type_name -> muster.v1.RequestState
-	0,  // 4: muster.v1.Request.identity:type_name -> muster.v1.IdentityTrust
-	1,  // 5: muster.v1.Request.boot:type_name -> muster.v1.BootTrust
-	47, // 6: muster.v1.Request.labels:type_name -> muster.v1.Request.LabelsEntry
-	9,  // 7: muster.v1.Request.evidence:type_name -> muster.v1.Evidence
-	55, // 8: muster.v1.Request.first_seen:type_name -> google.protobuf.Timestamp
-	55, // 9: muster.v1.Request.last_seen:type_name -> google.protobuf.Timestamp
-	10, // 10: muster.v1.Request.findings:type_name -> muster.v1.Finding
-	55, // 11: muster.v1.Request.decided_at:type_name -> google.protobuf.Timestamp
-	8,  // 12: muster.v1.Request.tpm_clock:type_name -> muster.v1.TpmClock
-	0,  // 13: muster.v1.Evidence.identity:type_name -> muster.v1.IdentityTrust
-	1,  // 14: muster.v1.Evidence.boot:type_name -> muster.v1.BootTrust
-	48, // 15: muster.v1.Evidence.pcrs:type_name -> muster.v1.Evidence.PcrsEntry
-	11, // 16: muster.v1.Evidence.hardware:type_name -> muster.v1.Hardware
-	12, // 17: muster.v1.Hardware.nics:type_name -> muster.v1.Nic
-	13, // 18: muster.v1.Hardware.disks:type_name -> muster.v1.Disk
-	14, // 19: muster.v1.Hardware.devices:type_name -> muster.v1.Device
-	3,  // 20: muster.v1.Node.state:type_name -> muster.v1.NodeState
-	49, // 21: muster.v1.Node.labels:type_name -> muster.v1.Node.LabelsEntry
-	0,  // 22: muster.v1.Node.identity:type_name -> muster.v1.IdentityTrust
-	1,  // 23: muster.v1.Node.boot:type_name -> muster.v1.BootTrust
-	16, // 24: muster.v1.Node.certificate:type_name -> muster.v1.Certificate
-	11, // 25: muster.v1.Node.hardware:type_name -> muster.v1.Hardware
-	55, // 26: muster.v1.Node.created:type_name -> google.protobuf.Timestamp
-	55, // 27: muster.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
-	55, // 28: muster.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
-	55, // 29: muster.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
-	55, // 30: muster.v1.Image.registered:type_name -> google.protobuf.Timestamp
-	55, // 31: muster.v1.Event.time:type_name -> google.protobuf.Timestamp
-	4,  // 32: muster.v1.Event.level:type_name -> muster.v1.EventLevel
-	50, // 33: muster.v1.Event.fields:type_name -> muster.v1.Event.FieldsEntry
-	55, // 34: muster.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
-	6,  // 35: muster.v1.Tenant.meta:type_name -> muster.v1.Meta
-	6,  // 36: muster.v1.Site.meta:type_name -> muster.v1.Meta
-	22, // 37: muster.v1.Site.spec:type_name -> muster.v1.SiteSpec
-	26, // 38: muster.v1.Site.status:type_name -> muster.v1.SiteStatus
-	24, // 39: muster.v1.Site.ledger:type_name -> muster.v1.SiteLedger
-	30, // 40: muster.v1.SiteSpec.charter:type_name -> muster.v1.DocVersion
-	23, // 41: muster.v1.SiteSpec.settings:type_name -> muster.v1.SiteSettings
-	35, // 42: muster.v1.SiteSettings.founding:type_name -> muster.v1.Founding
-	36, // 43: muster.v1.SiteSettings.policy:type_name -> muster.v1.SitePolicy
-	38, // 44: muster.v1.SiteSettings.birth:type_name -> muster.v1.BirthSettings
-	30, // 45: muster.v1.SiteLedger.documents:type_name -> muster.v1.DocVersion
-	25, // 46: muster.v1.SiteLedger.grant:type_name -> muster.v1.FoundingGrant
-	55, // 47: muster.v1.FoundingGrant.at:type_name -> google.protobuf.Timestamp
-	55, // 48: muster.v1.SiteStatus.seen:type_name -> google.protobuf.Timestamp
-	55, // 49: muster.v1.NodeReport.at:type_name -> google.protobuf.Timestamp
-	55, // 50: muster.v1.NodeReport.since:type_name -> google.protobuf.Timestamp
-	30, // 51: muster.v1.NodeReport.charter:type_name -> muster.v1.DocVersion
-	51, // 52: muster.v1.NodeReport.labels:type_name -> muster.v1.NodeReport.LabelsEntry
-	41, // 53: muster.v1.IssuedOrder.order:type_name -> muster.v1.Order
-	5,  // 54: muster.v1.IssuedOrder.state:type_name -> muster.v1.OrderState
-	55, // 55: muster.v1.IssuedOrder.changed:type_name -> google.protobuf.Timestamp
-	55, // 56: muster.v1.EscrowBlob.taken:type_name -> google.protobuf.Timestamp
-	55, // 57: muster.v1.EscrowBlob.stored:type_name -> google.protobuf.Timestamp
-	6,  // 58: muster.v1.PreApproval.meta:type_name -> muster.v1.Meta
-	52, // 59: muster.v1.PreApproval.node_labels:type_name -> muster.v1.PreApproval.NodeLabelsEntry
-	32, // 60: muster.v1.PreApproval.eks:type_name -> muster.v1.ListedEk
-	0,  // 61: muster.v1.PreApproval.min_identity:type_name -> muster.v1.IdentityTrust
-	1,  // 62: muster.v1.PreApproval.min_boot:type_name -> muster.v1.BootTrust
-	55, // 63: muster.v1.PreApproval.not_after:type_name -> google.protobuf.Timestamp
-	53, // 64: muster.v1.ListedEk.labels:type_name -> muster.v1.ListedEk.LabelsEntry
-	6,  // 65: muster.v1.Stack.meta:type_name -> muster.v1.Meta
-	30, // 66: muster.v1.Charter.version:type_name -> muster.v1.DocVersion
-	35, // 67: muster.v1.Charter.founding:type_name -> muster.v1.Founding
-	36, // 68: muster.v1.Charter.policy:type_name -> muster.v1.SitePolicy
-	37, // 69: muster.v1.Charter.images:type_name -> muster.v1.ImageEvidence
-	38, // 70: muster.v1.Charter.birth:type_name -> muster.v1.BirthSettings
-	55, // 71: muster.v1.Charter.issued:type_name -> google.protobuf.Timestamp
-	54, // 72: muster.v1.Admission.labels:type_name -> muster.v1.Admission.LabelsEntry
-	30, // 73: muster.v1.Admission.version:type_name -> muster.v1.DocVersion
-	55, // 74: muster.v1.Admission.issued:type_name -> google.protobuf.Timestamp
-	30, // 75: muster.v1.Removal.version:type_name -> muster.v1.DocVersion
-	55, // 76: muster.v1.Removal.issued:type_name -> google.protobuf.Timestamp
-	42, // 77: muster.v1.Order.disk:type_name -> muster.v1.DiskTarget
-	43, // 78: muster.v1.Order.image:type_name -> muster.v1.ImageRef
-	30, // 79: muster.v1.Order.version:type_name -> muster.v1.DocVersion
-	55, // 80: muster.v1.Order.issued:type_name -> google.protobuf.Timestamp
-	55, // 81: muster.v1.Order.not_after:type_name -> google.protobuf.Timestamp
-	43, // 82: muster.v1.StackVersion.images:type_name -> muster.v1.ImageRef
-	45, // 83: muster.v1.StackVersion.add_ons:type_name -> muster.v1.AddOn
-	55, // 84: muster.v1.StackVersion.created:type_name -> google.protobuf.Timestamp
-	85, // [85:85] is the sub-list for method output_type
-	85, // [85:85] is the sub-list for method input_type
-	85, // [85:85] is the sub-list for extension type_name
-	85, // [85:85] is the sub-list for extension extendee
-	0,  // [0:85] is the sub-list for field type_name
+	55,  // 0: muster.v1.Meta.labels:type_name -> muster.v1.Meta.LabelsEntry
+	65,  // 1: muster.v1.Meta.created:type_name -> google.protobuf.Timestamp
+	65,  // 2: muster.v1.Meta.updated:type_name -> google.protobuf.Timestamp
+	2,   // 3: muster.v1.Request.state:type_name -> muster.v1.RequestState
+	0,   // 4: muster.v1.Request.identity:type_name -> muster.v1.IdentityTrust
+	1,   // 5: muster.v1.Request.boot:type_name -> muster.v1.BootTrust
+	56,  // 6: muster.v1.Request.labels:type_name -> muster.v1.Request.LabelsEntry
+	10,  // 7: muster.v1.Request.evidence:type_name -> muster.v1.Evidence
+	65,  // 8: muster.v1.Request.first_seen:type_name -> google.protobuf.Timestamp
+	65,  // 9: muster.v1.Request.last_seen:type_name -> google.protobuf.Timestamp
+	11,  // 10: muster.v1.Request.findings:type_name -> muster.v1.Finding
+	65,  // 11: muster.v1.Request.decided_at:type_name -> google.protobuf.Timestamp
+	9,   // 12: muster.v1.Request.tpm_clock:type_name -> muster.v1.TpmClock
+	0,   // 13: muster.v1.Evidence.identity:type_name -> muster.v1.IdentityTrust
+	1,   // 14: muster.v1.Evidence.boot:type_name -> muster.v1.BootTrust
+	57,  // 15: muster.v1.Evidence.pcrs:type_name -> muster.v1.Evidence.PcrsEntry
+	12,  // 16: muster.v1.Evidence.hardware:type_name -> muster.v1.Hardware
+	13,  // 17: muster.v1.Hardware.nics:type_name -> muster.v1.Nic
+	14,  // 18: muster.v1.Hardware.disks:type_name -> muster.v1.Disk
+	15,  // 19: muster.v1.Hardware.devices:type_name -> muster.v1.Device
+	3,   // 20: muster.v1.Node.state:type_name -> muster.v1.NodeState
+	58,  // 21: muster.v1.Node.labels:type_name -> muster.v1.Node.LabelsEntry
+	0,   // 22: muster.v1.Node.identity:type_name -> muster.v1.IdentityTrust
+	1,   // 23: muster.v1.Node.boot:type_name -> muster.v1.BootTrust
+	17,  // 24: muster.v1.Node.certificate:type_name -> muster.v1.Certificate
+	12,  // 25: muster.v1.Node.hardware:type_name -> muster.v1.Hardware
+	65,  // 26: muster.v1.Node.created:type_name -> google.protobuf.Timestamp
+	65,  // 27: muster.v1.Node.last_seen:type_name -> google.protobuf.Timestamp
+	65,  // 28: muster.v1.Certificate.not_before:type_name -> google.protobuf.Timestamp
+	65,  // 29: muster.v1.Certificate.not_after:type_name -> google.protobuf.Timestamp
+	65,  // 30: muster.v1.Image.registered:type_name -> google.protobuf.Timestamp
+	65,  // 31: muster.v1.Event.time:type_name -> google.protobuf.Timestamp
+	4,   // 32: muster.v1.Event.level:type_name -> muster.v1.EventLevel
+	59,  // 33: muster.v1.Event.fields:type_name -> muster.v1.Event.FieldsEntry
+	65,  // 34: muster.v1.AuditRecord.time:type_name -> google.protobuf.Timestamp
+	7,   // 35: muster.v1.Tenant.meta:type_name -> muster.v1.Meta
+	7,   // 36: muster.v1.Site.meta:type_name -> muster.v1.Meta
+	23,  // 37: muster.v1.Site.spec:type_name -> muster.v1.SiteSpec
+	30,  // 38: muster.v1.Site.status:type_name -> muster.v1.SiteStatus
+	28,  // 39: muster.v1.Site.ledger:type_name -> muster.v1.SiteLedger
+	37,  // 40: muster.v1.SiteSpec.charter:type_name -> muster.v1.DocVersion
+	24,  // 41: muster.v1.SiteSpec.settings:type_name -> muster.v1.SiteSettings
+	42,  // 42: muster.v1.SiteSettings.founding:type_name -> muster.v1.Founding
+	43,  // 43: muster.v1.SiteSettings.policy:type_name -> muster.v1.SitePolicy
+	45,  // 44: muster.v1.SiteSettings.birth:type_name -> muster.v1.BirthSettings
+	25,  // 45: muster.v1.SiteSettings.update:type_name -> muster.v1.UpdatePolicy
+	27,  // 46: muster.v1.SiteSettings.install:type_name -> muster.v1.DiskRule
+	26,  // 47: muster.v1.UpdatePolicy.windows:type_name -> muster.v1.UpdateWindow
+	37,  // 48: muster.v1.SiteLedger.documents:type_name -> muster.v1.DocVersion
+	29,  // 49: muster.v1.SiteLedger.grant:type_name -> muster.v1.FoundingGrant
+	65,  // 50: muster.v1.FoundingGrant.at:type_name -> google.protobuf.Timestamp
+	65,  // 51: muster.v1.SiteStatus.seen:type_name -> google.protobuf.Timestamp
+	65,  // 52: muster.v1.NodeReport.at:type_name -> google.protobuf.Timestamp
+	65,  // 53: muster.v1.NodeReport.since:type_name -> google.protobuf.Timestamp
+	37,  // 54: muster.v1.NodeReport.charter:type_name -> muster.v1.DocVersion
+	60,  // 55: muster.v1.NodeReport.labels:type_name -> muster.v1.NodeReport.LabelsEntry
+	65,  // 56: muster.v1.SystemReport.at:type_name -> google.protobuf.Timestamp
+	34,  // 57: muster.v1.SystemReport.stack:type_name -> muster.v1.StackRef
+	5,   // 58: muster.v1.SystemReport.state:type_name -> muster.v1.SystemState
+	65,  // 59: muster.v1.SystemReport.since:type_name -> google.protobuf.Timestamp
+	33,  // 60: muster.v1.SystemReport.failed:type_name -> muster.v1.FailedImage
+	65,  // 61: muster.v1.FailedImage.at:type_name -> google.protobuf.Timestamp
+	48,  // 62: muster.v1.IssuedOrder.order:type_name -> muster.v1.Order
+	6,   // 63: muster.v1.IssuedOrder.state:type_name -> muster.v1.OrderState
+	65,  // 64: muster.v1.IssuedOrder.changed:type_name -> google.protobuf.Timestamp
+	65,  // 65: muster.v1.EscrowBlob.taken:type_name -> google.protobuf.Timestamp
+	65,  // 66: muster.v1.EscrowBlob.stored:type_name -> google.protobuf.Timestamp
+	7,   // 67: muster.v1.PreApproval.meta:type_name -> muster.v1.Meta
+	61,  // 68: muster.v1.PreApproval.node_labels:type_name -> muster.v1.PreApproval.NodeLabelsEntry
+	39,  // 69: muster.v1.PreApproval.eks:type_name -> muster.v1.ListedEk
+	0,   // 70: muster.v1.PreApproval.min_identity:type_name -> muster.v1.IdentityTrust
+	1,   // 71: muster.v1.PreApproval.min_boot:type_name -> muster.v1.BootTrust
+	65,  // 72: muster.v1.PreApproval.not_after:type_name -> google.protobuf.Timestamp
+	62,  // 73: muster.v1.ListedEk.labels:type_name -> muster.v1.ListedEk.LabelsEntry
+	7,   // 74: muster.v1.Stack.meta:type_name -> muster.v1.Meta
+	37,  // 75: muster.v1.Charter.version:type_name -> muster.v1.DocVersion
+	42,  // 76: muster.v1.Charter.founding:type_name -> muster.v1.Founding
+	43,  // 77: muster.v1.Charter.policy:type_name -> muster.v1.SitePolicy
+	44,  // 78: muster.v1.Charter.images:type_name -> muster.v1.ImageEvidence
+	45,  // 79: muster.v1.Charter.birth:type_name -> muster.v1.BirthSettings
+	65,  // 80: muster.v1.Charter.issued:type_name -> google.protobuf.Timestamp
+	34,  // 81: muster.v1.Charter.stack:type_name -> muster.v1.StackRef
+	25,  // 82: muster.v1.Charter.update:type_name -> muster.v1.UpdatePolicy
+	63,  // 83: muster.v1.Admission.labels:type_name -> muster.v1.Admission.LabelsEntry
+	37,  // 84: muster.v1.Admission.version:type_name -> muster.v1.DocVersion
+	65,  // 85: muster.v1.Admission.issued:type_name -> google.protobuf.Timestamp
+	37,  // 86: muster.v1.Removal.version:type_name -> muster.v1.DocVersion
+	65,  // 87: muster.v1.Removal.issued:type_name -> google.protobuf.Timestamp
+	49,  // 88: muster.v1.Order.disk:type_name -> muster.v1.DiskTarget
+	50,  // 89: muster.v1.Order.image:type_name -> muster.v1.ImageRef
+	37,  // 90: muster.v1.Order.version:type_name -> muster.v1.DocVersion
+	65,  // 91: muster.v1.Order.issued:type_name -> google.protobuf.Timestamp
+	65,  // 92: muster.v1.Order.not_after:type_name -> google.protobuf.Timestamp
+	50,  // 93: muster.v1.StackVersion.images:type_name -> muster.v1.ImageRef
+	52,  // 94: muster.v1.StackVersion.add_ons:type_name -> muster.v1.AddOn
+	65,  // 95: muster.v1.StackVersion.created:type_name -> google.protobuf.Timestamp
+	53,  // 96: muster.v1.StackVersion.apps:type_name -> muster.v1.App
+	52,  // 97: muster.v1.App.chart:type_name -> muster.v1.AddOn
+	64,  // 98: muster.v1.App.sites:type_name -> muster.v1.App.SitesEntry
+	51,  // 99: muster.v1.PublishedVersion.version:type_name -> muster.v1.StackVersion
+	65,  // 100: muster.v1.PublishedVersion.published:type_name -> google.protobuf.Timestamp
+	101, // [101:101] is the sub-list for method output_type
+	101, // [101:101] is the sub-list for method input_type
+	101, // [101:101] is the sub-list for extension type_name
+	101, // [101:101] is the sub-list for extension extendee
+	0,   // [0:101] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_objects_proto_init() }
@@ -5389,8 +6338,8 @@ func file_muster_v1_objects_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_objects_proto_rawDesc), len(file_muster_v1_objects_proto_rawDesc)),
-			NumEnums:      6,
-			NumMessages:   49,
+			NumEnums:      7,
+			NumMessages:   58,
 			NumExtensions: 0,
 			NumServices:   0,
 		},

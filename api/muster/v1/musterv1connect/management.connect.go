@@ -112,6 +112,29 @@ const (
 	// ManagementServiceConfirmSiteProcedure is the fully-qualified name of the ManagementService's
 	// ConfirmSite RPC.
 	ManagementServiceConfirmSiteProcedure = "/muster.v1.ManagementService/ConfirmSite"
+	// ManagementServiceAssignStackProcedure is the fully-qualified name of the ManagementService's
+	// AssignStack RPC.
+	ManagementServiceAssignStackProcedure = "/muster.v1.ManagementService/AssignStack"
+	// ManagementServiceGetDriftProcedure is the fully-qualified name of the ManagementService's
+	// GetDrift RPC.
+	ManagementServiceGetDriftProcedure = "/muster.v1.ManagementService/GetDrift"
+	// ManagementServiceListStacksProcedure is the fully-qualified name of the ManagementService's
+	// ListStacks RPC.
+	ManagementServiceListStacksProcedure = "/muster.v1.ManagementService/ListStacks"
+	// ManagementServiceGetStackProcedure is the fully-qualified name of the ManagementService's
+	// GetStack RPC.
+	ManagementServiceGetStackProcedure = "/muster.v1.ManagementService/GetStack"
+	// ManagementServicePublishStackVersionProcedure is the fully-qualified name of the
+	// ManagementService's PublishStackVersion RPC.
+	ManagementServicePublishStackVersionProcedure = "/muster.v1.ManagementService/PublishStackVersion"
+	// ManagementServiceApplyProcedure is the fully-qualified name of the ManagementService's Apply RPC.
+	ManagementServiceApplyProcedure = "/muster.v1.ManagementService/Apply"
+	// ManagementServiceLabelObjectProcedure is the fully-qualified name of the ManagementService's
+	// LabelObject RPC.
+	ManagementServiceLabelObjectProcedure = "/muster.v1.ManagementService/LabelObject"
+	// ManagementServiceDeleteObjectProcedure is the fully-qualified name of the ManagementService's
+	// DeleteObject RPC.
+	ManagementServiceDeleteObjectProcedure = "/muster.v1.ManagementService/DeleteObject"
 	// ManagementServiceCreateOrderProcedure is the fully-qualified name of the ManagementService's
 	// CreateOrder RPC.
 	ManagementServiceCreateOrderProcedure = "/muster.v1.ManagementService/CreateOrder"
@@ -207,7 +230,24 @@ type ManagementServiceClient interface {
 	// ConfirmSite says, after a backup was restored, that a person knows
 	// whether the site has a cluster, so that founding may be granted.
 	ConfirmSite(context.Context, *v1.ConfirmSiteRequest) (*v1.ConfirmSiteResponse, error)
-	// CreateOrder signs an order of kind found, reset, restore or dissolve.
+	// AssignStack says which stack version sites shall run; new charters follow
+	// in the same transaction. A node installs it on its own, from its charter.
+	AssignStack(context.Context, *v1.AssignStackRequest) (*v1.AssignStackResponse, error)
+	// GetDrift compares what sites shall run with what their nodes say.
+	GetDrift(context.Context, *v1.GetDriftRequest) (*v1.GetDriftResponse, error)
+	ListStacks(context.Context, *v1.ListStacksRequest) (*v1.ListStacksResponse, error)
+	GetStack(context.Context, *v1.GetStackRequest) (*v1.GetStackResponse, error)
+	// PublishStackVersion takes a version that a release key of the tenant has
+	// signed. A version never changes.
+	PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error)
+	// Apply brings objects to what documents say, all of them or none.
+	Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error)
+	// LabelObject changes labels of a site, a stack or a node.
+	LabelObject(context.Context, *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error)
+	// DeleteObject deletes a site or a stack that nothing needs any more.
+	DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error)
+	// CreateOrder signs an order. For install, wipe, downgrade and clear-failed
+	// the centre resolves disk and image into exact targets first.
 	CreateOrder(context.Context, *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error)
 	ListOrders(context.Context, *v1.ListOrdersRequest) (*v1.ListOrdersResponse, error)
 	WithdrawOrder(context.Context, *v1.WithdrawOrderRequest) (*v1.WithdrawOrderResponse, error)
@@ -388,6 +428,54 @@ func NewManagementServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(managementServiceMethods.ByName("ConfirmSite")),
 			connect.WithClientOptions(opts...),
 		),
+		assignStack: connect.NewClient[v1.AssignStackRequest, v1.AssignStackResponse](
+			httpClient,
+			baseURL+ManagementServiceAssignStackProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("AssignStack")),
+			connect.WithClientOptions(opts...),
+		),
+		getDrift: connect.NewClient[v1.GetDriftRequest, v1.GetDriftResponse](
+			httpClient,
+			baseURL+ManagementServiceGetDriftProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("GetDrift")),
+			connect.WithClientOptions(opts...),
+		),
+		listStacks: connect.NewClient[v1.ListStacksRequest, v1.ListStacksResponse](
+			httpClient,
+			baseURL+ManagementServiceListStacksProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("ListStacks")),
+			connect.WithClientOptions(opts...),
+		),
+		getStack: connect.NewClient[v1.GetStackRequest, v1.GetStackResponse](
+			httpClient,
+			baseURL+ManagementServiceGetStackProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("GetStack")),
+			connect.WithClientOptions(opts...),
+		),
+		publishStackVersion: connect.NewClient[v1.PublishStackVersionRequest, v1.PublishStackVersionResponse](
+			httpClient,
+			baseURL+ManagementServicePublishStackVersionProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("PublishStackVersion")),
+			connect.WithClientOptions(opts...),
+		),
+		apply: connect.NewClient[v1.ApplyRequest, v1.ApplyResponse](
+			httpClient,
+			baseURL+ManagementServiceApplyProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("Apply")),
+			connect.WithClientOptions(opts...),
+		),
+		labelObject: connect.NewClient[v1.LabelObjectRequest, v1.LabelObjectResponse](
+			httpClient,
+			baseURL+ManagementServiceLabelObjectProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("LabelObject")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteObject: connect.NewClient[v1.DeleteObjectRequest, v1.DeleteObjectResponse](
+			httpClient,
+			baseURL+ManagementServiceDeleteObjectProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("DeleteObject")),
+			connect.WithClientOptions(opts...),
+		),
 		createOrder: connect.NewClient[v1.CreateOrderRequest, v1.CreateOrderResponse](
 			httpClient,
 			baseURL+ManagementServiceCreateOrderProcedure,
@@ -489,45 +577,53 @@ func NewManagementServiceClient(httpClient connect.HTTPClient, baseURL string, o
 
 // managementServiceClient implements ManagementServiceClient.
 type managementServiceClient struct {
-	getCentre         *connect.Client[v1.GetCentreRequest, v1.GetCentreResponse]
-	listRequests      *connect.Client[v1.ListRequestsRequest, v1.ListRequestsResponse]
-	getRequest        *connect.Client[v1.GetRequestRequest, v1.GetRequestResponse]
-	approve           *connect.Client[v1.ApproveRequest, v1.ApproveResponse]
-	reject            *connect.Client[v1.RejectRequest, v1.RejectResponse]
-	release           *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
-	replace           *connect.Client[v1.ReplaceRequest, v1.ReplaceResponse]
-	importPreApproval *connect.Client[v1.ImportPreApprovalRequest, v1.ImportPreApprovalResponse]
-	createClaim       *connect.Client[v1.CreateClaimRequest, v1.CreateClaimResponse]
-	createRule        *connect.Client[v1.CreateRuleRequest, v1.CreateRuleResponse]
-	listPreApprovals  *connect.Client[v1.ListPreApprovalsRequest, v1.ListPreApprovalsResponse]
-	removePreApproval *connect.Client[v1.RemovePreApprovalRequest, v1.RemovePreApprovalResponse]
-	testPreApprovals  *connect.Client[v1.TestPreApprovalsRequest, v1.TestPreApprovalsResponse]
-	listNodes         *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
-	getNode           *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
-	denyNode          *connect.Client[v1.DenyNodeRequest, v1.DenyNodeResponse]
-	allowNode         *connect.Client[v1.AllowNodeRequest, v1.AllowNodeResponse]
-	assignNode        *connect.Client[v1.AssignNodeRequest, v1.AssignNodeResponse]
-	removeNode        *connect.Client[v1.RemoveNodeRequest, v1.RemoveNodeResponse]
-	listSites         *connect.Client[v1.ListSitesRequest, v1.ListSitesResponse]
-	getSite           *connect.Client[v1.GetSiteRequest, v1.GetSiteResponse]
-	setSite           *connect.Client[v1.SetSiteRequest, v1.SetSiteResponse]
-	confirmSite       *connect.Client[v1.ConfirmSiteRequest, v1.ConfirmSiteResponse]
-	createOrder       *connect.Client[v1.CreateOrderRequest, v1.CreateOrderResponse]
-	listOrders        *connect.Client[v1.ListOrdersRequest, v1.ListOrdersResponse]
-	withdrawOrder     *connect.Client[v1.WithdrawOrderRequest, v1.WithdrawOrderResponse]
-	trustEscrowKey    *connect.Client[v1.TrustEscrowKeyRequest, v1.TrustEscrowKeyResponse]
-	listEscrow        *connect.Client[v1.ListEscrowRequest, v1.ListEscrowResponse]
-	fetchEscrow       *connect.Client[v1.FetchEscrowRequest, v1.FetchEscrowResponse]
-	putHandover       *connect.Client[v1.PutHandoverRequest, v1.PutHandoverResponse]
-	listImages        *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
-	registerImage     *connect.Client[v1.RegisterImageRequest, v1.RegisterImageResponse]
-	trustReleaseKey   *connect.Client[v1.TrustReleaseKeyRequest, v1.TrustReleaseKeyResponse]
-	listRoots         *connect.Client[v1.ListRootsRequest, v1.ListRootsResponse]
-	importRoots       *connect.Client[v1.ImportRootsRequest, v1.ImportRootsResponse]
-	openBootWindow    *connect.Client[v1.OpenBootWindowRequest, v1.OpenBootWindowResponse]
-	watchEvents       *connect.Client[v1.WatchEventsRequest, v1.WatchEventsResponse]
-	listAudit         *connect.Client[v1.ListAuditRequest, v1.ListAuditResponse]
-	verifyAudit       *connect.Client[v1.VerifyAuditRequest, v1.VerifyAuditResponse]
+	getCentre           *connect.Client[v1.GetCentreRequest, v1.GetCentreResponse]
+	listRequests        *connect.Client[v1.ListRequestsRequest, v1.ListRequestsResponse]
+	getRequest          *connect.Client[v1.GetRequestRequest, v1.GetRequestResponse]
+	approve             *connect.Client[v1.ApproveRequest, v1.ApproveResponse]
+	reject              *connect.Client[v1.RejectRequest, v1.RejectResponse]
+	release             *connect.Client[v1.ReleaseRequest, v1.ReleaseResponse]
+	replace             *connect.Client[v1.ReplaceRequest, v1.ReplaceResponse]
+	importPreApproval   *connect.Client[v1.ImportPreApprovalRequest, v1.ImportPreApprovalResponse]
+	createClaim         *connect.Client[v1.CreateClaimRequest, v1.CreateClaimResponse]
+	createRule          *connect.Client[v1.CreateRuleRequest, v1.CreateRuleResponse]
+	listPreApprovals    *connect.Client[v1.ListPreApprovalsRequest, v1.ListPreApprovalsResponse]
+	removePreApproval   *connect.Client[v1.RemovePreApprovalRequest, v1.RemovePreApprovalResponse]
+	testPreApprovals    *connect.Client[v1.TestPreApprovalsRequest, v1.TestPreApprovalsResponse]
+	listNodes           *connect.Client[v1.ListNodesRequest, v1.ListNodesResponse]
+	getNode             *connect.Client[v1.GetNodeRequest, v1.GetNodeResponse]
+	denyNode            *connect.Client[v1.DenyNodeRequest, v1.DenyNodeResponse]
+	allowNode           *connect.Client[v1.AllowNodeRequest, v1.AllowNodeResponse]
+	assignNode          *connect.Client[v1.AssignNodeRequest, v1.AssignNodeResponse]
+	removeNode          *connect.Client[v1.RemoveNodeRequest, v1.RemoveNodeResponse]
+	listSites           *connect.Client[v1.ListSitesRequest, v1.ListSitesResponse]
+	getSite             *connect.Client[v1.GetSiteRequest, v1.GetSiteResponse]
+	setSite             *connect.Client[v1.SetSiteRequest, v1.SetSiteResponse]
+	confirmSite         *connect.Client[v1.ConfirmSiteRequest, v1.ConfirmSiteResponse]
+	assignStack         *connect.Client[v1.AssignStackRequest, v1.AssignStackResponse]
+	getDrift            *connect.Client[v1.GetDriftRequest, v1.GetDriftResponse]
+	listStacks          *connect.Client[v1.ListStacksRequest, v1.ListStacksResponse]
+	getStack            *connect.Client[v1.GetStackRequest, v1.GetStackResponse]
+	publishStackVersion *connect.Client[v1.PublishStackVersionRequest, v1.PublishStackVersionResponse]
+	apply               *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
+	labelObject         *connect.Client[v1.LabelObjectRequest, v1.LabelObjectResponse]
+	deleteObject        *connect.Client[v1.DeleteObjectRequest, v1.DeleteObjectResponse]
+	createOrder         *connect.Client[v1.CreateOrderRequest, v1.CreateOrderResponse]
+	listOrders          *connect.Client[v1.ListOrdersRequest, v1.ListOrdersResponse]
+	withdrawOrder       *connect.Client[v1.WithdrawOrderRequest, v1.WithdrawOrderResponse]
+	trustEscrowKey      *connect.Client[v1.TrustEscrowKeyRequest, v1.TrustEscrowKeyResponse]
+	listEscrow          *connect.Client[v1.ListEscrowRequest, v1.ListEscrowResponse]
+	fetchEscrow         *connect.Client[v1.FetchEscrowRequest, v1.FetchEscrowResponse]
+	putHandover         *connect.Client[v1.PutHandoverRequest, v1.PutHandoverResponse]
+	listImages          *connect.Client[v1.ListImagesRequest, v1.ListImagesResponse]
+	registerImage       *connect.Client[v1.RegisterImageRequest, v1.RegisterImageResponse]
+	trustReleaseKey     *connect.Client[v1.TrustReleaseKeyRequest, v1.TrustReleaseKeyResponse]
+	listRoots           *connect.Client[v1.ListRootsRequest, v1.ListRootsResponse]
+	importRoots         *connect.Client[v1.ImportRootsRequest, v1.ImportRootsResponse]
+	openBootWindow      *connect.Client[v1.OpenBootWindowRequest, v1.OpenBootWindowResponse]
+	watchEvents         *connect.Client[v1.WatchEventsRequest, v1.WatchEventsResponse]
+	listAudit           *connect.Client[v1.ListAuditRequest, v1.ListAuditResponse]
+	verifyAudit         *connect.Client[v1.VerifyAuditRequest, v1.VerifyAuditResponse]
 }
 
 // GetCentre calls muster.v1.ManagementService.GetCentre.
@@ -737,6 +833,78 @@ func (c *managementServiceClient) ConfirmSite(ctx context.Context, req *v1.Confi
 	return nil, err
 }
 
+// AssignStack calls muster.v1.ManagementService.AssignStack.
+func (c *managementServiceClient) AssignStack(ctx context.Context, req *v1.AssignStackRequest) (*v1.AssignStackResponse, error) {
+	response, err := c.assignStack.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetDrift calls muster.v1.ManagementService.GetDrift.
+func (c *managementServiceClient) GetDrift(ctx context.Context, req *v1.GetDriftRequest) (*v1.GetDriftResponse, error) {
+	response, err := c.getDrift.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListStacks calls muster.v1.ManagementService.ListStacks.
+func (c *managementServiceClient) ListStacks(ctx context.Context, req *v1.ListStacksRequest) (*v1.ListStacksResponse, error) {
+	response, err := c.listStacks.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetStack calls muster.v1.ManagementService.GetStack.
+func (c *managementServiceClient) GetStack(ctx context.Context, req *v1.GetStackRequest) (*v1.GetStackResponse, error) {
+	response, err := c.getStack.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// PublishStackVersion calls muster.v1.ManagementService.PublishStackVersion.
+func (c *managementServiceClient) PublishStackVersion(ctx context.Context, req *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error) {
+	response, err := c.publishStackVersion.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Apply calls muster.v1.ManagementService.Apply.
+func (c *managementServiceClient) Apply(ctx context.Context, req *v1.ApplyRequest) (*v1.ApplyResponse, error) {
+	response, err := c.apply.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// LabelObject calls muster.v1.ManagementService.LabelObject.
+func (c *managementServiceClient) LabelObject(ctx context.Context, req *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error) {
+	response, err := c.labelObject.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteObject calls muster.v1.ManagementService.DeleteObject.
+func (c *managementServiceClient) DeleteObject(ctx context.Context, req *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error) {
+	response, err := c.deleteObject.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // CreateOrder calls muster.v1.ManagementService.CreateOrder.
 func (c *managementServiceClient) CreateOrder(ctx context.Context, req *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error) {
 	response, err := c.createOrder.CallUnary(ctx, connect.NewRequest(req))
@@ -914,7 +1082,24 @@ type ManagementServiceHandler interface {
 	// ConfirmSite says, after a backup was restored, that a person knows
 	// whether the site has a cluster, so that founding may be granted.
 	ConfirmSite(context.Context, *v1.ConfirmSiteRequest) (*v1.ConfirmSiteResponse, error)
-	// CreateOrder signs an order of kind found, reset, restore or dissolve.
+	// AssignStack says which stack version sites shall run; new charters follow
+	// in the same transaction. A node installs it on its own, from its charter.
+	AssignStack(context.Context, *v1.AssignStackRequest) (*v1.AssignStackResponse, error)
+	// GetDrift compares what sites shall run with what their nodes say.
+	GetDrift(context.Context, *v1.GetDriftRequest) (*v1.GetDriftResponse, error)
+	ListStacks(context.Context, *v1.ListStacksRequest) (*v1.ListStacksResponse, error)
+	GetStack(context.Context, *v1.GetStackRequest) (*v1.GetStackResponse, error)
+	// PublishStackVersion takes a version that a release key of the tenant has
+	// signed. A version never changes.
+	PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error)
+	// Apply brings objects to what documents say, all of them or none.
+	Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error)
+	// LabelObject changes labels of a site, a stack or a node.
+	LabelObject(context.Context, *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error)
+	// DeleteObject deletes a site or a stack that nothing needs any more.
+	DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error)
+	// CreateOrder signs an order. For install, wipe, downgrade and clear-failed
+	// the centre resolves disk and image into exact targets first.
 	CreateOrder(context.Context, *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error)
 	ListOrders(context.Context, *v1.ListOrdersRequest) (*v1.ListOrdersResponse, error)
 	WithdrawOrder(context.Context, *v1.WithdrawOrderRequest) (*v1.WithdrawOrderResponse, error)
@@ -1091,6 +1276,54 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 		connect.WithSchema(managementServiceMethods.ByName("ConfirmSite")),
 		connect.WithHandlerOptions(opts...),
 	)
+	managementServiceAssignStackHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceAssignStackProcedure,
+		svc.AssignStack,
+		connect.WithSchema(managementServiceMethods.ByName("AssignStack")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceGetDriftHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceGetDriftProcedure,
+		svc.GetDrift,
+		connect.WithSchema(managementServiceMethods.ByName("GetDrift")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceListStacksHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceListStacksProcedure,
+		svc.ListStacks,
+		connect.WithSchema(managementServiceMethods.ByName("ListStacks")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceGetStackHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceGetStackProcedure,
+		svc.GetStack,
+		connect.WithSchema(managementServiceMethods.ByName("GetStack")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServicePublishStackVersionHandler := connect.NewUnaryHandlerSimple(
+		ManagementServicePublishStackVersionProcedure,
+		svc.PublishStackVersion,
+		connect.WithSchema(managementServiceMethods.ByName("PublishStackVersion")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceApplyHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceApplyProcedure,
+		svc.Apply,
+		connect.WithSchema(managementServiceMethods.ByName("Apply")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceLabelObjectHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceLabelObjectProcedure,
+		svc.LabelObject,
+		connect.WithSchema(managementServiceMethods.ByName("LabelObject")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceDeleteObjectHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceDeleteObjectProcedure,
+		svc.DeleteObject,
+		connect.WithSchema(managementServiceMethods.ByName("DeleteObject")),
+		connect.WithHandlerOptions(opts...),
+	)
 	managementServiceCreateOrderHandler := connect.NewUnaryHandlerSimple(
 		ManagementServiceCreateOrderProcedure,
 		svc.CreateOrder,
@@ -1235,6 +1468,22 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 			managementServiceSetSiteHandler.ServeHTTP(w, r)
 		case ManagementServiceConfirmSiteProcedure:
 			managementServiceConfirmSiteHandler.ServeHTTP(w, r)
+		case ManagementServiceAssignStackProcedure:
+			managementServiceAssignStackHandler.ServeHTTP(w, r)
+		case ManagementServiceGetDriftProcedure:
+			managementServiceGetDriftHandler.ServeHTTP(w, r)
+		case ManagementServiceListStacksProcedure:
+			managementServiceListStacksHandler.ServeHTTP(w, r)
+		case ManagementServiceGetStackProcedure:
+			managementServiceGetStackHandler.ServeHTTP(w, r)
+		case ManagementServicePublishStackVersionProcedure:
+			managementServicePublishStackVersionHandler.ServeHTTP(w, r)
+		case ManagementServiceApplyProcedure:
+			managementServiceApplyHandler.ServeHTTP(w, r)
+		case ManagementServiceLabelObjectProcedure:
+			managementServiceLabelObjectHandler.ServeHTTP(w, r)
+		case ManagementServiceDeleteObjectProcedure:
+			managementServiceDeleteObjectHandler.ServeHTTP(w, r)
 		case ManagementServiceCreateOrderProcedure:
 			managementServiceCreateOrderHandler.ServeHTTP(w, r)
 		case ManagementServiceListOrdersProcedure:
@@ -1366,6 +1615,38 @@ func (UnimplementedManagementServiceHandler) SetSite(context.Context, *v1.SetSit
 
 func (UnimplementedManagementServiceHandler) ConfirmSite(context.Context, *v1.ConfirmSiteRequest) (*v1.ConfirmSiteResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.ConfirmSite is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) AssignStack(context.Context, *v1.AssignStackRequest) (*v1.AssignStackResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.AssignStack is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) GetDrift(context.Context, *v1.GetDriftRequest) (*v1.GetDriftResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.GetDrift is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) ListStacks(context.Context, *v1.ListStacksRequest) (*v1.ListStacksResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.ListStacks is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) GetStack(context.Context, *v1.GetStackRequest) (*v1.GetStackResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.GetStack is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.PublishStackVersion is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.Apply is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) LabelObject(context.Context, *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.LabelObject is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.DeleteObject is not implemented"))
 }
 
 func (UnimplementedManagementServiceHandler) CreateOrder(context.Context, *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error) {

@@ -18,10 +18,12 @@ type Audit struct {
 	Body   string
 }
 
-type Change struct {
-	Seq   int64
-	Token string
-	Body  string
+type Blob struct {
+	Tenant string
+	Sha256 string
+	Size   int64
+	Stored int64
+	Actor  string
 }
 
 type CookieKey struct {
@@ -187,6 +189,31 @@ type Site struct {
 	Name     string
 	Revision int64
 	Body     string
+}
+
+type Stack struct {
+	Tenant   string
+	Name     string
+	Revision int64
+	Body     string
+}
+
+type StackVersion struct {
+	Tenant    string
+	Stack     string
+	Version   string
+	Sha256    string
+	Published int64
+	Actor     string
+	KeyID     string
+	Envelope  string
+}
+
+type System struct {
+	Tenant string
+	Node   string
+	Site   string
+	Body   string
 }
 
 type Tenant struct {
