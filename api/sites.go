@@ -78,7 +78,7 @@ func SettingsFromProto(m *musterv1.SiteSettings) (fleet.SiteSettings, error) {
 func SiteToProto(s fleet.Site) *musterv1.Site {
 	m := &musterv1.Site{
 		Meta: metaToProto(s.Meta), Title: s.Title, Location: s.Location,
-		Spec: &musterv1.SiteSpec{Stack: s.Spec.Stack, Version: s.Spec.Version, Charter: docVersionToProto(s.Spec.Charter)},
+		Spec: &musterv1.SiteSpec{Stack: s.Spec.Stack, Version: s.Spec.Version, StackSha256: s.Spec.StackSHA256, Charter: docVersionToProto(s.Spec.Charter)},
 		Status: &musterv1.SiteStatus{
 			Seen: stamp(s.Status.Seen), Generation: s.Status.Generation, Stack: s.Status.Stack, Version: s.Status.Version,
 			ClusterUid: s.Status.ClusterUID, ClusterEpoch: s.Status.ClusterEpoch, ClusterVersion: s.Status.ClusterVersion,
@@ -102,7 +102,7 @@ func SiteFromProto(m *musterv1.Site) (fleet.Site, error) {
 	spec, status, ledger := m.GetSpec(), m.GetStatus(), m.GetLedger()
 	s := fleet.Site{
 		Meta: r.meta(m.GetMeta()), Title: m.GetTitle(), Location: m.GetLocation(),
-		Spec: fleet.SiteSpec{Stack: spec.GetStack(), Version: spec.GetVersion(), Charter: docVersion(spec.GetCharter())},
+		Spec: fleet.SiteSpec{Stack: spec.GetStack(), Version: spec.GetVersion(), StackSHA256: spec.GetStackSha256(), Charter: docVersion(spec.GetCharter())},
 		Status: fleet.SiteStatus{
 			Seen: r.time("seen", status.GetSeen()), Generation: status.GetGeneration(), Stack: status.GetStack(),
 			Version: status.GetVersion(), ClusterUID: status.GetClusterUid(), ClusterEpoch: status.GetClusterEpoch(),

@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"os"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -20,6 +21,7 @@ import (
 	"connectrpc.com/connect"
 
 	musterv1connect "github.com/muster-edge/muster/api/muster/v1/musterv1connect"
+	"github.com/muster-edge/muster/central/blobs"
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/central/store/sqlite"
 	"github.com/muster-edge/muster/enroll"
@@ -50,6 +52,9 @@ type Config struct {
 	// EscrowPerSite bounds the sealed snapshots that are kept of one site, in
 	// bytes; default 4 GiB.
 	EscrowPerSite int64
+	// BlobQuota bounds the files of images and charts that are kept, in
+	// bytes; default 64 GiB.
+	BlobQuota int64
 	// MaxConns and MaxConnsPerSource bound the open connections of an
 	// endpoint, in all (default 8192) and per address (default 1024; behind a
 	// load balancer that hides addresses, give the same as MaxConns).
@@ -85,6 +90,9 @@ func (c *Config) setDefaults() {
 	}
 	if c.EscrowPerSite <= 0 {
 		c.EscrowPerSite = 4 << 30
+	}
+	if c.BlobQuota <= 0 {
+		c.BlobQuota = blobQuota
 	}
 	if c.ReportEvery <= 0 {
 		c.ReportEvery = time.Minute
@@ -140,6 +148,12 @@ type Server struct {
 	// reports remembers what nodes said of their cluster.
 	reports *reportMemory
 	vault   *vault
+	// systems remembers what nodes said of their operating system.
+	systems   *reportMemory
+	blobs     *blobs.Dir
+	transfers transfers
+	// tidying keeps a file from being removed while its row is written.
+	tidying sync.RWMutex
 	// stale asks for the sites' documents to be looked at.
 	stale  chan struct{}
 	seen   *lastSeen
@@ -158,7 +172,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := cfg.validate(); err != nil {
 		return nil, err
 	}
-	s := &Server{cfg: cfg, log: cfg.Log, hub: newHub(), metrics: newMetrics(), index: newNodeIndex(), sites: newSiteIndex(), reports: newReportMemory(), stale: make(chan struct{}, 1), boot: &bootRole{}, stopping: make(chan struct{}), refusals: newRefusals(cfg.Log, cfg.Now)}
+	s := &Server{cfg: cfg, log: cfg.Log, hub: newHub(), metrics: newMetrics(), index: newNodeIndex(), sites: newSiteIndex(), reports: newReportMemory(), systems: newReportMemory(), stale: make(chan struct{}, 1), boot: &bootRole{}, stopping: make(chan struct{}), refusals: newRefusals(cfg.Log, cfg.Now)}
 	if s.data, err = openDataDir(cfg.Data); err != nil {
 		return nil, err
 	}
@@ -231,6 +245,9 @@ func (s *Server) prepare(ctx context.Context) error {
 		return err
 	} else if n > 0 {
 		s.log.Info("files of unfinished uploads removed", logCount, n)
+	}
+	if s.blobs, err = blobs.Open(s.data.file(blobsDir)); err != nil {
+		return err
 	}
 	if err := s.sites.load(ctx, s.store, DefaultTenant); err != nil {
 		return err
@@ -310,7 +327,10 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		// Collect holds a call for up to 30 s.
 		httpServer(s.measured("nodes", s.nodeHandler()), cert.tls(tls.RequestClientCert), base, s.log, time.Minute, 2*time.Minute),
 	}
-	servers[1].ConnContext = service.ConnContext(s.cfg.Now)
+	opened := service.ConnContext(s.cfg.Now)
+	servers[1].ConnContext = func(ctx context.Context, c net.Conn) context.Context {
+		return withConn(opened(ctx, c), c)
+	}
 	var metricsServer *http.Server
 	var metricsListener net.Listener
 	if s.cfg.Metrics != "" && s.cfg.Metrics != "-" {
@@ -439,6 +459,7 @@ func (s *Server) operatorHandler() http.Handler {
 	mux := http.NewServeMux()
 	path, h := musterv1connect.NewManagementServiceHandler(management{Server: s}, connect.WithReadMaxBytes(bodyLimit))
 	mux.Handle(path, s.authenticate(atLeisure(h)))
+	mux.Handle(blobsPath+"{sha256}", s.authenticate(atLeisure(http.HandlerFunc(s.uploads))))
 	s.addHealth(mux)
 	return mux
 }
@@ -450,5 +471,7 @@ func (s *Server) nodeHandler() http.Handler {
 	}
 	path, h := musterv1connect.NewNodeServiceHandler(nodeService{Server: s}, connect.WithReadMaxBytes(bodyLimit), connect.WithCompression("gzip", nil, nil))
 	mux.Handle(path, s.authenticateNode(s.nodeBodies(s.enroll.Node(h), atLeisure(h))))
+	mux.Handle("GET "+blobsPath+"{sha256}", s.authenticateNode(atLeisure(s.admitted(s.serveBlob))))
+	mux.Handle("GET "+manifestsPath+"{sha256}", s.authenticateNode(atLeisure(s.admitted(s.serveManifest))))
 	return mux
 }

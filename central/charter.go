@@ -48,6 +48,10 @@ func charterWith(tenant fleet.Tenant, images []fleet.Image, site fleet.Site) fle
 	c := fleet.Charter{
 		Format: fleet.CharterFormat, Tenant: site.Tenant, Site: site.Name, Lab: tenant.Lab, Founding: set.Founding, Policy: set.Policy,
 		Birth: set.Birth, AnyBoot: set.AnyBoot, Delegates: set.Delegates, EscrowKey: tenant.EscrowKey, Images: []fleet.ImageEvidence{},
+		Update: set.Update,
+	}
+	if ref := site.Spec.StackRef(); ref != nil && len(ref.SHA256) > 0 {
+		c.Stack = ref
 	}
 	for _, i := range images {
 		c.Images = append(c.Images, fleet.ImageEvidence{

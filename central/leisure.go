@@ -3,6 +3,7 @@ package central
 import (
 	"io"
 	"net/http"
+	"strings"
 	"time"
 
 	musterv1connect "github.com/muster-edge/muster/api/muster/v1/musterv1connect"
@@ -26,7 +27,7 @@ var streams = map[string]bool{
 // stands behind authentication.
 func atLeisure(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if !streams[r.URL.Path] {
+		if !streams[r.URL.Path] && !strings.HasPrefix(r.URL.Path, blobsPath) {
 			next.ServeHTTP(w, r)
 			return
 		}

@@ -200,6 +200,9 @@ func (w scribe) remove(t store.Tx, by act, site *fleet.Site, n *fleet.Node, reas
 	if g := site.Ledger.Grant; g != nil && g.Node == n.ID && site.Status.ClusterUID == "" {
 		site.Ledger.Grant = nil
 	}
+	if err := t.DropSystem(n.Tenant, n.ID); err != nil {
+		return nil, err
+	}
 	return &r, t.DropReport(n.Tenant, n.ID)
 }
 

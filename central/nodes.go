@@ -235,12 +235,13 @@ func (s *Server) authenticateNode(next http.Handler) http.Handler {
 			s.metrics.refused.WithLabelValues("nodes", connect.CodeOf(err).String()).Inc()
 			s.refusals.say("call refused", logMethod, r.URL.Path, logAddress, sourceOf(r.RemoteAddr), logNode, id, logError, err)
 			if !errorWriter.IsSupported(r) {
-				http.Error(w, err.Error(), http.StatusUnauthorized)
+				http.Error(w, err.Error(), statusOf(err))
 				return
 			}
 			_ = errorWriter.Write(w, r, err) // the peer is gone: nothing to do
 			return
 		}
+		proved(r.Context(), id)
 		c := nodeCaller{id, sourceOf(r.RemoteAddr)}
 		next.ServeHTTP(w, r.WithContext(context.WithValue(r.Context(), nodeCallerKey{}, c)))
 	})
@@ -353,6 +354,9 @@ func (s nodeService) Report(ctx context.Context, q *musterv1.ReportRequest) (*mu
 	if err != nil {
 		return nil, s.unavailable("cluster report not kept", c.id, err)
 	}
+	if err := s.systemReport(ctx, c, e, q.System); err != nil {
+		return nil, s.unavailable("system report not kept", c.id, err)
+	}
 	if err := s.newer(ctx, e, c.id, fleet.DocVersion{Epoch: q.Epoch, N: q.Version}); err != nil {
 		return nil, s.unavailable("doubt not kept", c.id, err)
 	}
@@ -362,6 +366,7 @@ func (s nodeService) Report(ctx context.Context, q *musterv1.ReportRequest) (*mu
 		Now: timestamppb.New(now), NextReportSeconds: uint32(s.cfg.ReportEvery / time.Second),
 		Epoch: s.epoch, Generation: e.generation, Site: e.site, Acknowledged: acknowledged,
 		Documents: api.DocVersionToProto(s.sites.get(e.tenant, e.site).documents), WantCluster: s.reports.wants(c.id, e.site),
+		WantSystem: s.systems.wants(c.id, e.site),
 	}, nil
 }
 

@@ -46,46 +46,57 @@ func rank(role string) int {
 // methodRoles is the least role for each method. A method that is missing
 // here is refused: forgetting one must not open it.
 var methodRoles = map[string]string{
-	musterv1connect.ManagementServiceGetCentreProcedure:         "viewer",
-	musterv1connect.ManagementServiceListRequestsProcedure:      "viewer",
-	musterv1connect.ManagementServiceGetRequestProcedure:        "viewer",
-	musterv1connect.ManagementServiceListNodesProcedure:         "viewer",
-	musterv1connect.ManagementServiceGetNodeProcedure:           "viewer",
-	musterv1connect.ManagementServiceListSitesProcedure:         "viewer",
-	musterv1connect.ManagementServiceListImagesProcedure:        "viewer",
-	musterv1connect.ManagementServiceListRootsProcedure:         "viewer",
-	musterv1connect.ManagementServiceWatchEventsProcedure:       "viewer",
-	musterv1connect.ManagementServiceListAuditProcedure:         "viewer",
-	musterv1connect.ManagementServiceVerifyAuditProcedure:       "viewer",
-	musterv1connect.ManagementServiceListPreApprovalsProcedure:  "viewer",
-	musterv1connect.ManagementServiceTestPreApprovalsProcedure:  "viewer",
-	musterv1connect.ManagementServiceImportPreApprovalProcedure: "operator",
-	musterv1connect.ManagementServiceCreateClaimProcedure:       "operator",
-	musterv1connect.ManagementServiceCreateRuleProcedure:        "operator",
-	musterv1connect.ManagementServiceRemovePreApprovalProcedure: "operator",
-	musterv1connect.ManagementServiceApproveProcedure:           "approver",
-	musterv1connect.ManagementServiceRejectProcedure:            "approver",
-	musterv1connect.ManagementServiceReleaseProcedure:           "approver",
-	musterv1connect.ManagementServiceReplaceProcedure:           "operator",
-	musterv1connect.ManagementServiceDenyNodeProcedure:          "operator",
-	musterv1connect.ManagementServiceAllowNodeProcedure:         "operator",
-	musterv1connect.ManagementServiceOpenBootWindowProcedure:    "operator",
-	musterv1connect.ManagementServiceRegisterImageProcedure:     "operator",
-	musterv1connect.ManagementServiceTrustReleaseKeyProcedure:   "admin",
-	musterv1connect.ManagementServiceImportRootsProcedure:       "admin",
-	musterv1connect.ManagementServiceGetSiteProcedure:           "viewer",
-	musterv1connect.ManagementServiceListOrdersProcedure:        "viewer",
-	musterv1connect.ManagementServiceListEscrowProcedure:        "viewer",
-	musterv1connect.ManagementServiceAssignNodeProcedure:        "operator",
-	musterv1connect.ManagementServiceRemoveNodeProcedure:        "operator",
-	musterv1connect.ManagementServiceSetSiteProcedure:           "operator",
-	musterv1connect.ManagementServiceConfirmSiteProcedure:       "operator",
-	musterv1connect.ManagementServiceCreateOrderProcedure:       "operator",
-	musterv1connect.ManagementServiceWithdrawOrderProcedure:     "operator",
-	musterv1connect.ManagementServiceFetchEscrowProcedure:       "operator",
-	musterv1connect.ManagementServicePutHandoverProcedure:       "operator",
-	musterv1connect.ManagementServiceTrustEscrowKeyProcedure:    "admin",
+	musterv1connect.ManagementServiceGetCentreProcedure:           "viewer",
+	musterv1connect.ManagementServiceListRequestsProcedure:        "viewer",
+	musterv1connect.ManagementServiceGetRequestProcedure:          "viewer",
+	musterv1connect.ManagementServiceListNodesProcedure:           "viewer",
+	musterv1connect.ManagementServiceGetNodeProcedure:             "viewer",
+	musterv1connect.ManagementServiceListSitesProcedure:           "viewer",
+	musterv1connect.ManagementServiceListImagesProcedure:          "viewer",
+	musterv1connect.ManagementServiceListRootsProcedure:           "viewer",
+	musterv1connect.ManagementServiceWatchEventsProcedure:         "viewer",
+	musterv1connect.ManagementServiceListAuditProcedure:           "viewer",
+	musterv1connect.ManagementServiceVerifyAuditProcedure:         "viewer",
+	musterv1connect.ManagementServiceListPreApprovalsProcedure:    "viewer",
+	musterv1connect.ManagementServiceTestPreApprovalsProcedure:    "viewer",
+	musterv1connect.ManagementServiceImportPreApprovalProcedure:   "operator",
+	musterv1connect.ManagementServiceCreateClaimProcedure:         "operator",
+	musterv1connect.ManagementServiceCreateRuleProcedure:          "operator",
+	musterv1connect.ManagementServiceRemovePreApprovalProcedure:   "operator",
+	musterv1connect.ManagementServiceApproveProcedure:             "approver",
+	musterv1connect.ManagementServiceRejectProcedure:              "approver",
+	musterv1connect.ManagementServiceReleaseProcedure:             "approver",
+	musterv1connect.ManagementServiceReplaceProcedure:             "operator",
+	musterv1connect.ManagementServiceDenyNodeProcedure:            "operator",
+	musterv1connect.ManagementServiceAllowNodeProcedure:           "operator",
+	musterv1connect.ManagementServiceOpenBootWindowProcedure:      "operator",
+	musterv1connect.ManagementServiceRegisterImageProcedure:       "operator",
+	musterv1connect.ManagementServiceTrustReleaseKeyProcedure:     "admin",
+	musterv1connect.ManagementServiceImportRootsProcedure:         "admin",
+	musterv1connect.ManagementServiceGetSiteProcedure:             "viewer",
+	musterv1connect.ManagementServiceListOrdersProcedure:          "viewer",
+	musterv1connect.ManagementServiceListEscrowProcedure:          "viewer",
+	musterv1connect.ManagementServiceAssignNodeProcedure:          "operator",
+	musterv1connect.ManagementServiceRemoveNodeProcedure:          "operator",
+	musterv1connect.ManagementServiceSetSiteProcedure:             "operator",
+	musterv1connect.ManagementServiceConfirmSiteProcedure:         "operator",
+	musterv1connect.ManagementServiceCreateOrderProcedure:         "operator",
+	musterv1connect.ManagementServiceWithdrawOrderProcedure:       "operator",
+	musterv1connect.ManagementServiceFetchEscrowProcedure:         "operator",
+	musterv1connect.ManagementServicePutHandoverProcedure:         "operator",
+	musterv1connect.ManagementServiceTrustEscrowKeyProcedure:      "admin",
+	musterv1connect.ManagementServiceAssignStackProcedure:         "operator",
+	musterv1connect.ManagementServiceGetDriftProcedure:            "viewer",
+	musterv1connect.ManagementServiceListStacksProcedure:          "viewer",
+	musterv1connect.ManagementServiceGetStackProcedure:            "viewer",
+	musterv1connect.ManagementServicePublishStackVersionProcedure: "operator",
+	musterv1connect.ManagementServiceApplyProcedure:               "operator",
+	musterv1connect.ManagementServiceLabelObjectProcedure:         "operator",
+	musterv1connect.ManagementServiceDeleteObjectProcedure:        "operator",
 }
+
+// blobRole may send and fetch files by their digest.
+const blobRole = "operator"
 
 // caller is who makes a management call.
 type caller struct {
@@ -115,7 +126,7 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 			s.metrics.refused.WithLabelValues("operators", connect.CodeOf(err).String()).Inc()
 			s.refusals.say("call refused", logMethod, r.URL.Path, logAddress, sourceOf(r.RemoteAddr), logError, err)
 			if !errorWriter.IsSupported(r) {
-				http.Error(w, err.Error(), http.StatusUnauthorized)
+				http.Error(w, err.Error(), statusOf(err))
 				return
 			}
 			_ = errorWriter.Write(w, r, err) // the peer is gone: nothing to do
@@ -144,6 +155,9 @@ func (s *Server) callerOfRequest(r *http.Request) (caller, error) {
 		return caller{}, connect.NewError(connect.CodeUnavailable, errors.New("the token could not be checked; try again"))
 	}
 	need, known := methodRoles[r.URL.Path]
+	if strings.HasPrefix(r.URL.Path, blobsPath) {
+		need, known = blobRole, true
+	}
 	if !known || rank(op.Role) < rank(need) {
 		return caller{}, connect.NewError(connect.CodePermissionDenied, errors.New("the role "+op.Role+" does not allow this; it takes "+need))
 	}

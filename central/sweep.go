@@ -27,6 +27,9 @@ func (s *Server) sweep(ctx context.Context) error {
 		if err := s.expireOrders(ctx); err != nil && ctx.Err() == nil {
 			s.log.Error("orders not expired", logError, err)
 		}
+		if err := s.tidyBlobs(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("files not tidied", logError, err)
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():

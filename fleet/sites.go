@@ -26,6 +26,8 @@ type SiteSpec struct {
 	// Stack and Version name the StackVersion the site shall run.
 	Stack   string `json:"stack,omitempty"`
 	Version string `json:"version,omitempty"`
+	// StackSHA256 is over the envelope of that version.
+	StackSHA256 HexBytes `json:"stack_sha256,omitempty"`
 	// Charter is the version of the newest charter given to the site.
 	Charter DocVersion `json:"charter,omitzero"`
 	// Settings are what people chose for the charter; nil: nobody chose.
@@ -51,6 +53,14 @@ type SiteSettings struct {
 	// Install is which disk the centre orders installed when a node comes to
 	// the site and the site has a stack; nil: a person orders it.
 	Install *DiskRule `json:"install,omitempty"`
+}
+
+// StackRef names the stack version that the site shall run, nil for none.
+func (s SiteSpec) StackRef() *StackRef {
+	if s.Stack == "" {
+		return nil
+	}
+	return &StackRef{Name: s.Stack, Version: s.Version, SHA256: s.StackSHA256}
 }
 
 // DefaultSettings are those of a site for which nobody chose.
@@ -139,6 +149,7 @@ func (s Site) Validate() error {
 	if s.Spec.Stack != "" {
 		p.add(ValidateName("stack", s.Spec.Stack))
 		p.add(ValidateVersion(s.Spec.Version))
+		p.sha256("stack_sha256", s.Spec.StackSHA256, false)
 	}
 	if s.Spec.Settings != nil {
 		s.Spec.Settings.validate(&p)

@@ -81,6 +81,9 @@ func (a *access) load() (central.AdminConfig, string, error) {
 type centre struct {
 	musterv1connect.ManagementServiceClient
 	server, file string
+	// http and token are for files, which have no methods.
+	http  *http.Client
+	token string
 }
 
 // connect makes a client. It trusts the CA in the configuration alone.
@@ -103,7 +106,7 @@ func (a *access) connect() (*centre, error) {
 	}}
 	return &centre{
 		musterv1connect.NewManagementServiceClient(client, strings.TrimSuffix(c.Server, "/"), connect.WithInterceptors(bearer(c.Token))),
-		c.Server, name,
+		c.Server, name, client, c.Token,
 	}, nil
 }
 

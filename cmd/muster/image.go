@@ -22,7 +22,7 @@ func imageCommand() *cobra.Command {
 		Use:   "image",
 		Short: "Build and check the images that machines boot",
 	}
-	cmd.AddCommand(imageRecoveryCommand(), imageVerifyCommand(), imageRegisterCommand())
+	cmd.AddCommand(imageRecoveryCommand(), imageVerifyCommand(), imageRegisterCommand(), imagePushCommand())
 	return cmd
 }
 

@@ -20,6 +20,7 @@ import (
 // serveSettings are the flags of `muster serve`.
 type serveSettings struct {
 	maxConns, maxConnsPerSource                                          int
+	blobQuota                                                            int64
 	data, operators, nodes, metrics                                      string
 	advertise, releaseKeys                                               []string
 	reportEvery                                                          time.Duration
@@ -41,6 +42,7 @@ func (s *serveSettings) flags(cmd *cobra.Command) {
 	f.DurationVar(&s.reportEvery, "report-every", time.Minute, "how often nodes shall call")
 	f.IntVar(&s.maxConns, "max-conns", 8192, "most open connections of an endpoint")
 	f.IntVar(&s.maxConnsPerSource, "max-conns-per-source", 1024, "most open connections from one address; behind a load balancer that hides addresses, as --max-conns")
+	f.Int64Var(&s.blobQuota, "blob-quota", 64<<30, "most bytes of image files and charts to keep")
 	f.BoolVar(&s.labUnknownBoot, "lab-allow-unknown-boot", false, "let people approve machines of a lab tenant whose boot is not proved")
 	f.BoolVar(&s.labUnverified, "lab-allow-unverified", false, "let people approve machines of a lab tenant whose TPM nobody vouches for")
 	f.StringVar(&s.bootInterface, "boot-interface", "", "serve network boot on this interface")
@@ -112,7 +114,7 @@ func (s *serveSettings) config(cmd *cobra.Command) (central.Config, error) {
 	cfg := central.Config{
 		Data: s.data, Operators: s.operators, Nodes: s.nodes, Metrics: s.metrics, Advertise: s.advertise,
 		LabUnknownBoot: s.labUnknownBoot, LabUnverified: s.labUnverified, ReportEvery: s.reportEvery, Version: version,
-		MaxConns: s.maxConns, MaxConnsPerSource: s.maxConnsPerSource,
+		MaxConns: s.maxConns, MaxConnsPerSource: s.maxConnsPerSource, BlobQuota: s.blobQuota,
 	}
 	if s.data == "" {
 		bad("--data DIR is missing: the centre needs a directory to keep things in")

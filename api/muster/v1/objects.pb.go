@@ -2420,7 +2420,9 @@ type SiteSpec struct {
 	Version string                 `protobuf:"bytes,2,opt,name=version,proto3" json:"version,omitempty"`
 	Charter *DocVersion            `protobuf:"bytes,3,opt,name=charter,proto3" json:"charter,omitempty"`
 	// Absent if nobody chose.
-	Settings      *SiteSettings `protobuf:"bytes,4,opt,name=settings,proto3" json:"settings,omitempty"`
+	Settings *SiteSettings `protobuf:"bytes,4,opt,name=settings,proto3" json:"settings,omitempty"`
+	// SHA-256 over the envelope of the stack version.
+	StackSha256   []byte `protobuf:"bytes,5,opt,name=stack_sha256,json=stackSha256,proto3" json:"stack_sha256,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2479,6 +2481,13 @@ func (x *SiteSpec) GetCharter() *DocVersion {
 func (x *SiteSpec) GetSettings() *SiteSettings {
 	if x != nil {
 		return x.Settings
+	}
+	return nil
+}
+
+func (x *SiteSpec) GetStackSha256() []byte {
+	if x != nil {
+		return x.StackSha256
 	}
 	return nil
 }
@@ -5766,12 +5775,13 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\blocation\x18\x03 \x01(\tR\blocation\x12'\n" +
 	"\x04spec\x18\x04 \x01(\v2\x13.muster.v1.SiteSpecR\x04spec\x12-\n" +
 	"\x06status\x18\x05 \x01(\v2\x15.muster.v1.SiteStatusR\x06status\x12-\n" +
-	"\x06ledger\x18\x06 \x01(\v2\x15.muster.v1.SiteLedgerR\x06ledger\"\xa0\x01\n" +
+	"\x06ledger\x18\x06 \x01(\v2\x15.muster.v1.SiteLedgerR\x06ledger\"\xc3\x01\n" +
 	"\bSiteSpec\x12\x14\n" +
 	"\x05stack\x18\x01 \x01(\tR\x05stack\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12/\n" +
 	"\acharter\x18\x03 \x01(\v2\x15.muster.v1.DocVersionR\acharter\x123\n" +
-	"\bsettings\x18\x04 \x01(\v2\x17.muster.v1.SiteSettingsR\bsettings\"\xcf\x02\n" +
+	"\bsettings\x18\x04 \x01(\v2\x17.muster.v1.SiteSettingsR\bsettings\x12!\n" +
+	"\fstack_sha256\x18\x05 \x01(\fR\vstackSha256\"\xcf\x02\n" +
 	"\fSiteSettings\x12/\n" +
 	"\bfounding\x18\x01 \x01(\v2\x13.muster.v1.FoundingR\bfounding\x12-\n" +
 	"\x06policy\x18\x02 \x01(\v2\x15.muster.v1.SitePolicyR\x06policy\x12.\n" +
