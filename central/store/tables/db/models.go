@@ -26,6 +26,12 @@ type Blob struct {
 	Actor  string
 }
 
+type Change struct {
+	Seq   int64
+	Token string
+	Body  string
+}
+
 type CookieKey struct {
 	ID      int64
 	Created int64
