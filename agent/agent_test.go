@@ -83,7 +83,7 @@ func TestStates(t *testing.T) {
 		if strings.Contains(s.String(), "(") {
 			t.Errorf("state %d has no name", s)
 		}
-		if len(moves[s]) == 0 {
+		if len(moves[s]) == 0 && s != Scanned {
 			t.Errorf("%s cannot be left", s)
 		}
 	}
@@ -160,6 +160,13 @@ func TestParseSiteConfig(t *testing.T) {
 		}, []string{"gateway"}},
 		{"when the address has no prefix length then it is refused", func(c *fleet.SiteConfig) { c.Network.Address = "192.0.2.10" }, []string{"address"}},
 		{"when the VLAN does not exist then it is refused", func(c *fleet.SiteConfig) { c.Network.VLAN = 4095 }, []string{"vlan"}},
+		{"when it scans then it needs no centre", func(c *fleet.SiteConfig) {
+			c.Centre, c.RootsPEM, c.Scan = nil, "", &fleet.ScanConfig{Site: "shop-1"}
+		}, nil},
+		{"when it scans and shall call then it is refused", func(c *fleet.SiteConfig) { c.Scan = &fleet.ScanConfig{} }, []string{"scan"}},
+		{"when it scans for a site that cannot be then it is refused", func(c *fleet.SiteConfig) {
+			c.Centre, c.Scan = nil, &fleet.ScanConfig{Site: "No Shop"}
+		}, []string{"scan.site"}},
 		{"when DNS, proxy and MAC are no such things then all are told", func(c *fleet.SiteConfig) {
 			c.Network = fleet.NetworkConfig{DNS: []string{"dns"}, Proxy: "socks5://x", MAC: "52:54"}
 		}, []string{"dns", "proxy", "mac"}},
@@ -226,6 +233,31 @@ func views() map[string]View {
 			Version: "v0.1", State: Failed, Text: "\x1b[2J\u202eevil\x07 " + strings.Repeat("x", 300),
 			NICs: []NICView{{"eth0", "\x1b[1m", "\n\n\n"}},
 		},
+	}
+}
+
+// A scan ends in letters that can be read from afar, and shows no network.
+func TestBanner(t *testing.T) {
+	v := View{Scan: true, State: Scanned, Text: "pull the stick out"}
+	done := Screen(v, 80)
+	v.State = Failed
+	stop := Screen(v, 80)
+	v.State = Scanning
+	busy := Screen(v, 80)
+	for name, s := range map[string]string{"done": done, "stop": stop} {
+		if strings.Count(s, "#") < 60 || strings.Contains(s, "network") {
+			t.Errorf("%s:\n%s", name, s)
+		}
+	}
+	if strings.Contains(busy, "#") || done == stop {
+		t.Errorf("busy:\n%s", busy)
+	}
+	for _, b := range []string{bannerDone, bannerStop} {
+		for line := range strings.Lines(b) {
+			if len(line) > minWidth {
+				t.Errorf("%q is too wide", line)
+			}
+		}
 	}
 }
 

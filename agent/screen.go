@@ -24,6 +24,9 @@ type View struct {
 	Notes []string
 	// Recent are the latest console lines, oldest first.
 	Recent []string
+	// Scan is for an image that scans machines: no network is shown, and how
+	// it ended can be read from across the room.
+	Scan bool
 }
 
 // NICView is one interface on the screen.
@@ -50,6 +53,38 @@ func InitLine(version string) string {
 func StateLine(s State, text string) string {
 	return "muster-node: " + s.String() + ": " + printable(text, 400)
 }
+
+// Banner is how a scan stands, in letters for somebody who walks along a row
+// of machines; nil while it is not over.
+func Banner(s State) []string {
+	switch s {
+	case Scanned:
+		return strings.Split(bannerDone, "\n")
+	case Failed:
+		return strings.Split(bannerStop, "\n")
+	}
+	return nil
+}
+
+// No wider than minWidth.
+const (
+	bannerDone = `
+   #####    ####   #    #  ######
+   #    #  #    #  ##   #  #
+   #    #  #    #  # #  #  #####
+   #    #  #    #  #  # #  #
+   #    #  #    #  #   ##  #
+   #####    ####   #    #  ######
+`
+	bannerStop = `
+   ####   #####   ####   #####
+  #         #    #    #  #    #
+   ####     #    #    #  #    #
+       #    #    #    #  #####
+       #    #    #    #  #
+   ####     #     ####   #
+`
+)
 
 // Screen draws v for a text screen of the given width: ASCII only, no line
 // longer than width, lines separated by "\n", none at the end.
@@ -81,6 +116,11 @@ func Screen(v View, width int) string {
 		field("EK", groups(printable(v.EK, shortEK)))
 	}
 	put("")
+	if v.Scan {
+		for _, line := range Banner(v.State) {
+			put(line)
+		}
+	}
 	field("state", v.State.String()+ago(v.InState))
 	field("", v.Text)
 	if v.Request != "" {
@@ -98,7 +138,7 @@ func Screen(v View, width int) string {
 		}
 		field(label, fmt.Sprintf("%s  %s  %s", n.Name, n.MAC, n.Text))
 	}
-	if len(v.NICs) == 0 {
+	if len(v.NICs) == 0 && !v.Scan {
 		field("network", "no network interface found yet")
 	}
 	for i, c := range v.Centre {

@@ -53,6 +53,10 @@ func validateSite(c fleet.SiteConfig) error {
 	if c.Format != fleet.SiteConfigFormat {
 		bad("format is %.40q, want %q", c.Format, fleet.SiteConfigFormat)
 	}
+	if c.Scan != nil {
+		validateScan(c, bad)
+		return errors.Join(errs...)
+	}
 	if len(c.Centre) == 0 || len(c.Centre) > maxCentres {
 		bad("centre: want 1 to %d URLs, got %d", maxCentres, len(c.Centre))
 	}
@@ -68,6 +72,19 @@ func validateSite(c fleet.SiteConfig) error {
 	}
 	validateNetwork(c.Network, bad)
 	return errors.Join(errs...)
+}
+
+// validateScan: an image that scans calls nobody, so that whatever says how to
+// call was meant for another image.
+func validateScan(c fleet.SiteConfig, bad func(string, ...any)) {
+	if len(c.Centre) > 0 || c.Claim != "" || c.Network.Address != "" || c.Network.VLAN != 0 || c.Network.Proxy != "" {
+		bad("scan: an image that scans calls nobody: centre, claim and network do not go with it")
+	}
+	if s := c.Scan.Site; s != "" {
+		if err := fleet.ValidateName("site", s); err != nil {
+			bad("scan.site: %v", err)
+		}
+	}
 }
 
 func validateNetwork(n fleet.NetworkConfig, bad func(string, ...any)) {

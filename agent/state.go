@@ -12,6 +12,8 @@ import (
 //	               ^________|_________|______________|________________|
 //	                              (the network went away)
 //
+//	booting -> scanning -> scanned          (an image for a warehouse)
+//
 // failed is a state to leave: it says what is wrong (no TPM, unreadable
 // site.json) while the machine keeps looking. The moves are in moves.
 type State uint8
@@ -30,20 +32,26 @@ const (
 	WaitingForApproval
 	// Enrolled: certificate in hand, waiting for orders.
 	Enrolled
+	// Scanning: reading the TPM and looking for the stick.
+	Scanning
+	// Scanned: the machine is on the stick's list; nothing follows but taking
+	// the stick out.
+	Scanned
 	// Failed: something on this machine stands in the way; the text says what.
 	Failed
 )
 
-var stateNames = [...]string{"booting", "network", "time", "enrolling", "waiting-for-approval", "enrolled", "failed"}
+var stateNames = [...]string{"booting", "network", "time", "enrolling", "waiting-for-approval", "enrolled", "scanning", "scanned", "failed"}
 
 var moves = map[State][]State{
-	Booting:            {Network, Failed},
+	Booting:            {Network, Scanning, Failed},
 	Network:            {Time, Enrolling, WaitingForApproval, Enrolled, Failed},
 	Time:               {Network, Enrolling, Failed},
 	Enrolling:          {Network, Time, WaitingForApproval, Enrolled, Failed},
 	WaitingForApproval: {Network, Time, Enrolling, Enrolled, Failed},
 	Enrolled:           {Network, Enrolling, Failed},
-	Failed:             {Network, Time, Enrolling},
+	Scanning:           {Scanned, Failed},
+	Failed:             {Network, Time, Enrolling, Scanning, Scanned},
 }
 
 // String returns the word printed on consoles.

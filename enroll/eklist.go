@@ -55,8 +55,8 @@ func (l *List) Sort() {
 }
 
 // ParseList reads the CSV (RFC 4180) of a warehouse scan: a header with
-// ek_sha256 and any of serial, site, label:KEY, then one machine a line. It
-// reads to the end to name everything that is wrong at once. Cells that a
+// ek_sha256 and any of serial, site, model, words, label:KEY, then one machine
+// a line. words must be those of the EK; model is not kept. It reads to the end to name everything that is wrong at once. Cells that a
 // spreadsheet could take for a formula are refused in serial, the only column
 // of free text.
 func ParseList(b []byte) List {
@@ -122,8 +122,8 @@ func ParseList(b []byte) List {
 }
 
 func (l *List) header(columns []string) bool {
-	if len(columns) > 3+fleet.MaxLabels {
-		l.Add(1, "%d columns, at most %d are allowed", len(columns), 3+fleet.MaxLabels)
+	if len(columns) > 5+fleet.MaxLabels {
+		l.Add(1, "%d columns, at most %d are allowed", len(columns), 5+fleet.MaxLabels)
 		return false
 	}
 	before := len(l.Problems)
@@ -139,8 +139,8 @@ func (l *List) header(columns []string) bool {
 			if err := fleet.ValidateLabels(map[string]string{key: ""}); err != nil {
 				l.Add(1, "column %.80q: %s", c, plain(err))
 			}
-		case c != "ek_sha256" && c != "serial" && c != "site":
-			l.Add(1, "the column %.80q is not known: want ek_sha256, serial, site, label:KEY", c)
+		case c != "ek_sha256" && c != "serial" && c != "site" && c != "model" && c != "words":
+			l.Add(1, "the column %.80q is not known: want ek_sha256, serial, site, model, words, label:KEY", c)
 		}
 		seen[c] = true
 	}
@@ -154,6 +154,7 @@ func (l *List) header(columns []string) bool {
 // left out. known: there is an EK, so that it can be compared with others.
 func (l *List) row(line int, columns, row []string) (e fleet.ListedEK, known bool) {
 	bad := func(format string, args ...any) { l.Add(line, format, args...) }
+	words := ""
 	for i, cell := range row {
 		cell = strings.TrimSpace(cell)
 		if len(cell) > maxListCell {
@@ -177,6 +178,12 @@ func (l *List) row(line int, columns, row []string) (e fleet.ListedEK, known boo
 				break
 			}
 			e.Serial = strings.Clone(cell)
+		case "model":
+			if why := unfit(cell); why != "" {
+				bad("model %.80q: %s", cell, why)
+			}
+		case "words":
+			words = strings.Join(strings.Fields(strings.ToLower(cell)), " ")
 		case "site":
 			if cell == "" {
 				break
@@ -202,6 +209,11 @@ func (l *List) row(line int, columns, row []string) (e fleet.ListedEK, known boo
 			}
 			maps.Copy(e.Labels, labels)
 		}
+	}
+	// Whoever types a list from cartons makes slips in 64 digits, and words
+	// show them.
+	if want := fleet.Words(e.EK.NodeID()); known && words != "" && words != want {
+		bad("words %.80q: the EK's are %q", words, want)
 	}
 	return e, known
 }

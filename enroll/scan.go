@@ -17,9 +17,11 @@ var ErrListed = errors.New("enroll: the machine is on the list already")
 // AppendScan adds a machine to the CSV of a warehouse scan (ParseList reads
 // it), with the header if the file is empty. A serial number that a list may
 // not hold is left out, since a machine's firmware says what it likes; dropped
-// tells why, "" if it was not. A file that would not be read is not added to.
-func AppendScan(list []byte, e fleet.ListedEK) (out []byte, dropped string, err error) {
-	columns := []string{"ek_sha256", "serial", "site"}
+// tells why, "" if it was not. model, of which the same is true, and the words
+// that name the machine are for people. A file that would not be read is not
+// added to.
+func AppendScan(list []byte, e fleet.ListedEK, model string) (out []byte, dropped string, err error) {
+	columns := []string{"ek_sha256", "serial", "site", "model", "words"}
 	if len(bytes.TrimSpace(list)) > 0 {
 		r := csv.NewReader(bytes.NewReader(bytes.TrimPrefix(list, []byte("\xef\xbb\xbf"))))
 		header, err := r.Read()
@@ -46,6 +48,9 @@ func AppendScan(list []byte, e fleet.ListedEK) (out []byte, dropped string, err 
 		}
 		e.Serial = ""
 	}
+	if model = strings.TrimSpace(model); unfit(model) != "" || len(model) > maxListCell {
+		model = ""
+	}
 	var row []string
 	for _, c := range columns {
 		key, isLabel := strings.CutPrefix(c, "label:")
@@ -58,6 +63,10 @@ func AppendScan(list []byte, e fleet.ListedEK) (out []byte, dropped string, err 
 			row = append(row, e.Serial)
 		case c == "site":
 			row = append(row, e.Site)
+		case c == "model":
+			row = append(row, model)
+		case c == "words":
+			row = append(row, fleet.Words(e.EK.NodeID()))
 		}
 	}
 	var b bytes.Buffer

@@ -28,6 +28,15 @@ type SiteConfig struct {
 	// a machine that the approval policy would let in.
 	Claim   string        `json:"claim,omitempty"`
 	Network NetworkConfig `json:"network,omitzero"`
+	// Scan makes the image one for a warehouse: it calls nobody and adds each
+	// machine to the list on the stick it was started from.
+	Scan *ScanConfig `json:"scan,omitempty"`
+}
+
+// ScanConfig is for images that scan machines for pre-approval.
+type ScanConfig struct {
+	// Site is what the list says of every machine; "" leaves it open.
+	Site string `json:"site,omitempty"`
 }
 
 // SiteConfigFormat is the value of SiteConfig.Format.

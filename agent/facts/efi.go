@@ -3,7 +3,9 @@ package facts
 import (
 	"encoding/binary"
 	"fmt"
+	"io/fs"
 	"path"
+	"strings"
 )
 
 // GUIDs of efivarfs file names: the UEFI global variables (UEFI 2.10 section
@@ -28,6 +30,26 @@ func (t tree) secureBoot() bool {
 	b := t.variable("SecureBoot", globalGUID)
 	setup := t.variable("SetupMode", globalGUID)
 	return len(b) == 1 && b[0] == 1 && !(len(setup) == 1 && setup[0] == 1)
+}
+
+// BootPartition is the name (PARTUUID, in small letters) of the partition that
+// the image was loaded from, as the stub noted it; "" if it was none.
+func BootPartition(root fs.FS) string {
+	b := tree{root}.variable("LoaderDevicePartUUID", loaderGUID)
+	var out strings.Builder
+	for i := 0; i+1 < len(b); i += 2 { // UCS-2 that ends in a NUL
+		if b[i] == 0 && b[i+1] == 0 {
+			break
+		}
+		if b[i+1] != 0 || !strings.ContainsRune("0123456789abcdefABCDEF-", rune(b[i])) || out.Len() == 36 {
+			return ""
+		}
+		out.WriteByte(b[i])
+	}
+	if out.Len() != 36 {
+		return ""
+	}
+	return strings.ToLower(out.String())
 }
 
 // bootPath says how the image got here. The stub sets LoaderDevicePartUUID

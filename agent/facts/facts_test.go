@@ -112,6 +112,31 @@ func TestRead(t *testing.T) {
 	}
 }
 
+func TestBootPartition(t *testing.T) {
+	const id = "0A1b2c3d-4e5f-8a6b-9c7d-0e1f2a3b4c5d"
+	wide := "\x06\x00\x00\x00"
+	for _, c := range id {
+		wide += string(c) + "\x00"
+	}
+	for _, c := range []struct{ data, want string }{
+		{wide + "\x00\x00", strings.ToLower(id)},
+		{wide, strings.ToLower(id)},
+		{wide + "1\x00\x00\x00", ""},
+		{wide[:20] + "\x00\x00", ""},
+		{wide[:20] + "\n\x00" + wide[22:], ""},
+		{wide[:20] + "1\x04" + wide[22:], ""},
+		{"\x06\x00", ""},
+	} {
+		m := fstest.MapFS{efivars + "/LoaderDevicePartUUID-" + loaderGUID: &fstest.MapFile{Data: []byte(c.data)}}
+		if got := BootPartition(m); got != c.want {
+			t.Errorf("%q: got %q, want %q", c.data, got, c.want)
+		}
+	}
+	if got := BootPartition(fstest.MapFS{}); got != "" {
+		t.Errorf("by network: %q", got)
+	}
+}
+
 func TestBootPath(t *testing.T) {
 	for name, c := range map[string]struct {
 		path []byte

@@ -11,6 +11,7 @@ import (
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/cluster-bootstrap/k3s"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/sleep"
 	"github.com/muster-edge/muster/pki/tpm/device"
 )
 
@@ -225,7 +226,7 @@ func (m *Member) keepLease(ctx context.Context) error {
 		} else {
 			m.outcome("lease", nil)
 		}
-		if !sleep(ctx, pause) {
+		if sleep.For(ctx, pause) != nil {
 			return nil
 		}
 	}

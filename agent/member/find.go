@@ -23,6 +23,7 @@ import (
 	"github.com/muster-edge/muster/discovery"
 	"github.com/muster-edge/muster/discovery/mdns"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/sleep"
 )
 
 const (
@@ -110,7 +111,7 @@ func (m *Member) find(ctx context.Context) error {
 		cancel()
 		if err != nil && ctx.Err() == nil {
 			m.outcome("look for peers", err)
-			if !sleep(ctx, longest) {
+			if sleep.For(ctx, longest) != nil {
 				return nil
 			}
 		}
@@ -372,7 +373,7 @@ func (m *Member) talking(ctx context.Context, s *session) error {
 		case <-papers:
 		}
 		t.Stop()
-		if !sleep(ctx, leastGap) {
+		if sleep.For(ctx, leastGap) != nil {
 			return ctx.Err()
 		}
 		if _, ok := m.cfg.Papers.Documents().Admitted(s.node); !ok {

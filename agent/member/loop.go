@@ -10,6 +10,7 @@ import (
 
 	"github.com/muster-edge/muster/agent/spool"
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
+	"github.com/muster-edge/muster/internal/sleep"
 )
 
 const (
@@ -36,7 +37,7 @@ func (m *Member) loop(ctx context.Context) error {
 		case <-timer.C:
 		case <-m.kick:
 			// A burst of news is one turn.
-			if !sleep(ctx, soon) {
+			if sleep.For(ctx, soon) != nil {
 				return nil
 			}
 			select {
@@ -51,17 +52,6 @@ func (m *Member) loop(ctx context.Context) error {
 			return nil
 		}
 		timer.Reset(pause)
-	}
-}
-
-func sleep(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/sleep"
 )
 
 // stale is how old an observation of k3s may be for an answer to a peer.
@@ -41,7 +42,7 @@ func (m *Member) looking(ctx context.Context) {
 // keepLooking looks while the loop is busy with a long action (a snapshot on
 // its way to a peer), so that what peers are shown does not grow stale.
 func (m *Member) keepLooking(ctx context.Context) error {
-	for sleep(ctx, stale/4) {
+	for sleep.For(ctx, stale/4) == nil {
 		m.mu.Lock()
 		old := m.seen >= 0 && m.mono()-m.seen > stale/2+longest/2
 		m.mu.Unlock()

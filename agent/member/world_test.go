@@ -28,6 +28,7 @@ import (
 	"github.com/muster-edge/muster/cluster-bootstrap/k3s"
 	"github.com/muster-edge/muster/discovery"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/sleep"
 )
 
 // A world is a site in memory: real members with real journals, and fakes of
@@ -352,7 +353,7 @@ func (c *conn) ok() error {
 
 // travel is the time a call takes.
 func (c *conn) travel(ctx context.Context) error {
-	if !sleep(ctx, 5*time.Millisecond) {
+	if sleep.For(ctx, 5*time.Millisecond) != nil {
 		return ctx.Err()
 	}
 	return c.ok()

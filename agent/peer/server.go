@@ -21,6 +21,7 @@ import (
 	"github.com/muster-edge/muster/agent/papers"
 	"github.com/muster-edge/muster/api/peer/v1/peerv1connect"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/sleep"
 )
 
 // Constant keys of log lines.
@@ -194,7 +195,7 @@ func (p *Peer) accept(ctx context.Context, ln net.Listener, config *tls.Config, 
 			// Out of descriptors, as a rule: it passes.
 			pause = min(max(5*time.Millisecond, 2*pause), time.Second)
 			p.cfg.Log.Warn("no connection can be taken", slog.Any(keyError, err))
-			if !rest(ctx, pause) {
+			if sleep.For(ctx, pause) != nil {
 				return nil
 			}
 			continue
@@ -207,17 +208,6 @@ func (p *Peer) accept(ctx context.Context, ln net.Listener, config *tls.Config, 
 			continue
 		}
 		wg.Go(func() { p.handshake(ctx, raw, source, at, config, ready) })
-	}
-}
-
-func rest(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return true
-	case <-ctx.Done():
-		return false
 	}
 }
 

@@ -25,6 +25,8 @@ type conditions struct {
 	Progress *Progress
 	Words    string
 	Centre   string
+	// Scan is how a scan stands; nil in an image that enrolls.
+	Scan *Progress
 }
 
 // assess derives state and text. What stands in the way first is shown: a
@@ -38,6 +40,8 @@ func assess(c conditions) (agent.State, string) {
 	switch {
 	case c.SiteError != "":
 		return agent.Failed, c.SiteError
+	case c.Scan != nil:
+		return c.Scan.State, c.Scan.Text
 	case c.TPMError != "" && c.Booted: // before, its driver may still come
 		return agent.Failed, c.TPMError
 	case !c.Booted && len(c.NICs) == 0:

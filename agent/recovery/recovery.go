@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"math/rand/v2"
 	"os"
 	"runtime/debug"
 	"strings"
@@ -15,6 +16,7 @@ import (
 	"github.com/muster-edge/muster/agent/facts"
 	"github.com/muster-edge/muster/agent/recovery/netup"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/sleep"
 )
 
 // SiteFile is where the image builder puts site.json.
@@ -41,6 +43,26 @@ type Config struct {
 	// Open finds the TPM and returns an Enroller; ErrNoTPM when there is
 	// none. It is called again and again. nil shows the network and stops.
 	Open func(context.Context, Services) (Enroller, error)
+	// Scan is what an image does whose site.json says so, instead of calling
+	// anybody. It ends with nil when the machine may be switched off, or with
+	// ctx. nil: such an image says that it cannot.
+	Scan func(context.Context, ScanServices) error
+}
+
+// ScanServices is what recovery lends to Config.Scan.
+type ScanServices struct {
+	Site     fleet.SiteConfig
+	Hardware func() fleet.Hardware
+	// Module loads a kernel module, with what it needs.
+	Module func(name string) error
+	// Booted is closed when the devices that were there at power-on have been
+	// served.
+	Booted <-chan struct{}
+	// Identity and Progress are for the screen. States are Scanning, Scanned
+	// and Failed.
+	Identity func(Identity)
+	Progress func(Progress)
+	Log      *slog.Logger
 }
 
 // Run is /init. It does not return: it ends in a restart of the machine.
@@ -118,6 +140,8 @@ type machine struct {
 	up      chan struct{} // closed while an address is there
 	redo    chan struct{}
 	restart string // why, once a restart is wanted
+	off     bool   // switch off instead
+	booted  chan struct{}
 }
 
 func (m *machine) uptime() time.Duration { return time.Since(m.started) }
@@ -166,6 +190,7 @@ func (m *machine) run(ctx context.Context, siteErr error) {
 	m.heart.Beat(m.uptime())
 	m.up = make(chan struct{})
 	m.redo = make(chan struct{}, 1)
+	m.booted = make(chan struct{})
 	m.firstClock()
 	m.update()
 
@@ -183,13 +208,50 @@ func (m *machine) run(ctx context.Context, siteErr error) {
 		m.cond.SiteError = "this image cannot be used: " + firstLine(siteErr)
 		m.log.Error("site.json", "err", siteErr)
 		time.AfterFunc(rebootWithoutSite, func() { m.post(func() { m.restart = "trying another boot" }) })
+	} else if m.site.Scan != nil {
+		m.scan(ctx, loader)
 	} else {
 		m.serve(ctx, loader)
 	}
 	m.loop()
-	m.say("muster-node: restarting: " + m.restart)
+	end, what := m.sys.restart, "restarting"
+	if m.off {
+		end, what = m.sys.powerOff, "switching off"
+	}
+	m.say("muster-node: " + what + ": " + m.restart)
 	m.screen.flush(2 * time.Second)
-	m.sys.restart()
+	end()
+}
+
+// scan is what an image for a warehouse does instead of calling the centre.
+func (m *machine) scan(ctx context.Context, loader *loader) {
+	tell := func(p Progress) { m.post(func() { m.cond.Scan = &p }) }
+	m.cond.Scan = &Progress{State: agent.Scanning, Text: "looking for devices"}
+	if m.cfg.Scan == nil {
+		m.cond.Scan = &Progress{State: agent.Failed, Text: "this program cannot scan: build the image with another muster-node"}
+		return
+	}
+	s := ScanServices{
+		Site: m.site, Module: loader.module, Booted: m.booted, Log: m.log, Progress: tell,
+		Hardware: func() fleet.Hardware { return m.hardware(nil) },
+		Identity: func(id Identity) { m.post(func() { m.id, m.cond.Words = id, id.Words }) },
+	}
+	m.spawn(ctx, "scan", func(ctx context.Context) error {
+		wait := agent.Backoff{First: time.Second, Most: 10 * time.Second}
+		for {
+			err := m.cfg.Scan(ctx, s)
+			switch {
+			case ctx.Err() != nil:
+				return ctx.Err()
+			case err == nil:
+				m.post(func() { m.restart, m.off = "the stick is out; next machine, please", true })
+				return nil
+			}
+			m.log.Warn("scan stopped", "err", err)
+			tell(Progress{State: agent.Failed, Text: firstLine(err) + "; trying again"})
+			pause(ctx, wait.Next(rand.Float64()))
+		}
+	})
 }
 
 // serve starts network and enrollment; both need a site.json.
@@ -259,6 +321,11 @@ func (m *machine) update() {
 		if next != m.state || m.since == 0 {
 			m.since = max(m.uptime(), 1)
 		}
+		if m.cond.Scan != nil && next != m.state {
+			for _, line := range agent.Banner(next) {
+				m.screen.line(line)
+			}
+		}
 		m.state, m.text = next, text
 		m.say(agent.StateLine(m.state, m.text))
 	}
@@ -270,7 +337,7 @@ func (m *machine) view() agent.View {
 		Version: m.cfg.Version, Image: strings.TrimSpace(m.site.Image + " " + m.site.Version),
 		State: m.state, Text: m.text, InState: m.uptime() - m.since,
 		Words: m.id.Words, Node: string(m.id.Node), Request: string(m.request),
-		Centre: m.site.Centre, Notes: m.notes, Recent: m.recent,
+		Centre: m.site.Centre, Notes: m.notes, Recent: m.recent, Scan: m.cond.Scan != nil,
 	}
 	if m.id.Node != "" {
 		v.EK = m.id.EK.String()
@@ -400,6 +467,7 @@ func (m *machine) devices(ctx context.Context, l *loader) error {
 	}
 	m.log.Info("devices served", "modules", l.count())
 	m.post(func() { m.cond.Booted = true })
+	close(m.booted)
 	return nil
 }
 
@@ -415,14 +483,8 @@ func (m *machine) lastWords(why string) {
 	m.sys.restart()
 }
 
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
-	}
-}
+// pause is sleep.For where the end of ctx shows by itself.
+func pause(ctx context.Context, d time.Duration) { _ = sleep.For(ctx, d) }
 
 func firstLine(err error) string {
 	s, _, _ := strings.Cut(err.Error(), "\n")

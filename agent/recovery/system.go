@@ -16,10 +16,12 @@ type system struct {
 	now     func() time.Time
 	setTime func(time.Time) error
 	restart func()
+	// powerOff ends a machine that has nothing more to do.
+	powerOff func()
 }
 
 func realSystem(log *slog.Logger) system {
-	return system{now: time.Now, setTime: func(t time.Time) error { return setTime(t, log) }, restart: restart}
+	return system{now: time.Now, setTime: func(t time.Time) error { return setTime(t, log) }, restart: restart, powerOff: powerOff}
 }
 
 // setTime sets the kernel's clock and, as well as it goes, the battery's, so
@@ -52,6 +54,13 @@ func restart() {
 	unix.Sync()
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	os.Exit(1)
+}
+
+// powerOff switches the machine off; one that cannot do that restarts.
+func powerOff() {
+	unix.Sync()
+	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_POWER_OFF)
+	restart()
 }
 
 // watchSignals turns Ctrl-Alt-Del (SIGINT once CAD is off) and SIGTERM into a

@@ -121,7 +121,11 @@ func (o agentOptions) readSite() (fleet.SiteConfig, error) {
 	if err != nil {
 		return fleet.SiteConfig{}, fmt.Errorf("read site.json: %w", err)
 	}
-	return agent.ParseSiteConfig(b)
+	site, err := agent.ParseSiteConfig(b)
+	if err == nil && site.Scan != nil {
+		return fleet.SiteConfig{}, errors.New("site.json is for an image that scans: an installed system needs a centre")
+	}
+	return site, err
 }
 
 // readEventLog reads the firmware's event log.

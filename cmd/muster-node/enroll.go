@@ -74,7 +74,11 @@ type enroller struct {
 // Identity reads the EK: node ID and words follow from it alone, so they are
 // on the screen before any network is.
 func (e *enroller) Identity(ctx context.Context) (recovery.Identity, error) {
-	id, err := e.tpm.Identity(ctx)
+	return identityOf(ctx, e.tpm)
+}
+
+func identityOf(ctx context.Context, d *device.Device) (recovery.Identity, error) {
+	id, err := d.Identity(ctx)
 	if err != nil {
 		return recovery.Identity{}, err
 	}

@@ -29,7 +29,7 @@ As PID 1 (or started as /init) it is the recovery image's init.`
 
 func main() {
 	if os.Getpid() == 1 || os.Args[0] == "/init" {
-		recovery.Run(recovery.Config{Version: version, BuildTime: built(), Open: openEnroller})
+		recovery.Run(recovery.Config{Version: version, BuildTime: built(), Open: openEnroller, Scan: scanMachine})
 		return
 	}
 	os.Exit(run(os.Args[1:]))

@@ -2,6 +2,7 @@ package main
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/firmware/image"
+	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/statement"
 )
 
@@ -26,11 +28,17 @@ func imageCommand() *cobra.Command {
 	return cmd
 }
 
+// The values of --mode.
+const (
+	modeEnroll = "enroll"
+	modeScan   = "scan"
+)
+
 func imageRecoveryCommand() *cobra.Command {
 	var (
 		cfg                                                 image.RecoveryConfig
 		rootCA, lockFile, releaseKey, releasePub, ordersKey string
-		timeFloor, created, output                          string
+		timeFloor, created, output, mode, scanSite          string
 	)
 	cmd := &cobra.Command{
 		Use:   "recovery --out DIR",
@@ -42,12 +50,21 @@ inputs give the same bytes; --lock demands the packages of an earlier build.
 For sites without network boot, --format disk,iso also writes the image for
 sticks, disks, drives and remote consoles.
 
+With --mode scan it is an image for a warehouse. A machine that starts from the
+stick calls nobody: it adds the hash of its TPM's key, its serial number, model
+and words to machines.csv on that stick, says DONE in large letters, and switches
+itself off when the stick is pulled out. ` + "`muster preapprove import`" + ` takes the list.
+No other disk is written.
+
 The image holds no secret: everybody on the network may read it.`,
 		Example: `  muster release keygen --out release.key
   muster image recovery --out out --centre https://centre.example:7444 \
       --root-ca root-ca.pem --release-key release.key --format iso
   muster image verify out --release-pub release.key.pub
-  dd if=out/recovery.iso of=/dev/YOUR-STICK bs=4M conv=fsync`,
+  dd if=out/recovery.iso of=/dev/YOUR-STICK bs=4M conv=fsync
+
+  muster image recovery --out scan --mode scan --format disk --scan-site shop-0042
+  dd if=scan/recovery.img of=/dev/YOUR-STICK bs=4M conv=fsync`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := checkOutput(output); err != nil {
@@ -55,6 +72,17 @@ The image holds no secret: everybody on the network may read it.`,
 			}
 			if cfg.NodeBinary == "" {
 				cfg.NodeBinary = nodeProgram()
+			}
+			switch {
+			case mode == modeScan:
+				cfg.Site.Scan = &fleet.ScanConfig{Site: scanSite}
+				if !cmd.Flags().Changed("name") {
+					cfg.Name = modeScan
+				}
+			case mode != modeEnroll:
+				return exitError{2, fmt.Errorf("--mode %q: want %s or %s", mode, modeEnroll, modeScan)}
+			case scanSite != "":
+				return exitError{2, errors.New("--scan-site goes with --mode scan")}
 			}
 			texts := []struct {
 				flag, path string
@@ -110,10 +138,10 @@ The image holds no secret: everybody on the network may read it.`,
 			if err != nil {
 				return err
 			}
-			if len(cfg.Site.Centre) == 0 {
+			if len(cfg.Site.Centre) == 0 && cfg.Site.Scan == nil {
 				cfg.Note("note: no --centre: a machine that boots this image will call nobody")
 			}
-			if result.Envelope == nil {
+			if result.Envelope == nil && cfg.Site.Scan == nil {
 				cfg.Note("note: no --release-key: without a signed manifest the centre cannot register this image")
 			}
 			return printRecovery(cmd.OutOrStdout(), output, cfg.OutDir, result)
@@ -124,7 +152,9 @@ The image holds no secret: everybody on the network may read it.`,
 	f.StringSliceVar(&cfg.Formats, "format", []string{image.FormatUKI}, "what to write, a list: uki (always), disk (raw image for a stick or a disk, recovery.img), iso (for drives and remote consoles, also for sticks, recovery.iso)")
 	f.StringVar(&cfg.Flavour, "kernel", image.FlavourGeneric, "generic (PCs, servers, virtual machines) or cloud (virtual machines only)")
 	f.StringVar(&cfg.NodeBinary, "node-binary", "", "the static muster-node that becomes /init (default: beside this program)")
-	f.StringVar(&cfg.Name, "name", "recovery", "name of the image")
+	f.StringVar(&mode, "mode", modeEnroll, "enroll, or scan: an image that lists machines for pre-approval on the stick it was started from")
+	f.StringVar(&scanSite, "scan-site", "", "with --mode scan: the site that the machines are for")
+	f.StringVar(&cfg.Name, "name", "recovery", "name of the image (with --mode scan: scan)")
 	f.StringVar(&cfg.Version, "image-version", version, "version of the image")
 	f.StringArrayVar(&cfg.Site.Centre, "centre", nil, "https URL of the node endpoint; may be repeated, tried in order")
 	f.StringVar(&rootCA, "root-ca", "", "PEM file with the centre's root CA certificates")

@@ -132,6 +132,8 @@ input) with a header:
   ek_sha256    SHA-256 of the EK's public key (PKIX DER), 64 hex digits; needed
   serial       for people; it is never compared
   site         site of this machine; else --site counts
+  model        for people; it is not kept
+  words        for people; they must be those of the EK
   label:KEY    label of the node
 
 All that is wrong is named line by line, and then nothing is imported.`,

@@ -13,6 +13,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/muster-edge/muster/agent/facts"
+	"github.com/muster-edge/muster/agent/recovery/stick"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/pki/tpm"
@@ -27,8 +28,10 @@ func scanCommand() *cobra.Command {
 		Short: "Read this machine's TPM and add it to a list for pre-approval",
 		Long: `Reads the endorsement key of the TPM in this machine and its serial number, and
 adds a line to the CSV file that ` + "`muster preapprove import`" + ` takes. It needs no centre
-and no network: put the program on a stick with any Linux, start each machine of a
-warehouse from it, and scan. Without --append the line is printed.
+and no network. Without --append the line is printed.
+
+For machines without a system there is a stick that does it by itself:
+` + "`muster image recovery --mode scan --format disk`" + `.
 
 A machine that is in the file already is told and changes nothing. The file is
 written anew and renamed, so that a stick which is pulled out keeps the old one.`,
@@ -36,15 +39,16 @@ written anew and renamed, so that a stick which is pulled out keeps the old one.
   muster preapprove import --name batch-7 machines.csv`,
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			e := fleet.ListedEK{Serial: serial, Site: site}
+			var e fleet.ListedEK
 			var err error
 			if e.EK, err = readEK(cmd.Context(), path); err != nil {
 				return err
 			}
-			if e.Serial == "" {
-				e.Serial = facts.Read(os.DirFS("/")).Serial
+			s := stick.EntryOf(e.EK, site, facts.Read(os.DirFS("/")))
+			if serial != "" {
+				s.Serial = serial
 			}
-			return scan(cmd.OutOrStdout(), cmd.ErrOrStderr(), file, e)
+			return scan(cmd.OutOrStdout(), cmd.ErrOrStderr(), file, s)
 		},
 	}
 	f := cmd.Flags()
@@ -77,7 +81,7 @@ func readEK(ctx context.Context, path string) (fleet.EKHash, error) {
 }
 
 // scan adds e to the file, or prints the line.
-func scan(out, note io.Writer, file string, e fleet.ListedEK) error {
+func scan(out, note io.Writer, file string, e stick.Entry) error {
 	var old []byte
 	if file != "" {
 		st, err := os.Stat(file)
@@ -93,7 +97,7 @@ func scan(out, note io.Writer, file string, e fleet.ListedEK) error {
 			}
 		}
 	}
-	list, dropped, err := enroll.AppendScan(old, e)
+	list, dropped, err := enroll.AppendScan(old, e.ListedEK, e.Model)
 	if errors.Is(err, enroll.ErrListed) {
 		fmt.Fprintf(out, "%s is in %s already\n", fleet.Words(e.EK.NodeID()), file)
 		return nil

@@ -21,6 +21,7 @@ import (
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/text"
+	"github.com/muster-edge/muster/internal/sleep"
 	"github.com/muster-edge/muster/pki/tpm"
 )
 
@@ -99,18 +100,7 @@ func (c *Client) rest(ctx context.Context, pause *backoff, err error) error {
 		p.Problem, p.Retry, p.Err = true, d, err
 		p.Text = sentence(err) + " It tries again in " + spoken(d) + "."
 	})
-	return sleep(ctx, d)
-}
-
-func sleep(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return ctx.Err()
-	}
+	return sleep.For(ctx, d)
 }
 
 // identify asks the TPM who it is.
@@ -175,7 +165,7 @@ func (c *Client) at(ctx context.Context, centre string, id TPMIdentity, held **c
 			out.Centre = centre
 			return *out, nil
 		}
-		if err := sleep(ctx, pause.jitter(wait)); err != nil {
+		if err := sleep.For(ctx, pause.jitter(wait)); err != nil {
 			return Identity{}, err
 		}
 	}

@@ -98,6 +98,33 @@ func TestConfig(t *testing.T) {
 	}
 }
 
+func TestConfigOfAScan(t *testing.T) {
+	scan := func(change func(*RecoveryConfig)) error {
+		cfg := RecoveryConfig{OutDir: "out", Version: "1.0", NodeBinary: "node", CacheDir: "cache", Formats: []string{FormatDisk}, Site: fleet.SiteConfig{Scan: &fleet.ScanConfig{Site: "shop-1"}}}
+		change(&cfg)
+		cfg, err := cfg.withDefaults()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return cfg.validate()
+	}
+	if err := scan(func(*RecoveryConfig) {}); err != nil {
+		t.Error(err)
+	}
+	for want, change := range map[string]func(*RecoveryConfig){
+		"give --format disk":   func(c *RecoveryConfig) { c.Formats = []string{FormatISO} },
+		"leave --kernel out":   func(c *RecoveryConfig) { c.Flavour = FlavourCloud },
+		"leave --centre":       func(c *RecoveryConfig) { c.Site.Centre, c.Site.RootsPEM = []string{"https://c:1"}, rootPEM(t, true) },
+		"calls nobody":         func(c *RecoveryConfig) { c.Site.Claim = "x" },
+		"--mode scan needs no": func(c *RecoveryConfig) { c.Site.Network.VLAN = 7 },
+		"No Shop":              func(c *RecoveryConfig) { c.Site.Scan = &fleet.ScanConfig{Site: "No Shop"} },
+	} {
+		if err := scan(change); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("got %v, want %q", err, want)
+		}
+	}
+}
+
 func TestLock(t *testing.T) {
 	l := Lock{Packages: []Package{{"b", "1", [32]byte{1}}, {"a1", "2:1~x", [32]byte{2}}}}
 	l.Packages[0].Name = "bb"

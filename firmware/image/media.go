@@ -2,7 +2,6 @@ package image
 
 import (
 	"crypto/sha256"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -11,7 +10,6 @@ import (
 	"time"
 
 	"github.com/diskfs/go-diskfs/partition/gpt"
-	"github.com/google/uuid"
 
 	"github.com/muster-edge/muster/firmware"
 )
@@ -61,30 +59,6 @@ type layout struct {
 // fileSector is where the image begins, in sectors of the medium.
 func (l layout) fileSector() int { return espStart + l.fat.fileSector() }
 
-// identity are the numbers that make a medium one of its own. They come from
-// the image's digest, so that the same image gives the same medium, and two
-// sticks with different images are never taken for one another.
-type identity struct {
-	disk, partition uuid.UUID
-	serial          uint32
-}
-
-func newIdentity(sum firmware.Digest) identity {
-	derive := func(role string) [32]byte {
-		return sha256.Sum256(append([]byte("muster/medium/v1/"+role+"\x00"), sum[:]...))
-	}
-	// Version 8 is for UUIDs made by a rule of one's own (RFC 9562, 5.8).
-	guid := func(role string) (id uuid.UUID) {
-		h := derive(role)
-		copy(id[:], h[:])
-		id[6] = id[6]&0x0f | 0x80
-		id[8] = id[8]&0x3f | 0x80
-		return id
-	}
-	serial := derive("serial")
-	return identity{guid("disk"), guid("partition"), binary.BigEndian.Uint32(serial[:])}
-}
-
 // makeMedium returns the bytes of a medium that boots efi. They depend on efi,
 // format and date alone; date is what directories show.
 func makeMedium(format string, efi []byte, date time.Time) ([]byte, error) {
@@ -92,12 +66,12 @@ func makeMedium(format string, efi []byte, date time.Time) ([]byte, error) {
 		return nil, fmt.Errorf("image: make %s: the image has %d bytes, a medium takes 1 to %d", format, len(efi), maxMedium)
 	}
 	date = mediumDate(date)
-	id := newIdentity(sha256.Sum256(efi))
+	id := firmware.MediumOf(sha256.Sum256(efi))
 	l := layout{fat: newFATLayout(len(efi))}
 	// Behind the ESP: the second copy of the GPT.
 	l.sectors = espStart + l.fat.total + alignment
 	out := make([]byte, l.sectors*sectorSize)
-	writeFAT(out[espStart*sectorSize:][:l.fat.total*sectorSize], l.fat, efi, id.serial, date)
+	writeFAT(out[espStart*sectorSize:][:l.fat.total*sectorSize], l.fat, efi, id.Serial, date)
 	if err := writeGPT(out, l, id); err != nil {
 		return nil, fmt.Errorf("image: make %s: %w", format, err)
 	}
@@ -125,12 +99,12 @@ func mediumDate(t time.Time) time.Time {
 	return t
 }
 
-func writeGPT(out []byte, l layout, id identity) error {
+func writeGPT(out []byte, l layout, id firmware.MediumIDs) error {
 	table := gpt.Table{
-		LogicalSectorSize: sectorSize, PhysicalSectorSize: sectorSize, ProtectiveMBR: true, GUID: id.disk.String(),
+		LogicalSectorSize: sectorSize, PhysicalSectorSize: sectorSize, ProtectiveMBR: true, GUID: id.Disk.String(),
 		Partitions: []*gpt.Partition{{
 			Index: 1, Start: espStart, End: uint64(espStart + l.fat.total - 1), Size: uint64(l.fat.total) * sectorSize,
-			Type: gpt.EFISystemPartition, GUID: id.partition.String(), Name: "muster recovery",
+			Type: gpt.EFISystemPartition, GUID: id.Partition.String(), Name: "muster recovery",
 		}},
 	}
 	return table.Write(&memory{data: out}, int64(len(out)))

@@ -173,8 +173,8 @@ func TestMediaDependOnTheImageAlone(t *testing.T) {
 			t.Errorf("%s: the date is in no directory (%v)", format, err)
 		}
 	}
-	id := newIdentity(firmware.Digest{1})
-	if id.disk == id.partition || id.disk.Version() != 8 {
+	id := firmware.MediumOf(firmware.Digest{1})
+	if id.Disk == id.Partition || id.Disk[6]>>4 != 8 || id.Partition.String()[14] != '8' {
 		t.Errorf("%+v", id)
 	}
 }

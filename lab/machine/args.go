@@ -3,6 +3,7 @@ package machine
 import (
 	"fmt"
 	"path/filepath"
+	"slices"
 )
 
 // files are the paths inside a machine's directory.
@@ -21,6 +22,9 @@ func (f files) pcap(n int) string {
 	}
 	return filepath.Join(f.dir, fmt.Sprintf("net0-%d.pcap", n))
 }
+
+// stickID is QEMU's name of a disk that can be pulled out.
+func stickID(disk int) string { return fmt.Sprintf("stick%d", disk) }
 
 // args is QEMU's command line at the n-th power-on. c has its defaults. tpm is
 // the control socket of the software TPM, "" for none.
@@ -99,6 +103,9 @@ func (c Config) args(fw firmware, tpm string, n int) []string {
 		// the first that is left.
 		a = append(a, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no")
 	}
+	if slices.ContainsFunc(c.Disks, func(d Disk) bool { return d.Bus == BusUSB }) {
+		a = append(a, "-device", "qemu-xhci,id=usb")
+	}
 	for i, d := range c.Disks {
 		id := fmt.Sprintf("disk%d", i)
 		// A snapshot of the folder: the machine may write, the host's files
@@ -107,9 +114,15 @@ func (c Config) args(fw firmware, tpm string, n int) []string {
 		if d.File != "" {
 			drive = "if=none,id=" + id + ",format=raw,file=" + d.File
 		}
+		if d.ReadOnly {
+			drive += ",readonly=on"
+		}
 		device := "virtio-blk-pci"
-		if d.Bus == BusNVMe {
+		switch d.Bus {
+		case BusNVMe:
 			device = "nvme"
+		case BusUSB:
+			device = "usb-storage,bus=usb.0,removable=on,id=" + stickID(i)
 		}
 		device += ",drive=" + id
 		serial := d.Serial

@@ -58,6 +58,8 @@ const (
 
 	BusVirtio = "virtio"
 	BusNVMe   = "nvme"
+	// BusUSB is a stick: it can be pulled out (Machine.PullOut).
+	BusUSB = "usb"
 )
 
 // The accelerators: hardware virtualization and emulation.
@@ -135,8 +137,11 @@ type Disk struct {
 	// Folder is shown to the machine as a small FAT disk. What the machine
 	// writes there is thrown away.
 	Folder string
-	// Bus is BusVirtio (default) or BusNVMe.
+	// Bus is BusVirtio (default), BusNVMe or BusUSB.
 	Bus string
+	// ReadOnly is a disk whose switch says so: the machine sees that, and
+	// cannot write.
+	ReadOnly bool
 	// Serial is the disk's serial number.
 	Serial string
 	// Boot marks the disk that BootDisk starts from.
@@ -221,8 +226,11 @@ func (c Config) validate() error {
 		if strings.ContainsAny(d.File+d.Folder, ",\n") || strings.Contains(d.Folder, ":") {
 			bad("disk %d: QEMU reads commas and colons in %q as options", i, d.File+d.Folder)
 		}
-		if d.Bus != "" && d.Bus != BusVirtio && d.Bus != BusNVMe {
-			bad("disk %d: bus %q: want %s or %s", i, d.Bus, BusVirtio, BusNVMe)
+		if d.Bus != "" && d.Bus != BusVirtio && d.Bus != BusNVMe && d.Bus != BusUSB {
+			bad("disk %d: bus %q: want %s, %s or %s", i, d.Bus, BusVirtio, BusNVMe, BusUSB)
+		}
+		if d.ReadOnly && d.File == "" {
+			bad("disk %d: a folder is a copy: it has no switch", i)
 		}
 		if !wordForm.MatchString(d.Serial) {
 			bad("disk %d: serial %q: want letters, digits, dots, dashes", i, d.Serial)

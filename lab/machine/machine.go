@@ -359,6 +359,21 @@ func (m *Machine) Press(ctx context.Context, key string) error {
 	return nil
 }
 
+// PullOut takes a stick, the disk with this number (from 0), out of a machine
+// that is on.
+func (m *Machine) PullOut(ctx context.Context, disk int) error {
+	m.mu.Lock()
+	run := m.run
+	m.mu.Unlock()
+	if run == nil {
+		return fmt.Errorf("machine: pull stick out of %s: it is off", m.name)
+	}
+	if _, err := run.qmp.Execute(ctx, "device_del", map[string]string{"id": stickID(disk)}); err != nil {
+		return fmt.Errorf("machine: pull stick out of %s: %w", m.name, err)
+	}
+	return nil
+}
+
 // Cut takes the power away from machine and TPM in one moment, as pulling the
 // plug does: neither gets to write anything. It is no error if the machine is
 // off already.

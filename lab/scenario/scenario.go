@@ -38,6 +38,11 @@ func All() []lab.Scenario {
 			Prepare: prepareEnroll, Run: runBootPaths,
 		},
 		{
+			Name:    "scan",
+			Summary: "a stick lists a machine in a warehouse, and the network approves it later without a person",
+			Prepare: prepareScan, Run: runScan,
+		},
+		{
 			Name:    "up",
 			Summary: "a centre, a boot host and machines that wait for approval, to play with (muster lab up)",
 			Prepare: prepareEnroll, Run: runUp,

@@ -9,6 +9,7 @@ import (
 	"os"
 	"time"
 
+	"github.com/muster-edge/muster/internal/sleep"
 	"github.com/muster-edge/muster/lab"
 	"github.com/muster-edge/muster/lab/host"
 )
@@ -113,7 +114,7 @@ func (s *shop) poll(ctx context.Context, b *box, fits func(truth) bool) (truth, 
 		if t.From != nil && fits(t) {
 			return t, nil
 		}
-		if err := pause(ctx, 200*time.Millisecond); err != nil {
+		if err := sleep.For(ctx, 200*time.Millisecond); err != nil {
 			if t.From == nil {
 				return t, errors.Join(err, errors.New("it has no datastore"))
 			}

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/muster-edge/muster/internal/sleep"
 	"github.com/muster-edge/muster/lab"
 )
 
@@ -37,7 +38,7 @@ func (s *shop) idle(ctx context.Context) error {
 		return err
 	}
 	began := time.Now()
-	if err := pause(ctx, idleFor); err != nil {
+	if err := sleep.For(ctx, idleFor); err != nil {
 		return err
 	}
 	after, err := look()

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"time"
 
+	"github.com/muster-edge/muster/internal/sleep"
 	"github.com/muster-edge/muster/lab/host"
 	"github.com/muster-edge/muster/lab/host/ether"
 )
@@ -375,7 +376,7 @@ func rogue(ctx context.Context, s *shop) error {
 		return v.status[altered.Name()].State != "" && v.best.API
 	})
 	if err == nil {
-		err = pause(ctx, 45*time.Second)
+		err = sleep.For(ctx, 45*time.Second)
 	}
 	if err == nil {
 		err = altered.gotNothing(secrets)

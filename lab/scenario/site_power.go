@@ -8,6 +8,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/muster-edge/muster/internal/sleep"
 	"github.com/muster-edge/muster/lab"
 	"github.com/muster-edge/muster/lab/host"
 )
@@ -118,7 +119,7 @@ func powercut(ctx context.Context, s *shop) error {
 		if _, err := s.watch.until(ctx, "founder", formLimit, func(v view) bool { return v.role(founder) == roleServer }); err != nil {
 			return s.l.Check("the first box founds", err)
 		}
-	} else if err := pause(ctx, 3*time.Second); err != nil {
+	} else if err := sleep.For(ctx, 3*time.Second); err != nil {
 		return err
 	}
 	if err := s.on(ctx, candidate, other); err != nil {
@@ -137,7 +138,7 @@ func powercut(ctx context.Context, s *shop) error {
 	cut := time.Now()
 	struck.Configure(func(c *host.Config) { c.Services = []host.Service{s.agent()} })
 	if !s.l.Spec.Never {
-		if err := pause(ctx, 5*time.Second); err != nil {
+		if err := sleep.For(ctx, 5*time.Second); err != nil {
 			return err
 		}
 		if err := s.on(ctx, lost...); err != nil {

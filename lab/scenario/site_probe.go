@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/muster-edge/muster/internal/sleep"
 	"github.com/muster-edge/muster/lab"
 )
 
@@ -62,7 +63,7 @@ func (s *shop) probe(ctx context.Context) *gaps {
 // working waits until a node is a worker.
 func (g *gaps) working(ctx context.Context, b *box) bool {
 	for g.s.watch.now().role(b) != roleWorker {
-		if pause(ctx, probeEvery) != nil {
+		if sleep.For(ctx, probeEvery) != nil {
 			return false
 		}
 	}
@@ -89,7 +90,7 @@ func (g *gaps) ask(ctx context.Context, who string, from, of *box) {
 			g.last[who] = now
 		}
 		g.mu.Unlock()
-		if pause(ctx, probeEvery) != nil {
+		if sleep.For(ctx, probeEvery) != nil {
 			return
 		}
 	}

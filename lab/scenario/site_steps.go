@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/sleep"
 	"github.com/muster-edge/muster/lab"
 	"github.com/muster-edge/muster/lab/host"
 )
@@ -213,19 +214,6 @@ func (s *shop) shuffled(boxes []*box) []*box {
 	return out
 }
 
-// pause lets time pass in the lab: for people who plug in one box after the
-// other.
-func pause(ctx context.Context, d time.Duration) error {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-		return nil
-	case <-ctx.Done():
-		return context.Cause(ctx)
-	}
-}
-
 // staggered switches nodes on one after the other.
 func (s *shop) staggered(ctx context.Context, every time.Duration, boxes ...*box) error {
 	if every == 0 {
@@ -233,7 +221,7 @@ func (s *shop) staggered(ctx context.Context, every time.Duration, boxes ...*box
 	}
 	for i, b := range boxes {
 		if i > 0 {
-			if err := pause(ctx, every); err != nil {
+			if err := sleep.For(ctx, every); err != nil {
 				return err
 			}
 		}

@@ -23,12 +23,12 @@ import (
 	"sort"
 	"strings"
 	"sync"
-	"time"
 
 	"github.com/vishvananda/netlink"
 
 	"github.com/muster-edge/muster/agent"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/sleep"
 )
 
 // Config of a Manager. The zero value runs DHCP on every interface.
@@ -155,7 +155,7 @@ func (m *Manager) Run(ctx context.Context) error {
 	for ctx.Err() == nil {
 		if err := m.follow(ctx); err != nil && ctx.Err() == nil {
 			m.log.Warn("link events ended", "err", err)
-			sleep(ctx, wait.Next(rand.Float64()))
+			_ = sleep.For(ctx, wait.Next(rand.Float64()))
 		}
 	}
 	m.mu.Lock()
@@ -305,7 +305,7 @@ func (m *Manager) serve(ctx context.Context, n *nic) {
 		}
 		m.log.Warn("interface failed", "nic", n.state.Name, "err", err)
 		m.set(n, func(s *NIC) { s.Phase, s.Detail = Broken, firstLine(err) })
-		sleep(ctx, wait.Next(rand.Float64()))
+		_ = sleep.For(ctx, wait.Next(rand.Float64()))
 	}
 }
 
@@ -356,15 +356,5 @@ func (m *Manager) changed() {
 	}
 	if m.cfg.Changed != nil {
 		m.cfg.Changed(nics)
-	}
-}
-
-// sleep waits for d or the end of ctx.
-func sleep(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-t.C:
-	case <-ctx.Done():
 	}
 }

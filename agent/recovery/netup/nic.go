@@ -14,6 +14,7 @@ import (
 	"github.com/vishvananda/netlink"
 
 	"github.com/muster-edge/muster/agent"
+	"github.com/muster-edge/muster/internal/sleep"
 )
 
 // run serves one interface until ctx ends or the kernel refuses something.
@@ -192,7 +193,7 @@ func (m *Manager) acquire(ctx context.Context, n *nic, device string) (Lease, *n
 		}
 		m.log.Debug("no lease", "nic", device, "err", err)
 		m.set(n, func(s *NIC) { s.Attempts++; s.Detail = reason(err) })
-		sleep(ctx, wait.Next(rand.Float64()))
+		_ = sleep.For(ctx, wait.Next(rand.Float64()))
 	}
 }
 
@@ -288,7 +289,7 @@ func hold(ctx context.Context, l Lease, renew func(context.Context) (Lease, erro
 	expires := time.Now().Add(l.For)
 	wait := l.For / 2
 	for {
-		sleep(ctx, wait)
+		_ = sleep.For(ctx, wait)
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
