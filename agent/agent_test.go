@@ -245,7 +245,7 @@ func TestBanner(t *testing.T) {
 	v.State = Scanning
 	busy := Screen(v, 80)
 	for name, s := range map[string]string{"done": done, "stop": stop} {
-		if strings.Count(s, "#") < 60 || strings.Contains(s, "network") {
+		if strings.Count(s, "#") < 40 || strings.Contains(s, "network") {
 			t.Errorf("%s:\n%s", name, s)
 		}
 	}

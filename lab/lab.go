@@ -30,6 +30,7 @@ type Lab struct {
 	closers  []func() error
 	phase    string
 	said     map[string]bool // console milestones already told
+	trunks   map[string]*trunk
 }
 
 func newLab(b briefing, people io.Writer) (*Lab, error) {
@@ -183,15 +184,29 @@ func (l *Lab) AddMachine(edit func(*machine.Config)) (*machine.Machine, error) {
 		Name: name, Dir: l.Path(name), SecureBoot: l.Spec.SecureBoot, MemoryMB: l.Spec.MemoryMB,
 		Accel: accel, NIC: l.Spec.NIC, MAC: macOf(n), Tap: fmt.Sprintf("tap%d", n), Boot: l.Spec.Boot,
 		TPMAuthority: l.Authority(), Serial: fmt.Sprintf("LAB-%04d", n),
-		UUID: fmt.Sprintf("6d757374-6572-4c61-8000-%012d", n), Clock: l.Spec.Clock,
+		UUID: fmt.Sprintf("6d757374-6572-4c61-8000-%012d", n), Clock: l.Spec.Clock, VLAN: l.Spec.SwitchVLAN,
 		OnLine:  func(line machine.Line) { l.console(name, line) },
 		OnEvent: func(e machine.Event) { l.line.add(e.At, name, "qemu", e.Name, false) },
 	}
 	if edit != nil {
 		edit(&cfg)
 	}
-	if err := addTap(cfg.Tap); err != nil {
-		return nil, err
+	if cfg.VLAN == 0 {
+		if err := addTap(cfg.Tap); err != nil {
+			return nil, err
+		}
+	} else {
+		t, err := startTrunk(cfg.Dir, cfg.Tap, cfg.VLAN)
+		if err != nil {
+			return nil, err
+		}
+		l.Defer(t.close)
+		l.mu.Lock()
+		if l.trunks == nil {
+			l.trunks = map[string]*trunk{}
+		}
+		l.trunks[name] = t
+		l.mu.Unlock()
 	}
 	m, err := machine.New(cfg)
 	if err != nil {

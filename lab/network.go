@@ -78,24 +78,36 @@ func up(name string) error {
 	return nil
 }
 
-// addTap makes a tap, one queue, on the bridge. It goes with the namespace.
-func addTap(name string) error {
+// openTap makes a tap, one queue, that is there for as long as the file is
+// open. A read or a write is one frame.
+func openTap(name string) (*os.File, error) {
 	if len(name) >= unix.IFNAMSIZ {
-		return fmt.Errorf("lab: add tap %s: the name is too long", name)
+		return nil, fmt.Errorf("lab: add tap %s: the name is too long", name)
 	}
-	tun, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
 	if err != nil {
-		return fmt.Errorf("lab: add tap %s: %w", name, err)
+		return nil, fmt.Errorf("lab: add tap %s: %w", name, err)
+	}
+	req, err := unix.NewIfreq(name)
+	if err == nil {
+		req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+		err = unix.IoctlIfreq(fd, unix.TUNSETIFF, req)
+	}
+	if err != nil {
+		_ = unix.Close(fd)
+		return nil, fmt.Errorf("lab: add tap %s: %w", name, err)
+	}
+	// Only now: a descriptor is watched by the runtime from NewFile on.
+	return os.NewFile(uintptr(fd), "/dev/net/tun"), nil
+}
+
+// addTap makes a tap on the bridge, for QEMU. It goes with the namespace.
+func addTap(name string) error {
+	tun, err := openTap(name)
+	if err != nil {
+		return err
 	}
 	defer tun.Close()
-	req, err := unix.NewIfreq(name)
-	if err != nil {
-		return fmt.Errorf("lab: add tap %s: %w", name, err)
-	}
-	req.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
-	if err := unix.IoctlIfreq(int(tun.Fd()), unix.TUNSETIFF, req); err != nil {
-		return fmt.Errorf("lab: add tap %s: %w", name, err)
-	}
 	if err := unix.IoctlSetInt(int(tun.Fd()), unix.TUNSETPERSIST, 1); err != nil {
 		return fmt.Errorf("lab: keep tap %s: %w", name, err)
 	}

@@ -56,6 +56,10 @@ type Spec struct {
 	// SMBIOS is SMBIOSHostile for machines whose firmware says hostile things;
 	// "" for honest ones.
 	SMBIOS string `json:"smbios"`
+	// VLAN is what the image is told, SwitchVLAN what the machines' switch
+	// ports carry, tagged; 0 is VLAN, and frames without tags if that is 0.
+	VLAN       int `json:"vlan,omitempty"`
+	SwitchVLAN int `json:"switch_vlan,omitempty"`
 	// Centre is what befalls the centre: "" nothing, CentreImpostor,
 	// CentreOutage.
 	Centre string `json:"centre"`
@@ -126,6 +130,9 @@ func (s Spec) Defaults() Spec {
 	if s.NIC == "" {
 		s.NIC = machine.NICVirtio
 	}
+	if s.SwitchVLAN == 0 {
+		s.SwitchVLAN = s.VLAN
+	}
 	return s
 }
 
@@ -150,6 +157,12 @@ func (s Spec) Validate() error {
 	}
 	if (s.PowerCycle || s.Centre != "") && (s.Scenario != "enroll" || s.Forged) {
 		bad("--power-cycle and --centre go with the scenario enroll and an honest image")
+	}
+	if (s.VLAN != 0 || s.SwitchVLAN != 0) && (s.Scenario != "enroll" || s.Boot != machine.BootDisk || s.VLAN < 1 || s.VLAN > 4094 || s.SwitchVLAN < 0 || s.SwitchVLAN > 4094) {
+		bad("--vlan is 1 to 4094 and goes with the scenario enroll and --boot disk: firmware boots from untagged networks; --switch-vlan goes with it")
+	}
+	if s.VLAN != s.SwitchVLAN && s.SwitchVLAN != 0 && (s.Forged || s.PowerCycle || s.Centre != "") {
+		bad("with a --switch-vlan that is not --vlan nothing reaches the centre: --forged, --power-cycle and --centre do not go with it")
 	}
 	if s.Who != "" && s.Who != WhoFounder && s.Who != WhoCandidate && s.Who != WhoBoth {
 		bad("--who %q: want %s, %s or %s", s.Who, WhoFounder, WhoCandidate, WhoBoth)

@@ -25,6 +25,8 @@ type conditions struct {
 	Progress *Progress
 	Words    string
 	Centre   string
+	// VLAN is the tag that site.json demands; 0: none.
+	VLAN int
 	// Scan is how a scan stands; nil in an image that enrolls.
 	Scan *Progress
 }
@@ -47,7 +49,7 @@ func assess(c conditions) (agent.State, string) {
 	case !c.Booted && len(c.NICs) == 0:
 		return agent.Booting, "looking for devices"
 	case !up:
-		return agent.Network, networkText(c.NICs)
+		return agent.Network, networkText(c.NICs, c.VLAN)
 	case c.Progress == nil:
 		return agent.Time, "address " + firstAddress(c.NICs) + ", asking " + c.Centre
 	case c.Progress.State == agent.Enrolled:
@@ -60,7 +62,7 @@ func assess(c conditions) (agent.State, string) {
 	return c.Progress.State, c.Progress.Text
 }
 
-func networkText(nics []netup.NIC) string {
+func networkText(nics []netup.NIC, vlan int) string {
 	link, broken := 0, ""
 	for _, n := range nics {
 		switch n.Phase {
@@ -73,6 +75,8 @@ func networkText(nics []netup.NIC) string {
 	switch {
 	case len(nics) == 0:
 		return "no network interface found; still looking"
+	case link > 0 && vlan != 0:
+		return fmt.Sprintf("cable on %d of %d interfaces; waiting for an address from DHCP on VLAN %d: does the switch port carry it, tagged?", link, len(nics), vlan)
 	case link > 0:
 		return fmt.Sprintf("cable on %d of %d interfaces; waiting for an address from DHCP", link, len(nics))
 	case broken != "":

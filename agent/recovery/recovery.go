@@ -256,7 +256,7 @@ func (m *machine) scan(ctx context.Context, loader *loader) {
 
 // serve starts network and enrollment; both need a site.json.
 func (m *machine) serve(ctx context.Context, loader *loader) {
-	m.cond.Centre = strings.Join(m.site.Centre, ", ")
+	m.cond.Centre, m.cond.VLAN = strings.Join(m.site.Centre, ", "), m.site.Network.VLAN
 	net := netup.New(netup.Config{
 		Network: m.site.Network, ResolvConf: "/etc/resolv.conf", NeedModule: loader.module, Log: m.log,
 		Changed: func(nics []netup.NIC) { m.post(func() { m.network(nics) }) },

@@ -109,6 +109,8 @@ func labRunCommand() *cobra.Command {
 	}
 	labFlags(cmd, &spec)
 	f := cmd.Flags()
+	f.IntVar(&spec.VLAN, "vlan", 0, "the site's network is this tagged VLAN, and the image is told so (with --boot disk)")
+	f.IntVar(&spec.SwitchVLAN, "switch-vlan", 0, "the switch carries this VLAN instead (default: that of --vlan): the machines must say what they wait for")
 	f.BoolVar(&spec.Forged, "forged", false, "serve an image that was altered after it was registered: it must get nothing")
 	f.BoolVar(&spec.PowerCycle, "power-cycle", false, "cut the power of machines that wait, approve them while they are off, and reset them when they are enrolled")
 	f.StringVar(&spec.Centre, "centre", "", "what befalls the centre: impostor (somebody else answers at its address first) or outage (it is killed while machines wait)")

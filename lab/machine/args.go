@@ -23,6 +23,21 @@ func (f files) pcap(n int) string {
 	return filepath.Join(f.dir, fmt.Sprintf("net0-%d.pcap", n))
 }
 
+// CablePaths are the two ends of the cable of a machine with this directory
+// whose Config names a VLAN: unix datagram sockets, one frame in a datagram.
+// QEMU makes the first, whoever plays the switch the second.
+func CablePaths(dir string) (card, port string) {
+	return filepath.Join(dir, "card.sock"), filepath.Join(dir, "port.sock")
+}
+
+func (c Config) netdev() string {
+	if c.VLAN == 0 {
+		return "tap,id=net0,ifname=" + c.Tap + ",script=no,downscript=no,vnet_hdr=off"
+	}
+	card, port := CablePaths(c.Dir)
+	return "dgram,id=net0,local.type=unix,local.path=" + card + ",remote.type=unix,remote.path=" + port
+}
+
 // stickID is QEMU's name of a disk that can be pulled out.
 func stickID(disk int) string { return fmt.Sprintf("stick%d", disk) }
 
@@ -88,7 +103,7 @@ func (c Config) args(fw firmware, tpm string, n int) []string {
 		a = append(a,
 			// vnet_hdr=off: QEMU 7.2 would write its own header before each frame
 			// of the capture, and no other program could read it.
-			"-netdev", "tap,id=net0,ifname="+c.Tap+",script=no,downscript=no,vnet_hdr=off",
+			"-netdev", c.netdev(),
 			"-device", card,
 			"-object", "filter-dump,id=dump0,netdev=net0,file="+f.pcap(n),
 		)

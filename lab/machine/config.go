@@ -97,6 +97,10 @@ type Config struct {
 	// Tap is an existing tap interface; "" is a machine without network card.
 	Tap string
 
+	// VLAN: the card's cable leads to a port that carries this VLAN, tagged,
+	// and Tap is that port's other side. The port is found by CablePaths.
+	VLAN int
+
 	// Boot is the way by which the firmware gets its program.
 	Boot Boot
 	// DiskFirst makes the firmware of a machine that boots from the network

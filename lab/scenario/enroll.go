@@ -40,6 +40,8 @@ func runEnroll(ctx context.Context, l *lab.Lab) error {
 	}
 	err = c.alive(ctx, func(ctx context.Context) error {
 		switch {
+		case l.Spec.VLAN != l.Spec.SwitchVLAN:
+			err = wrongVLAN(ctx, l, c, machines)
 		case l.Spec.Forged && l.Spec.SecureBoot:
 			err = refusedByFirmware(ctx, l, c, machines)
 		case l.Spec.Forged:
@@ -183,6 +185,11 @@ func approved(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Ma
 	}
 	if err := l.Check("the audit log: each request filed once, approved once and by a person", checkAudit(ctx, c, requests)); err != nil {
 		return err
+	}
+	if l.Spec.VLAN != 0 {
+		if err := l.Check("every frame of the machine's system had the tag of its VLAN", taggedOnly(l, machines)); err != nil {
+			return err
+		}
 	}
 	return l.Check("every machine's clock is the centre's", forEach(ctx, machines, func(ctx context.Context, m *machine.Machine) error {
 		return checkClock(ctx, l, m)
@@ -388,7 +395,7 @@ func aftermath(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.M
 	if err := l.Check("the centre ends in order", c.stop()); err != nil {
 		return err
 	}
-	if l.Spec.Forged {
+	if l.Spec.Forged || l.Spec.VLAN != l.Spec.SwitchVLAN {
 		return l.Check("no certificate was ever made", checkNoneIssued(ctx, l, requests))
 	}
 	return l.Check("every certificate and admission says what it should, for the key that the TPM proved", checkIssued(ctx, l, requests))

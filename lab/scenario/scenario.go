@@ -89,6 +89,9 @@ func buildImage(ctx context.Context, l *lab.Lab, args ...string) error {
 	if l.Spec.NIC != machine.NICVirtio {
 		kernel = "generic" // the cloud kernel has no drivers for real cards
 	}
+	if l.Spec.VLAN != 0 {
+		args = append(args, "--vlan", fmt.Sprint(l.Spec.VLAN))
+	}
 	args = append([]string{"image", "recovery", "--out", imageDir(l), "--kernel", kernel,
 		"--node-binary", l.Spec.NodeProgram}, args...)
 	if l.Spec.SecureBoot {
