@@ -3,17 +3,8 @@ package firmware
 import (
 	"crypto/sha256"
 	"encoding/binary"
-	"fmt"
+	"slices"
 )
-
-// GUID is a GUID in the order in which people write its bytes (RFC 9562), not
-// in the mixed order of a partition table.
-type GUID [16]byte
-
-// String writes it as the firmware and the kernel do, in small letters.
-func (g GUID) String() string {
-	return fmt.Sprintf("%x-%x-%x-%x-%x", g[:4], g[4:6], g[6:8], g[8:10], g[10:])
-}
 
 // MediumIDs are the numbers that make a stick or disk with an image one of its
 // own.
@@ -37,6 +28,10 @@ func MediumOf(sum Digest) MediumIDs {
 		copy(id[:], h[:])
 		id[6] = id[6]&0x0f | 0x80
 		id[8] = id[8]&0x3f | 0x80
+		// From the order in which people write the bytes to that of a table.
+		slices.Reverse(id[:4])
+		slices.Reverse(id[4:6])
+		slices.Reverse(id[6:8])
 		return id
 	}
 	serial := derive("serial")

@@ -174,7 +174,7 @@ func TestMediaDependOnTheImageAlone(t *testing.T) {
 		}
 	}
 	id := firmware.MediumOf(firmware.Digest{1})
-	if id.Disk == id.Partition || id.Disk[6]>>4 != 8 || id.Partition.String()[14] != '8' {
+	if id.Disk == id.Partition || id.Disk.String()[14] != '8' || id.Partition.String()[14] != '8' {
 		t.Errorf("%+v", id)
 	}
 }

@@ -69,13 +69,7 @@ func readGPT(disk io.ReaderAt, sector int) ([]partition, error) {
 		if first == 0 || last < first || last > 1<<48 {
 			continue
 		}
-		out = append(out, partition{i + 1, mixed(e[16:32]), first, last - first + 1})
+		out = append(out, partition{i + 1, firmware.GUID(e[16:32]), first, last - first + 1})
 	}
 	return out, nil
-}
-
-// mixed reads a GUID as partition tables hold it: the first three fields are
-// little-endian (UEFI 2.10, appendix A).
-func mixed(b []byte) firmware.GUID {
-	return firmware.GUID{b[3], b[2], b[1], b[0], b[5], b[4], b[7], b[6], b[8], b[9], b[10], b[11], b[12], b[13], b[14], b[15]}
 }

@@ -34,8 +34,7 @@ func gpt(guid firmware.GUID) []byte {
 	b := make([]byte, 34*512)
 	h, e, le := b[512:][:92], b[1024:][:128*128], binary.LittleEndian
 	copy(e, "a type of a file")
-	m := mixed(guid[:])
-	copy(e[16:], m[:])
+	copy(e[16:], guid[:])
 	le.PutUint64(e[32:], 2048)
 	le.PutUint64(e[40:], 2048+999)
 	copy(h, "EFI PART")
