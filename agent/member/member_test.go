@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -100,8 +101,11 @@ func powerCuts(t *testing.T, seed uint64) {
 	w := newWorld(t, 3)
 	defer w.allOff()
 	cuts := 12
+	var dice sync.Mutex // the agents write side by side
 	for _, x := range w.nodes {
 		x.cutAt = func(string) bool {
+			dice.Lock()
+			defer dice.Unlock()
 			if cuts == 0 || rng.IntN(8) != 0 {
 				return false
 			}
@@ -113,11 +117,14 @@ func powerCuts(t *testing.T, seed uint64) {
 	uids := map[string]bool{}
 	for end := time.Now().Add(2 * time.Hour); ; time.Sleep(500 * time.Millisecond) {
 		for _, x := range w.nodes {
-			if !x.dead {
+			if !x.dead.Load() {
 				continue
 			}
 			x.off(true)
-			time.Sleep(time.Duration(rng.IntN(40)) * time.Second)
+			dice.Lock()
+			pause := time.Duration(rng.IntN(40)) * time.Second
+			dice.Unlock()
+			time.Sleep(pause)
 			x.powerOn()
 		}
 		w.mu.Lock()
@@ -248,7 +255,9 @@ func TestAMovedMachine(t *testing.T) {
 		x, y := w.nodes[0], w.nodes[1]
 		in := netip.MustParseAddr("100.96.0.2")
 		y.off(true)
+		w.mu.Lock()
 		y.ip = netip.MustParseAddr("198.51.100.7")
+		w.mu.Unlock()
 		y.powerOn()
 		w.until(5*time.Minute, "the route", func() bool {
 			w.mu.Lock()

@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -62,9 +63,10 @@ type etcd struct {
 
 // node is one machine: what survives a power cut, and the run of its agent.
 type node struct {
-	w    *world
-	i    int
-	id   fleet.NodeID
+	w  *world
+	i  int
+	id fleet.NodeID
+	// ip changes under w.mu; at reads it.
 	ip   netip.Addr
 	mark string
 	// markErr is what the TPM answers instead.
@@ -83,7 +85,7 @@ type node struct {
 	// cutAt says whether the power is cut at a write; dead: it has been.
 	// writes counts writes, acked is the last one that was acknowledged.
 	cutAt  func(point string) bool
-	dead   bool
+	dead   atomic.Bool
 	writes int
 	acked  cb.Disk
 	// kept are the sealed snapshots that the node keeps for others.
@@ -133,13 +135,13 @@ func (x *node) powerOn() {
 		x.w.t.Fatalf("%s lost an acknowledged write:\n%s", x.id, diff)
 	}
 	x.boots++
-	x.dead = false
+	x.dead.Store(false)
 	cfg := Config{
 		Self: x.id, Boot: fmt.Sprint("boot", x.boots), StateDir: dir, RunDir: dir, Listen: ":7445",
 		Journal: x.journal(j), Mark: x, Papers: x.papers, K3s: x.k3s, Host: x, Centre: x,
 		SignRecord: func(_, _ string, r cb.Record) ([]byte, error) { return json.Marshal(r) },
 		Multicast:  func(discovery.SiteTag) (Multicast, error) { return x, nil },
-		Own:        func() netip.Addr { return x.ip },
+		Own:        func() netip.Addr { return x.at() },
 		Clock:      Clock{Boottime: func() time.Duration { return time.Since(x.w.start) + time.Hour }},
 		Rand:       rand.New(rand.NewPCG(uint64(x.i), uint64(x.boots))),
 		Log:        slog.New(slog.NewTextHandler(x.w.out, nil)),
@@ -172,12 +174,12 @@ var errPower = errors.New("the power is gone")
 
 func (j *cutJournal) Update(change func(*cb.Disk)) error {
 	x := j.x
-	if x.dead {
+	if x.dead.Load() {
 		return errPower
 	}
 	x.writes++
 	if x.cutAt != nil && x.cutAt("before") {
-		x.dead = true
+		x.dead.Store(true)
 		return errPower
 	}
 	if err := j.Journal.Update(change); err != nil {
@@ -185,7 +187,7 @@ func (j *cutJournal) Update(change func(*cb.Disk)) error {
 	}
 	x.acked = j.Disk()
 	if x.cutAt != nil && x.cutAt("after") {
-		x.dead = true
+		x.dead.Store(true)
 		return errPower
 	}
 	return nil
@@ -280,17 +282,23 @@ func (x *node) Wait(ctx context.Context) ([]discovery.Hint, error) {
 	var out []discovery.Hint
 	for _, y := range x.w.nodes {
 		if y != x && x.w.reach(x, y) {
-			out = append(out, discovery.Hint{Source: discovery.SourceMulticast, Addr: netip.AddrPortFrom(y.ip, 7445),
+			out = append(out, discovery.Hint{Source: discovery.SourceMulticast, Addr: netip.AddrPortFrom(y.at(), 7445),
 				Tag: discovery.Tag("t", "s"), Instance: fmt.Sprintf("%016d", y.boots), TTL: time.Hour})
 		}
 	}
 	return out, nil
 }
 
+func (x *node) at() netip.Addr {
+	x.w.mu.Lock()
+	defer x.w.mu.Unlock()
+	return x.ip
+}
+
 func (w *world) reach(x, y *node) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return y.m != nil && !y.dead && !x.dead && !w.cut[[2]int{x.i, y.i}]
+	return y.m != nil && !y.dead.Load() && !x.dead.Load() && !w.cut[[2]int{x.i, y.i}]
 }
 
 // AskFounding, PutEscrow and Handover implement Centre.
@@ -329,7 +337,7 @@ func (x *node) Dial(ctx context.Context, addr string) (Conn, error) {
 		return nil, err
 	}
 	for _, y := range x.w.nodes {
-		if y.ip == a.Addr() && x.w.reach(x, y) {
+		if y.at() == a.Addr() && x.w.reach(x, y) {
 			return &conn{x: x, y: y, m: y.m}, nil
 		}
 	}
@@ -345,7 +353,7 @@ type conn struct {
 func (c *conn) ok() error {
 	c.x.w.mu.Lock()
 	defer c.x.w.mu.Unlock()
-	if c.y.m != c.m || c.x.m == nil || c.x.dead || c.y.dead || c.x.w.cut[[2]int{c.x.i, c.y.i}] {
+	if c.y.m != c.m || c.x.m == nil || c.x.dead.Load() || c.y.dead.Load() || c.x.w.cut[[2]int{c.x.i, c.y.i}] {
 		return peer.ErrClosed
 	}
 	return nil
@@ -365,7 +373,7 @@ func (c *conn) Hello(ctx context.Context) (peer.Greeting, error) {
 	if err := c.travel(ctx); err != nil {
 		return peer.Greeting{}, err
 	}
-	return peer.Greeting{Node: c.y.id, At: netip.AddrPortFrom(c.y.ip, 7445)}, nil
+	return peer.Greeting{Node: c.y.id, At: netip.AddrPortFrom(c.y.at(), 7445)}, nil
 }
 
 func (c *conn) Exchange(ctx context.Context) (int, error) {
@@ -381,11 +389,11 @@ func (c *conn) Status(ctx context.Context) (cb.Status, bool, error) {
 		return cb.Status{}, false, err
 	}
 	mine, s := c.x.shownStatus(), c.y.shownStatus()
-	c.m.Heard(c.x.id, netip.AddrPortFrom(c.x.ip, 7445), mine)
+	c.m.Heard(c.x.id, netip.AddrPortFrom(c.x.at(), 7445), mine)
 	if err := c.travel(ctx); err != nil {
 		return cb.Status{}, false, err
 	}
-	c.x.member().Heard(c.y.id, netip.AddrPortFrom(c.y.ip, 7445), s)
+	c.x.member().Heard(c.y.id, netip.AddrPortFrom(c.y.at(), 7445), s)
 	return s, c.x.papers.Revision() != c.y.papers.Revision(), nil
 }
 
@@ -539,7 +547,7 @@ type fakeK3s struct {
 const startTime = 5 * time.Second
 
 func (k *fakeK3s) call(name string) error {
-	if k.n.dead {
+	if k.n.dead.Load() {
 		return errPower
 	}
 	k.calls = append(k.calls, name)

@@ -64,7 +64,7 @@ func (m *Manager) MoveAside(ctx context.Context, role clusterbootstrap.Role) err
 	}{
 		{"journal", func() error { return launch.WriteFile(m.asideFile(), n) }},
 		{"role", func() error { return launch.Remove(m.cfg.Paths.RoleFile()) }},
-		{"tokens", m.forgetServerTokens},
+		{"tokens", func() error { return errors.Join(m.ForgetServerMaterial(), m.forgetServerTokens()) }},
 		{"move", func() error { return m.moveServer(n.ID) }},
 		{"scrub", func() error { return m.scrub(n.ID) }},
 		{"worker", func() error {

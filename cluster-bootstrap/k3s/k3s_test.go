@@ -243,6 +243,13 @@ func TestMaterialIsKeptApart(t *testing.T) {
 	if err != nil || !strings.Contains(string(b), "server: https://100.96.0.2:6443\n") {
 		t.Errorf("config: %s %v", b, err)
 	}
+	// A prepared worker whose power was cut starts as a worker once more.
+	if !has(nextServer) || !has(nextAgent) || has(tokenServer) || !has(tokenJoin) {
+		t.Error("a prepared worker lost what the plan gave it, or holds what servers use, or has no token to join")
+	}
+	if err := m.ForgetServerMaterial(); err != nil { // the plan has ended
+		t.Fatal(err)
+	}
 	if has(nextServer) || has(tokenServer) || has(nextAgent) || !has(tokenJoin) {
 		t.Error("a worker holds server tokens, or no token to join")
 	}

@@ -117,7 +117,7 @@ func (m *Manager) ForgetServerMaterial() error {
 }
 
 func (m *Manager) forgetServerTokens() error {
-	return errors.Join(m.ForgetServerMaterial(), launch.Remove(m.tokenFile(tokenServer)), launch.Remove(m.tokenFile(tokenAgent)))
+	return errors.Join(launch.Remove(m.tokenFile(tokenServer)), launch.Remove(m.tokenFile(tokenAgent)))
 }
 
 // prepareTokens makes the token files fit for a start.
@@ -125,6 +125,9 @@ func (m *Manager) prepareTokens(s Start) error {
 	has := func(name string) bool { _, err := os.Stat(m.tokenFile(name)); return err == nil }
 	switch s.Role {
 	case clusterbootstrap.RoleWorker:
+		// What a plan gave a worker that is about to be a server stays: its
+		// step on disk promised it, and a power cut starts the worker once more
+		// in between. When the plan has ended, ForgetServerMaterial is called.
 		return m.forgetServerTokens()
 	case clusterbootstrap.RoleCandidate:
 		if has(nextServer) && has(nextAgent) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	clusterbootstrap "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/internal/sleep"
 	"github.com/muster-edge/muster/lab"
@@ -202,7 +203,9 @@ func (s *shop) form(ctx context.Context, began time.Time, nodes int) error {
 
 // atRest waits until the site is healthy and stays so.
 func (s *shop) atRest(ctx context.Context, servers, ready int) error {
-	_, err := s.watch.rests(ctx, "rest", healLimit, rest, healthy(s, servers, ready))
+	// A power cut in k3s's first minute can cost the first server its keys; it
+	// is then made anew.
+	_, err := s.watch.rests(ctx, "rest", healLimit+clusterbootstrap.Policy{}.WithDefaults().FoundLimit, rest, healthy(s, servers, ready))
 	return s.l.Check(fmt.Sprintf("at rest: one cluster, %d servers that are voters, %d nodes ready", servers, ready), err)
 }
 
