@@ -1,6 +1,7 @@
 package central
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -9,6 +10,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/internal/failpoint"
 )
@@ -32,8 +34,10 @@ func (e *errNoSuch) Unwrap() error { return store.ErrNotFound }
 // wanted brings what people type to the form of IDs and words.
 func wanted(id string) string { return strings.Join(strings.Fields(strings.ToLower(id)), " ") }
 
-func findRequest(t store.Reader, tenant, id string) (fleet.Request, error) {
+// findRequest finds what the caller sees.
+func (p *part) findRequest(id string) (fleet.Request, error) {
 	id = wanted(id)
+	t, tenant := p.t, p.Tenant
 	none := &errNoSuch{fmt.Sprintf("there is no request %.80q in tenant %s", id, tenant), "`muster get requests` lists them"}
 	if id == "" || len(id) > 128 {
 		return fleet.Request{}, none
@@ -43,7 +47,13 @@ func findRequest(t store.Reader, tenant, id string) (fleet.Request, error) {
 		if errors.Is(err, store.ErrNotFound) {
 			return r, none
 		}
-		return r, err
+		if err != nil {
+			return r, err
+		}
+		if sees, err := p.sees(access.Request, r.Site); err != nil || !sees {
+			return fleet.Request{}, cmp.Or(err, error(none))
+		}
+		return r, nil
 	}
 	ids, err := t.FindRequests(tenant, id, 50)
 	if err != nil {
@@ -55,6 +65,11 @@ func findRequest(t store.Reader, tenant, id string) (fleet.Request, error) {
 		r, err := t.Request(tenant, i)
 		if err != nil {
 			return r, err
+		}
+		if sees, err := p.sees(access.Request, r.Site); err != nil {
+			return r, err
+		} else if !sees {
+			continue
 		}
 		if r.State.Live() || len(found) == 0 || !found[0].State.Live() {
 			found = append(found, r)
@@ -73,25 +88,39 @@ func findRequest(t store.Reader, tenant, id string) (fleet.Request, error) {
 	return fleet.Request{}, &errAmbiguous{id, fits}
 }
 
-func findNode(t store.Reader, tenant, id string) (fleet.Node, error) {
+// findNode finds what the caller sees.
+func (p *part) findNode(id string) (fleet.Node, error) {
 	id = wanted(id)
+	t, tenant := p.t, p.Tenant
 	none := &errNoSuch{fmt.Sprintf("there is no node %.80q in tenant %s", id, tenant), "`muster get nodes` lists them"}
 	if id == "" || len(id) > 128 {
 		return fleet.Node{}, none
 	}
-	ids, err := t.FindNodes(tenant, id, 6)
+	ids, err := t.FindNodes(tenant, id, 50)
 	if err != nil {
 		return fleet.Node{}, err
 	}
-	switch len(ids) {
+	var found []fleet.Node
+	for _, i := range ids {
+		n, err := t.Node(tenant, i)
+		if err != nil {
+			return n, err
+		}
+		if sees, err := p.sees(access.Node, n.Site); err != nil {
+			return n, err
+		} else if sees {
+			found = append(found, n)
+		}
+	}
+	switch len(found) {
 	case 0:
 		return fleet.Node{}, none
 	case 1:
-		return t.Node(tenant, ids[0])
+		return found[0], nil
 	}
 	var fits []string
-	for _, i := range ids {
-		fits = append(fits, fmt.Sprintf("%s (%s)", i, fleet.Words(i)))
+	for _, n := range found[:min(len(found), 6)] {
+		fits = append(fits, fmt.Sprintf("%s (%s)", n.ID, n.Words))
 	}
 	return fleet.Node{}, &errAmbiguous{id, fits}
 }
@@ -116,8 +145,12 @@ func (s *Server) approve(ctx context.Context, c caller, a approval) (r fleet.Req
 		if err != nil {
 			return err
 		}
-		old, err := findRequest(t, c.Tenant, a.id)
+		look := c.part(t)
+		old, err := look.findRequest(a.id)
 		if err != nil {
+			return err
+		}
+		if err := look.may(access.Request, access.Decide, a.site); err != nil {
 			return err
 		}
 		if old.Supersedes != "" && wanted(a.id) != string(old.ID) {
@@ -188,8 +221,12 @@ func (s *Server) ensureSite(t store.Tx, by act, tenant, name string, create bool
 func (s *Server) reject(ctx context.Context, c caller, id string, revision int64, reason string) (r fleet.Request, err error) {
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		old, err := findRequest(t, c.Tenant, id)
+		look := c.part(t)
+		old, err := look.findRequest(id)
 		if err != nil {
+			return err
+		}
+		if err := look.may(access.Request, access.Decide, old.Site); err != nil {
 			return err
 		}
 		if revision == 0 {
@@ -218,18 +255,25 @@ func (s *Server) deny(ctx context.Context, c caller, id string, revision int64, 
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		ended = nil
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		n, err = findNode(t, c.Tenant, id)
+		look := c.part(t)
+		n, err = look.findNode(id)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
 			// No node yet: deny the machine behind the request.
-			r, rerr := findRequest(t, c.Tenant, id)
+			r, rerr := look.findRequest(id)
 			if rerr != nil {
 				return errors.Join(err, rerr)
+			}
+			if err := look.mayMachine(r); err != nil {
+				return err
 			}
 			n = fleet.Node{ID: r.Node, Tenant: c.Tenant, Words: r.Words, State: fleet.NodeDenied, EK: r.Evidence.EK, Aliases: r.Evidence.Aliases, Hardware: r.Evidence.Hardware, Reason: reason}
 		case err != nil:
 			return err
 		default:
+			if err := look.may(access.Node, access.Change, n.Site); err != nil {
+				return err
+			}
 			if revision != 0 && revision != n.Revision {
 				return fmt.Errorf("%w: node %s is at revision %d", store.ErrConflict, n.ID, n.Revision)
 			}
@@ -316,12 +360,16 @@ func (s *Server) allow(ctx context.Context, c caller, id string, revision int64,
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		reopened = nil
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		n, err = findNode(t, c.Tenant, id)
+		look := c.part(t)
+		n, err = look.findNode(id)
 		switch {
 		case errors.Is(err, store.ErrNotFound):
-			r, rerr := findRequest(t, c.Tenant, id)
+			r, rerr := look.findRequest(id)
 			if rerr != nil {
 				return errors.Join(err, rerr)
+			}
+			if err := look.mayMachine(r); err != nil {
+				return err
 			}
 			if _, derr := t.Denial(c.Tenant, r.Evidence.EK); errors.Is(derr, store.ErrNotFound) {
 				return &enroll.Refused{Why: fmt.Sprintf("machine %s is not denied", r.Node)}
@@ -332,6 +380,9 @@ func (s *Server) allow(ctx context.Context, c caller, id string, revision int64,
 		case err != nil:
 			return err
 		default:
+			if err := look.may(access.Node, access.Change, n.Site); err != nil {
+				return err
+			}
 			if revision != 0 && revision != n.Revision {
 				return fmt.Errorf("%w: node %s is at revision %d", store.ErrConflict, n.ID, n.Revision)
 			}

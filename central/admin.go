@@ -13,7 +13,9 @@ import (
 
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
+	"github.com/muster-edge/muster/fleet/text"
 )
 
 // AdminConfig is what a client needs to reach the centre: the content of
@@ -31,8 +33,7 @@ type AdminConfig struct {
 // they are missing. A lost admin.yaml is replaced by one with a new token;
 // the old token then ends.
 func (s *Server) firstStart(ctx context.Context, operators net.Addr) error {
-	now := s.cfg.Now()
-	by := act{actor: "system", now: now}
+	s.operatorsURL = s.operatorURL(operators)
 	name := s.data.file(AdminFile)
 	_, statErr := os.Stat(name)
 	if statErr != nil && !errors.Is(statErr, fs.ErrNotExist) {
@@ -41,7 +42,23 @@ func (s *Server) firstStart(ctx context.Context, operators net.Addr) error {
 	if statErr == nil {
 		return s.renewAdmin(name, operators)
 	}
-	token, hash := newToken()
+	return s.newStartToken(ctx)
+}
+
+// localAdmin is the administrator of the centre's own host.
+const localAdmin = "admin"
+
+// newStartToken writes admin.yaml with a new token. The one before it ends.
+func (s *Server) newStartToken(ctx context.Context) error {
+	now := s.cfg.Now()
+	by := act{actor: "system", now: now}
+	name := s.data.file(AdminFile)
+	cred, token := newCredential(store.CredentialStart, localAdmin, access.AllTenants, now, 0)
+	host, err := os.Hostname()
+	if err != nil {
+		host = "this host"
+	}
+	cred.Name = AdminFile + " of " + text.Clean(host, 64)
 	// The file appears last: a crash before that leaves a token that nobody
 	// has and no file, and the next start replaces both.
 	tmp, err := renameio.NewPendingFile(name, renameio.WithPermissions(0o600))
@@ -49,7 +66,7 @@ func (s *Server) firstStart(ctx context.Context, operators net.Addr) error {
 		return fmt.Errorf("central: write %s: %w", AdminFile, err)
 	}
 	defer tmp.Cleanup() //nolint:errcheck // after the replacement there is nothing to clean up
-	b, err := yaml.Marshal(AdminConfig{Server: s.operatorURL(operators), CA: string(s.ca.RootsPEM()), Token: token})
+	b, err := yaml.Marshal(AdminConfig{Server: s.operatorsURL, CA: string(s.ca.RootsPEM()), Token: token})
 	if err != nil {
 		return fmt.Errorf("central: write %s: %w", AdminFile, err)
 	}
@@ -57,10 +74,25 @@ func (s *Server) firstStart(ctx context.Context, operators net.Addr) error {
 		return fmt.Errorf("central: write %s: %w", AdminFile, err)
 	}
 	err = s.store.Update(ctx, func(t store.Tx) error {
-		if err := t.PutOperator(store.Operator{Tenant: DefaultTenant, Name: "admin", Role: "admin", Token: hash, Created: now}); err != nil {
+		old, err := t.CredentialsOf(localAdmin, store.CredentialStart, maxCredentials)
+		if err != nil {
 			return err
 		}
-		return by.record(t, DefaultTenant, audit.TokenCreated, "user/admin", nil, map[string]string{"role": "admin"}, "written to "+AdminFile)
+		for _, o := range old {
+			// Those of other hosts that serve from the same database stay.
+			if o.Name == cred.Name || o.Name == tokenFromBefore {
+				if err := t.RevokeCredential(o.ID, now); err != nil {
+					return err
+				}
+			}
+		}
+		if _, err := grant(t, by, store.Binding{Binding: access.Binding{Tenant: access.AllTenants, Role: access.Admin}, Subject: userSubject(localAdmin)}, "administrator of the host"); err != nil {
+			return err
+		}
+		if err := t.AddCredential(cred); err != nil {
+			return err
+		}
+		return by.record(t, DefaultTenant, audit.TokenCreated, "token/"+cred.ID, nil, map[string]string{"user": localAdmin, "kind": string(cred.Kind)}, "written to "+AdminFile)
 	})
 	if err != nil {
 		return fmt.Errorf("central: make administrator: %w", err)
@@ -70,6 +102,10 @@ func (s *Server) firstStart(ctx context.Context, operators net.Addr) error {
 	}
 	return nil
 }
+
+// tokenFromBefore is the name that the migration gave to tokens of before
+// there were credentials.
+const tokenFromBefore = "from before"
 
 // renewAdmin keeps the address in admin.yaml right when the port changes.
 func (s *Server) renewAdmin(name string, operators net.Addr) error {

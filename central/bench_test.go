@@ -10,6 +10,7 @@ import (
 
 	musterv1 "github.com/muster-edge/muster/api/muster/v1"
 	"github.com/muster-edge/muster/enroll/service/servicetest"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/internal/dev/benchrow"
 )
 
@@ -30,7 +31,7 @@ func TestBenchQueue(t *testing.T) {
 	size := 0
 	for range 9 {
 		began := time.Now()
-		out, err := management{Server: h.s}.ListRequests(context.WithValue(t.Context(), callerKey{}, testCaller), &musterv1.ListRequestsRequest{State: "pending"})
+		out, err := management{Server: h.s}.ListRequests(access.NewContext(t.Context(), testCaller.Principal), &musterv1.ListRequestsRequest{State: "pending"})
 		if err != nil {
 			t.Fatal(err)
 		}

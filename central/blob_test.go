@@ -23,6 +23,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/statement"
 )
 
@@ -238,12 +239,7 @@ func TestUploadsThatAreRefused(t *testing.T) {
 		t.Errorf("once more: %s %s", res.Status, text)
 	}
 	// A viewer reads lists, and neither sends nor fetches files.
-	token, hash := newToken()
-	if err := r.s.store.Update(context.Background(), func(tx store.Tx) error {
-		return tx.PutOperator(store.Operator{Tenant: DefaultTenant, Name: "eve", Role: "viewer", Token: hash, Created: time.Now()})
-	}); err != nil {
-		t.Fatal(err)
-	}
+	token := r.person(t, "eve", access.Binding{Tenant: DefaultTenant, Role: access.Viewer})
 	for _, method := range []string{http.MethodGet, http.MethodHead, http.MethodPatch} {
 		if res, _ := r.call(t, r.client(), method, url, nil, "Authorization", "Bearer "+token); res.StatusCode != 403 {
 			t.Errorf("%s of a viewer: %s", method, res.Status)

@@ -157,10 +157,13 @@ type Server struct {
 	// stale asks for the sites' documents to be looked at.
 	stale  chan struct{}
 	seen   *lastSeen
+	usage  *usage
 	enroll *service.Service
 	boot   *bootRole
 	epoch  uint64
-	ready  atomic.Bool
+	// operatorsURL is how this host reaches the operators' endpoint.
+	operatorsURL string
+	ready        atomic.Bool
 	// stopping is closed when the server begins to stop: streams end then.
 	stopping chan struct{}
 }
@@ -233,6 +236,7 @@ func (s *Server) prepare(ctx context.Context) error {
 	}
 	s.metrics.registry.MustRegister(newQueue(s.store))
 	s.journal = newJournal(s.store, s.hub, s.log, s.metrics.events.Inc)
+	s.usage = newUsage(s.store, s.log)
 	s.seen = &lastSeen{store: s.store, log: s.log, seen: make(map[fleet.NodeID]seenAt)}
 	s.trust = &trust{store: s.store, dir: s.data.file(rootsDir), now: s.cfg.Now}
 	if _, err := s.trust.roots(ctx); err != nil {
@@ -348,6 +352,7 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	var writers errgroup.Group
 	writers.Go(func() error { s.journal.run(batches); return nil })
 	writers.Go(func() error { s.seen.run(batches); return nil })
+	writers.Go(func() error { s.usage.run(batches); return nil })
 
 	g, ctx := errgroup.WithContext(ctx)
 	bootCtx, endBoot := context.WithCancel(ctx)
@@ -455,10 +460,22 @@ func (s *Server) names() []string {
 // enrollment has its own. Only holders of a token get as far.
 const bodyLimit = enroll.MaxListBytes + 64<<10
 
-func (s *Server) operatorHandler() http.Handler {
+// managementHandler is the API with its gate.
+func (s *Server) managementHandler() http.Handler {
 	mux := http.NewServeMux()
+	s.addServices(mux)
+	return mux
+}
+
+func (s *Server) addServices(mux *http.ServeMux) {
 	path, h := musterv1connect.NewManagementServiceHandler(management{Server: s}, connect.WithReadMaxBytes(bodyLimit))
 	mux.Handle(path, s.authenticate(atLeisure(h)))
+}
+
+func (s *Server) operatorHandler() http.Handler {
+	mux := http.NewServeMux()
+	s.addServices(mux)
+	s.addLogin(mux)
 	mux.Handle(blobsPath+"{sha256}", s.authenticate(atLeisure(http.HandlerFunc(s.uploads))))
 	s.addHealth(mux)
 	return mux

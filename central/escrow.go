@@ -2,6 +2,7 @@ package central
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/sha256"
 	"errors"
@@ -22,6 +23,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/fleet/escrow"
 	"github.com/muster-edge/muster/internal/failpoint"
@@ -517,14 +519,20 @@ func (s management) ListEscrow(ctx context.Context, q *musterv1.ListEscrowReques
 		if out.Lab, err = labOf(t, c.Tenant); err != nil {
 			return err
 		}
+		look := c.part(t)
 		var blobs []fleet.EscrowBlob
 		if q.Site != "" {
-			if _, err := findSite(t, c.Tenant, q.Site); err != nil {
+			if _, err := look.findSite(q.Site); err != nil {
 				return err
 			}
 			blobs, err = t.EscrowOfSite(c.Tenant, q.Site, maxList)
 		} else {
-			blobs, err = t.EscrowAfter(c.Tenant, "", maxList)
+			blobs, err = page(look, access.Escrow, maxList, func(after *fleet.EscrowBlob, count int) ([]fleet.EscrowBlob, error) {
+				if after == nil {
+					return t.EscrowAfter(c.Tenant, "", count)
+				}
+				return t.EscrowAfter(c.Tenant, after.ID, count)
+			}, func(b fleet.EscrowBlob) string { return b.Site })
 			slices.SortStableFunc(blobs, func(a, b fleet.EscrowBlob) int { return b.Stored.Compare(a.Stored) })
 		}
 		for _, b := range blobs {
@@ -535,14 +543,25 @@ func (s management) ListEscrow(ctx context.Context, q *musterv1.ListEscrowReques
 	return out, s.coded(ctx, "listing escrow", err)
 }
 
+func noSnapshot(tenant, id string) error {
+	return &errNoSuch{fmt.Sprintf("there is no sealed snapshot %.80q in tenant %s", id, tenant), "`muster escrow list` lists them"}
+}
+
 // FetchEscrow implements the management service.
 func (s management) FetchEscrow(ctx context.Context, q *musterv1.FetchEscrowRequest, out *connect.ServerStream[musterv1.FetchEscrowResponse]) error {
 	c := callerOf(ctx)
 	var b fleet.EscrowBlob
 	err := s.store.Update(ctx, func(t store.Tx) (err error) {
 		if b, err = t.Escrow(c.Tenant, q.Id); errors.Is(err, store.ErrNotFound) {
-			return &errNoSuch{fmt.Sprintf("there is no sealed snapshot %.80q in tenant %s", q.Id, c.Tenant), "`muster escrow list` lists them"}
+			return noSnapshot(c.Tenant, q.Id)
 		} else if err != nil {
+			return err
+		}
+		look := c.part(t)
+		if sees, err := look.sees(access.Escrow, b.Site); err != nil || !sees {
+			return cmp.Or(err, noSnapshot(c.Tenant, q.Id))
+		}
+		if err := look.may(access.Escrow, access.Change, b.Site); err != nil {
 			return err
 		}
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
@@ -577,7 +596,11 @@ func (s management) PutHandover(ctx context.Context, in *connect.ClientStream[mu
 	existed := false
 	b := fleet.EscrowBlob{Tenant: c.Tenant, ID: fleet.EscrowID([32]byte(h.Sha256)), SHA256: h.Sha256, Size: h.Size, Stored: s.cfg.Now().UTC()}
 	err = s.store.View(ctx, func(t store.Reader) error {
-		if n, err = findNode(t, c.Tenant, h.Node); err != nil {
+		look := c.part(t)
+		if n, err = look.findNode(h.Node); err != nil {
+			return err
+		}
+		if err := look.may(access.Escrow, access.Change, n.Site); err != nil {
 			return err
 		}
 		if !n.Admitted() {

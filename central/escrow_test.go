@@ -20,6 +20,7 @@ import (
 	"github.com/muster-edge/muster/api/muster/v1/musterv1connect"
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/fleet/escrow"
 	"github.com/muster-edge/muster/fleet/statement"
@@ -57,7 +58,7 @@ func newVaultShopOf(t testing.TB, h *harness) *vaultShop {
 			if id := r.Header.Get("Test-Node"); id != "" {
 				ctx = context.WithValue(ctx, nodeCallerKey{}, nodeCaller{fleet.NodeID(id), "192.0.2.1"})
 			} else {
-				ctx = context.WithValue(ctx, callerKey{}, testCaller)
+				ctx = access.NewContext(ctx, testCaller.Principal)
 			}
 			atLeisure(h).ServeHTTP(w, r.WithContext(ctx))
 		})

@@ -10,6 +10,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/text"
 )
 
@@ -23,14 +24,22 @@ const (
 
 // explain adds what a person who decides asks next: who else looks like this
 // machine, and where was it seen.
-func explain(t store.Reader, r fleet.Request, out *musterv1.GetRequestResponse) error {
+func explain(p *part, r fleet.Request, out *musterv1.GetRequestResponse) error {
+	t := p.t
+	site := func(o fleet.Request) string { return o.Site }
 	alike, err := t.LookAlikes(r.Tenant, r.Node, r.Evidence.Serial, r.Evidence.UUID, maxLookAlikes)
 	if err != nil {
+		return err
+	}
+	if alike, err = filter(p, access.Request, alike, site); err != nil {
 		return err
 	}
 	lines := enroll.LookAlikes(r.Evidence, alike)
 	others, err := t.Requests(r.Tenant, nil, explainRequests)
 	if err != nil {
+		return err
+	}
+	if others, err = filter(p, access.Request, others, site); err != nil {
 		return err
 	}
 	for _, o := range others {
@@ -44,7 +53,7 @@ func explain(t store.Reader, r fleet.Request, out *musterv1.GetRequestResponse) 
 	if n := len(lines) - explainLines; n > 0 {
 		out.LookAlikes = append(out.LookAlikes, fmt.Sprintf("and %d more", n))
 	}
-	return bootEventsOf(t, r, out)
+	return bootEventsOf(t, r, out) // of this machine alone
 }
 
 // twinLines compares what people could take for the same: names that look

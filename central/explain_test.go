@@ -39,7 +39,7 @@ func TestTheQueueExplainsWhoLooksAlikeAndWhereItWasSeen(t *testing.T) {
 	}
 	get := func(r fleet.Request) *musterv1.GetRequestResponse {
 		out := &musterv1.GetRequestResponse{}
-		if err := h.store.View(context.Background(), func(tx store.Reader) error { return explain(tx, r, out) }); err != nil {
+		if err := h.store.View(context.Background(), func(tx store.Reader) error { return explain(testCaller.part(tx), r, out) }); err != nil {
 			t.Fatal(err)
 		}
 		return out

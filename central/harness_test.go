@@ -12,6 +12,7 @@ import (
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/enroll/service/servicetest"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
 )
 
@@ -34,7 +35,7 @@ type harness struct {
 	clock *clock
 }
 
-var testCaller = caller{Operator: store.Operator{Tenant: DefaultTenant, Name: "test", Role: "admin"}, source: "192.0.2.7"}
+var testCaller = caller{access.Principal{Name: "test", Tenant: DefaultTenant, Source: "192.0.2.7", Bindings: []access.Binding{{Tenant: access.AllTenants, Role: access.Admin}}}, "192.0.2.7"}
 
 // newHarness opens a centre in a new directory. The tenant is a lab.
 func newHarness(t testing.TB, dir string) *harness {
@@ -61,6 +62,23 @@ func openHarness(dir string, c *clock) (*harness, error) {
 	}
 	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: c.now}
 	return &harness{e, s, c}, nil
+}
+
+// person gives somebody roles and returns their token.
+func (h *harness) person(t testing.TB, name string, roles ...access.Binding) string {
+	t.Helper()
+	cred, token := newCredential(store.CredentialPersonal, name, roles[0].Tenant, h.clock.now(), 0)
+	if err := h.s.store.Update(context.Background(), func(tx store.Tx) error {
+		for _, b := range roles {
+			if _, err := grant(tx, act{actor: "system", now: h.clock.now()}, store.Binding{Binding: b, Subject: userSubject(name)}, "test"); err != nil {
+				return err
+			}
+		}
+		return tx.AddCredential(cred)
+	}); err != nil {
+		t.Fatal(err)
+	}
+	return token
 }
 
 // The acts of people, as servicetest.Harness wants them.

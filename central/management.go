@@ -15,6 +15,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/fleet/text"
 )
@@ -92,7 +93,7 @@ func limitOf(n uint32) int {
 func (s management) GetCentre(ctx context.Context, _ *musterv1.GetCentreRequest) (*musterv1.GetCentreResponse, error) {
 	c := callerOf(ctx)
 	out := &musterv1.GetCentreResponse{
-		Version: s.cfg.Version, Now: timestamppb.New(s.cfg.Now()), Actor: c.actor(), Role: c.Role,
+		Version: s.cfg.Version, Now: timestamppb.New(s.cfg.Now()), Actor: c.actor(), Role: c.Role().String(),
 		Requests: make(map[string]uint32), Nodes: make(map[string]uint32),
 	}
 	err := s.store.View(ctx, func(t store.Reader) error {
@@ -104,18 +105,7 @@ func (s management) GetCentre(ctx context.Context, _ *musterv1.GetCentreRequest)
 		if out.Epoch, err = t.Epoch(); err != nil {
 			return err
 		}
-		requests, err := t.CountRequests(c.Tenant)
-		if err != nil {
-			return err
-		}
-		for state, n := range requests {
-			out.Requests[state.String()] = uint32(n)
-		}
-		nodes, err := t.CountNodes(c.Tenant)
-		for state, n := range nodes {
-			out.Nodes[state.String()] = uint32(n)
-		}
-		return err
+		return c.part(t).count(out)
 	})
 	if err != nil {
 		return nil, s.coded(ctx, "reading the centre", err)
@@ -129,6 +119,43 @@ func (s management) GetCentre(ctx context.Context, _ *musterv1.GetCentreRequest)
 		}
 	}
 	return out, nil
+}
+
+// count fills in how many requests and nodes the caller sees, per state.
+func (p *part) count(out *musterv1.GetCentreResponse) error {
+	if p.seesAll(access.Request) && p.seesAll(access.Node) {
+		requests, err := p.t.CountRequests(p.Tenant)
+		if err != nil {
+			return err
+		}
+		for state, n := range requests {
+			out.Requests[state.String()] = uint32(n)
+		}
+		nodes, err := p.t.CountNodes(p.Tenant)
+		for state, n := range nodes {
+			out.Nodes[state.String()] = uint32(n)
+		}
+		return err
+	}
+	// Whoever sees a part gets its numbers, which takes looking at it.
+	requests, err := some(p, access.Request, maxFiltered, func(count int) ([]fleet.Request, error) { return p.t.Requests(p.Tenant, nil, count) },
+		func(r fleet.Request) string { return r.Site })
+	if err != nil {
+		return err
+	}
+	for _, r := range requests {
+		out.Requests[r.State.String()]++
+	}
+	nodes, err := page(p, access.Node, maxFiltered, func(after *fleet.Node, _ int) ([]fleet.Node, error) {
+		if after == nil {
+			return p.t.Nodes(p.Tenant, "", maxFiltered+1)
+		}
+		return p.t.Nodes(p.Tenant, after.ID, maxFiltered+1)
+	}, func(n fleet.Node) string { return n.Site })
+	for _, n := range nodes {
+		out.Nodes[n.State.String()]++
+	}
+	return err
 }
 
 // ListRequests implements the management service.
@@ -149,7 +176,8 @@ func (s management) ListRequests(ctx context.Context, q *musterv1.ListRequestsRe
 			return err
 		}
 		out.Lab = lab
-		requests, err := t.Requests(c.Tenant, state, limit+1)
+		requests, err := some(c.part(t), access.Request, limit+1, func(count int) ([]fleet.Request, error) { return t.Requests(c.Tenant, state, count) },
+			func(r fleet.Request) string { return r.Site })
 		if len(requests) > limit {
 			requests, out.More = requests[:limit], true
 		}
@@ -185,7 +213,8 @@ func (s management) GetRequest(ctx context.Context, q *musterv1.GetRequestReques
 			return err
 		}
 		out.Lab = tenant.Lab
-		r, err := findRequest(t, c.Tenant, q.Id)
+		look := c.part(t)
+		r, err := look.findRequest(q.Id)
 		if err != nil {
 			return err
 		}
@@ -202,7 +231,7 @@ func (s management) GetRequest(ctx context.Context, q *musterv1.GetRequestReques
 				}
 			}
 		}
-		if err := explain(t, r, out); err != nil {
+		if err := explain(look, r, out); err != nil {
 			return err
 		}
 		if r.State == fleet.RequestPending {
@@ -260,7 +289,12 @@ func (s management) ListNodes(ctx context.Context, q *musterv1.ListNodesRequest)
 		if out.Lab, err = labOf(t, c.Tenant); err != nil {
 			return err
 		}
-		nodes, err := t.Nodes(c.Tenant, fleet.NodeID(q.After), limit+1)
+		nodes, err := page(c.part(t), access.Node, limit, func(after *fleet.Node, count int) ([]fleet.Node, error) {
+			if after == nil {
+				return t.Nodes(c.Tenant, fleet.NodeID(q.After), count)
+			}
+			return t.Nodes(c.Tenant, after.ID, count)
+		}, func(n fleet.Node) string { return n.Site })
 		if len(nodes) > limit {
 			nodes, out.More = nodes[:limit], true
 		}
@@ -280,7 +314,8 @@ func (s management) GetNode(ctx context.Context, q *musterv1.GetNodeRequest) (*m
 		if out.Lab, err = labOf(t, c.Tenant); err != nil {
 			return err
 		}
-		n, err := findNode(t, c.Tenant, q.Id)
+		look := c.part(t)
+		n, err := look.findNode(q.Id)
 		if err != nil {
 			return err
 		}
@@ -292,6 +327,10 @@ func (s management) GetNode(ctx context.Context, q *musterv1.GetNodeRequest) (*m
 			return err
 		}
 		requests, err := t.RequestsOfNode(c.Tenant, n.ID)
+		if err != nil {
+			return err
+		}
+		requests, err = filter(look, access.Request, requests, func(r fleet.Request) string { return r.Site })
 		for _, r := range requests {
 			out.Requests = append(out.Requests, api.RequestToProto(s.shown(r)))
 		}
@@ -335,7 +374,12 @@ func (s management) ListSites(ctx context.Context, q *musterv1.ListSitesRequest)
 		if out.Lab, err = labOf(t, c.Tenant); err != nil {
 			return err
 		}
-		sites, err := t.Sites(c.Tenant, q.After, limit+1)
+		sites, err := page(c.part(t), access.Site, limit, func(after *fleet.Site, count int) ([]fleet.Site, error) {
+			if after == nil {
+				return t.Sites(c.Tenant, q.After, count)
+			}
+			return t.Sites(c.Tenant, after.Name, count)
+		}, func(v fleet.Site) string { return v.Name })
 		if len(sites) > limit {
 			sites, out.More = sites[:limit], true
 		}
@@ -451,7 +495,8 @@ func VerifyAudit(ctx context.Context, s store.Store, tenant string) (head audit.
 
 // WatchEvents implements the management service.
 func (s management) WatchEvents(ctx context.Context, q *musterv1.WatchEventsRequest, out *connect.ServerStream[musterv1.WatchEventsResponse]) error {
-	tenant := callerOf(ctx).Tenant
+	c := callerOf(ctx)
+	tenant := c.Tenant
 	woken, end := s.hub.wait(eventsTopic(tenant))
 	defer end()
 	after := q.After
@@ -477,8 +522,14 @@ func (s management) WatchEvents(ctx context.Context, q *musterv1.WatchEventsRequ
 	defer beat.Stop()
 	for {
 		var events []fleet.Event
-		err := s.store.View(ctx, func(t store.Reader) (err error) {
-			events, err = t.Events(tenant, after, maxList)
+		more := false
+		err := s.store.View(ctx, func(t store.Reader) error {
+			all, err := t.Events(tenant, after, maxList)
+			if err != nil || len(all) == 0 {
+				return err
+			}
+			after, more = all[len(all)-1].Seq, len(all) == maxList
+			events, err = c.part(t).events(all)
 			return err
 		})
 		if err != nil {
@@ -488,9 +539,8 @@ func (s management) WatchEvents(ctx context.Context, q *musterv1.WatchEventsRequ
 			if err := out.Send(&musterv1.WatchEventsResponse{Event: api.EventToProto(e)}); err != nil {
 				return err
 			}
-			after = e.Seq
 		}
-		if len(events) == maxList {
+		if more {
 			continue
 		}
 		if !q.Follow {

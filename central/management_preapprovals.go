@@ -9,6 +9,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/text"
 )
 
@@ -121,6 +122,10 @@ func (s management) ListPreApprovals(ctx context.Context, _ *musterv1.ListPreApp
 			return err
 		}
 		all, err := t.PreApprovals(c.Tenant)
+		if err != nil {
+			return err
+		}
+		all, err = filter(c.part(t), access.PreApproval, all, func(p fleet.PreApproval) string { return p.Site })
 		for _, p := range all {
 			out.PreApprovals = append(out.PreApprovals, api.PreApprovalToProto(p))
 		}

@@ -12,6 +12,7 @@ import (
 	musterv1 "github.com/muster-edge/muster/api/muster/v1"
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/text"
 )
 
@@ -63,7 +64,7 @@ func (s management) GetSite(ctx context.Context, q *musterv1.GetSiteRequest) (*m
 		if out.Lab, err = labOf(t, c.Tenant); err != nil {
 			return err
 		}
-		site, err := findSite(t, c.Tenant, q.Name)
+		site, err := c.part(t).findSite(q.Name)
 		if err != nil {
 			return err
 		}
@@ -197,7 +198,14 @@ func (s management) ListOrders(ctx context.Context, q *musterv1.ListOrdersReques
 		if out.Lab, err = labOf(t, c.Tenant); err != nil {
 			return err
 		}
-		orders, err := t.Orders(c.Tenant, q.Site, limit+1)
+		look := c.part(t)
+		if q.Site != "" {
+			if sees, err := look.sees(access.Order, q.Site); err != nil || !sees {
+				return err
+			}
+		}
+		orders, err := some(look, access.Order, limit+1, func(count int) ([]store.Order, error) { return t.Orders(c.Tenant, q.Site, count) },
+			func(o store.Order) string { return o.Site })
 		if len(orders) > limit {
 			orders, out.More = orders[:limit], true
 		}

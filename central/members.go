@@ -14,6 +14,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/fleet/text"
 	"github.com/muster-edge/muster/internal/failpoint"
@@ -278,7 +279,11 @@ type assignment struct {
 func (s *Server) assign(ctx context.Context, c caller, a assignment) (n fleet.Node, admission fleet.Admission, created bool, err error) {
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		if n, err = findNode(t, c.Tenant, a.id); err != nil {
+		look := c.part(t)
+		if n, err = look.findNode(a.id); err != nil {
+			return err
+		}
+		if err := look.may(access.Node, access.Change, a.site); err != nil {
 			return err
 		}
 		if a.revision != 0 && a.revision != n.Revision {
@@ -361,7 +366,11 @@ func (s *Server) place(t store.Tx, n fleet.Node) (fleet.Node, error) {
 func (s *Server) removeNode(ctx context.Context, c caller, id string, revision int64, reason string) (n fleet.Node, removal *fleet.Removal, err error) {
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		if n, err = findNode(t, c.Tenant, id); err != nil {
+		look := c.part(t)
+		if n, err = look.findNode(id); err != nil {
+			return err
+		}
+		if err := look.may(access.Node, access.Change, n.Site); err != nil {
 			return err
 		}
 		if revision != 0 && revision != n.Revision {

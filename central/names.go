@@ -37,7 +37,7 @@ var knownMethods = func() map[string]bool {
 		musterv1connect.NodeServicePutEscrowProcedure:      true,
 		musterv1connect.NodeServiceGetHandoverProcedure:    true,
 	}
-	for p := range methodRoles {
+	for p := range methods {
 		m[p] = true
 	}
 	return m

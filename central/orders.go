@@ -14,6 +14,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/fleet/text"
 	"github.com/muster-edge/muster/internal/failpoint"
@@ -61,12 +62,16 @@ func (s *Server) order(ctx context.Context, c caller, w wish) (p promise, err er
 		if !slices.Contains(clusterOrders, w.kind) {
 			return &enroll.Refused{Why: fmt.Sprintf("orders of kind %.40q are not given this way", w.kind), Do: "one of found, reset, restore, dissolve"}
 		}
-		n, err := findNode(t, c.Tenant, w.node)
+		look := c.part(t)
+		n, err := look.findNode(w.node)
 		if err != nil {
 			return err
 		}
-		site, err := findSite(t, c.Tenant, w.site)
+		site, err := look.findSite(w.site)
 		if err != nil {
+			return err
+		}
+		if err := look.may(access.Order, access.Change, site.Name); err != nil {
 			return err
 		}
 		if !n.Admitted() || n.Site != site.Name {
@@ -240,22 +245,41 @@ func describeOrder(t store.Reader, site fleet.Site, n fleet.Node, w wish, o *fle
 // orderEpochStep is how far above the last known epoch an order's is.
 const orderEpochStep = 16
 
-func findOrder(t store.Reader, tenant, id string) (store.Order, error) {
+// findOrder finds what the caller sees.
+func (p *part) findOrder(id string) (store.Order, error) {
 	id = wanted(id)
+	t, tenant := p.t, p.Tenant
 	none := &errNoSuch{fmt.Sprintf("there is no order %.80q in tenant %s", id, tenant), "`muster get orders` lists them"}
 	if id == "" || len(id) > 64 {
 		return store.Order{}, none
 	}
-	ids, err := t.FindOrders(tenant, id, 6)
-	switch {
-	case err != nil:
+	ids, err := t.FindOrders(tenant, id, 50)
+	if err != nil {
 		return store.Order{}, err
-	case len(ids) == 0:
-		return store.Order{}, none
-	case len(ids) > 1 && ids[0] != id:
-		return store.Order{}, &errAmbiguous{id, ids}
 	}
-	return t.Order(tenant, ids[0])
+	var found []store.Order
+	for _, i := range ids {
+		o, err := t.Order(tenant, i)
+		if err != nil {
+			return o, err
+		}
+		if sees, err := p.sees(access.Order, o.Site); err != nil {
+			return o, err
+		} else if sees {
+			found = append(found, o)
+		}
+	}
+	switch {
+	case len(found) == 0:
+		return store.Order{}, none
+	case len(found) > 1 && found[0].ID != id:
+		var fits []string
+		for _, o := range found[:min(len(found), 6)] {
+			fits = append(fits, o.ID)
+		}
+		return store.Order{}, &errAmbiguous{id, fits}
+	}
+	return found[0], nil
 }
 
 // withdraw ends an order that its node has not begun. A node that has it and
@@ -263,8 +287,12 @@ func findOrder(t store.Reader, tenant, id string) (store.Order, error) {
 func (s *Server) withdraw(ctx context.Context, c caller, id, reason string) (o fleet.IssuedOrder, err error) {
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		found, err := findOrder(t, c.Tenant, id)
+		look := c.part(t)
+		found, err := look.findOrder(id)
 		if err != nil {
+			return err
+		}
+		if err := look.may(access.Order, access.Change, found.Site); err != nil {
 			return err
 		}
 		o = found.IssuedOrder

@@ -1,6 +1,7 @@
 package central
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"errors"
@@ -13,6 +14,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/internal/failpoint"
 )
@@ -67,6 +69,9 @@ func (s *Server) createPreApproval(ctx context.Context, c caller, p fleet.PreApp
 	var out fleet.PreApproval
 	err := s.store.Update(ctx, func(t store.Tx) (err error) {
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
+		if err := c.part(t).may(access.PreApproval, access.Change, p.Site); err != nil {
+			return err
+		}
 		if _, err := s.ensureSite(t, by, c.Tenant, p.Site, true); err != nil {
 			return err
 		}
@@ -103,6 +108,9 @@ func (s *Server) importList(ctx context.Context, c caller, q listImport) (out li
 		out = listImported{list: list}
 		out.list.Problems = slices.Clone(list.Problems)
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
+		if err := c.part(t).mayList(q, out.list); err != nil {
+			return err
+		}
 		if err := checkListed(t, by.now, c.Tenant, q, &out.list); err != nil {
 			return err
 		}
@@ -130,6 +138,24 @@ func (s *Server) importList(ctx context.Context, c caller, q listImport) (out li
 		s.log.Info("list imported", logObject, out.p.Name, logActor, c.actor())
 	}
 	return out, err
+}
+
+// mayList allows a list for each site that it names. Lines without one go to
+// the list's.
+func (p *part) mayList(q listImport, l enroll.List) error {
+	sites := map[string]bool{}
+	for _, e := range l.EKs {
+		sites[cmp.Or(e.Site, q.Site)] = true
+	}
+	if len(l.EKs) == 0 {
+		sites[q.Site] = true
+	}
+	for _, s := range slices.Sorted(maps.Keys(sites)) {
+		if err := p.may(access.PreApproval, access.Change, s); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // checkListed holds a list against what the centre knows.
@@ -213,11 +239,19 @@ func (s *Server) sitesOf(t store.Tx, by act, tenant string, q listImport, l enro
 func (s *Server) removePreApproval(ctx context.Context, c caller, name, reason string) (p fleet.PreApproval, err error) {
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
+		none := &errNoSuch{fmt.Sprintf("there is no pre-approval %.80q in tenant %s", name, c.Tenant), "`muster preapprove list` names them"}
 		old, err := t.PreApproval(c.Tenant, name)
 		if errors.Is(err, store.ErrNotFound) {
-			return &errNoSuch{fmt.Sprintf("there is no pre-approval %.80q in tenant %s", name, c.Tenant), "`muster preapprove list` names them"}
+			return none
 		}
 		if err != nil {
+			return err
+		}
+		look := c.part(t)
+		if sees, err := look.sees(access.PreApproval, old.Site); err != nil || !sees {
+			return cmp.Or(err, error(none))
+		}
+		if err := look.may(access.PreApproval, access.Change, old.Site); err != nil {
 			return err
 		}
 		if old.Withdrawn {
@@ -245,7 +279,7 @@ func (s *Server) testPreApprovals(ctx context.Context, c caller, id string) (r f
 		if err != nil {
 			return err
 		}
-		if r, err = findRequest(t, c.Tenant, id); err != nil {
+		if r, err = c.part(t).findRequest(id); err != nil {
 			return err
 		}
 		if e, _, due := enroll.Expire(now, r); due {

@@ -10,6 +10,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/internal/failpoint"
 )
@@ -18,8 +19,12 @@ import (
 func (s *Server) release(ctx context.Context, c caller, id string, revision int64, reason string) (r fleet.Request, err error) {
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		old, err := findRequest(t, c.Tenant, id)
+		look := c.part(t)
+		old, err := look.findRequest(id)
 		if err != nil {
+			return err
+		}
+		if err := look.may(access.Request, access.Decide, old.Site); err != nil {
 			return err
 		}
 		if no, err := denied(t, c.Tenant, []fleet.EKHash{old.Evidence.EK}); err != nil {
@@ -67,11 +72,16 @@ func (s *Server) replace(ctx context.Context, c caller, p replacement) (old flee
 		ended, changes = nil, nil
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
 		var err error
-		if old, err = findNode(t, c.Tenant, p.old); err != nil {
+		look := c.part(t)
+		if old, err = look.findNode(p.old); err != nil {
 			return err
 		}
-		seen, err := findRequest(t, c.Tenant, p.new)
+		seen, err := look.findRequest(p.new)
 		if err != nil {
+			return err
+		}
+		// The old machine's site is where the new one goes.
+		if err := look.may(access.Node, access.Change, old.Site); err != nil {
 			return err
 		}
 		tenant, err := t.Tenant(c.Tenant)

@@ -1,6 +1,7 @@
 package central
 
 import (
+	"cmp"
 	"context"
 	"crypto/x509"
 	"encoding/json"
@@ -11,6 +12,7 @@ import (
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/fleet/statement"
 	"github.com/muster-edge/muster/internal/failpoint"
@@ -71,10 +73,14 @@ func (s *Server) setSite(ctx context.Context, c caller, q siteChange) (out siteC
 				return err
 			}
 		}
+		look := c.part(t)
 		old, err := t.Site(c.Tenant, q.name)
 		if errors.Is(err, store.ErrNotFound) && q.create {
 			out.created, out.changed = true, true
 			site := fleet.Site{Meta: fleet.Meta{Tenant: c.Tenant, Name: q.name}, Title: q.title, Location: q.location}
+			if err := look.mayMake(site); err != nil {
+				return err
+			}
 			site.Spec.Settings = q.settings
 			out.site, out.charter, out.why, err = s.makeSite(t, by, site, q.reason)
 			return err
@@ -83,6 +89,9 @@ func (s *Server) setSite(ctx context.Context, c caller, q siteChange) (out siteC
 			return noSite(c.Tenant, q.name)
 		}
 		if err != nil {
+			return err
+		}
+		if err := look.may(access.Site, access.Change, old.Name); err != nil {
 			return err
 		}
 		if q.generation != 0 && q.generation != old.Generation {
@@ -167,12 +176,19 @@ func noSite(tenant, name string) error {
 	return &errNoSuch{fmt.Sprintf("there is no site %.80q in tenant %s", name, tenant), "`muster get sites` lists them"}
 }
 
-func findSite(t store.Reader, tenant, name string) (fleet.Site, error) {
-	site, err := t.Site(tenant, name)
+// findSite finds what the caller sees.
+func (p *part) findSite(name string) (fleet.Site, error) {
+	site, err := p.t.Site(p.Tenant, name)
 	if errors.Is(err, store.ErrNotFound) {
-		return site, noSite(tenant, name)
+		return site, noSite(p.Tenant, name)
 	}
-	return site, err
+	if err != nil {
+		return site, err
+	}
+	if sees, err := p.sees(access.Site, site.Name); err != nil || !sees {
+		return fleet.Site{}, cmp.Or(err, noSite(p.Tenant, name))
+	}
+	return site, nil
 }
 
 // checkDelegate takes only keys that package statement takes.
@@ -198,7 +214,11 @@ func (s *Server) confirmSite(ctx context.Context, c caller, name, reason string)
 		if err != nil {
 			return err
 		}
-		if site, err = findSite(t, c.Tenant, name); err != nil {
+		look := c.part(t)
+		if site, err = look.findSite(name); err != nil {
+			return err
+		}
+		if err := look.may(access.Site, access.Change, name); err != nil {
 			return err
 		}
 		if !site.Ledger.Unsure(epoch) {

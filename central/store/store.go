@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/access"
 )
 
 var (
@@ -151,9 +152,20 @@ type Reader interface {
 
 	// CookieKeys returns the newest key first.
 	CookieKeys() ([]CookieKey, error)
-	// OperatorByToken finds who holds the token with this SHA-256.
-	OperatorByToken(hash fleet.Digest) (Operator, error)
-	Operators(tenant string) ([]Operator, error)
+
+	// CredentialByHash finds the credential with this SHA-256, revoked or not.
+	CredentialByHash(hash fleet.Digest) (Credential, error)
+	Credential(id string) (Credential, error)
+	// Credentials returns at most count credentials of a kind whose home is
+	// the tenant, after the given ID; of all tenants for "".
+	Credentials(tenant string, kind CredentialKind, after string, count int) ([]Credential, error)
+	// CredentialsOf returns at most count credentials of a holder.
+	CredentialsOf(holder string, kind CredentialKind, count int) ([]Credential, error)
+	// BindingsOf are the bindings of one subject, in all tenants.
+	BindingsOf(subject string) ([]Binding, error)
+	// Bindings are those of a tenant, or of the centre for access.AllTenants.
+	Bindings(tenant string) ([]Binding, error)
+	Binding(tenant, id string) (Binding, error)
 }
 
 // Tx reads and writes. Put methods of objects with a Revision insert when it
@@ -225,7 +237,25 @@ type Tx interface {
 
 	AddCookieKey(CookieKey) error
 	DropCookieKeysBefore(id int64) error
-	PutOperator(Operator) error
+
+	// AddCredential returns ErrExists if its ID or hash is taken.
+	AddCredential(Credential) error
+	// UseCredential moves LastUsed forward.
+	UseCredential(id string, at time.Time) error
+	// RevokeCredential ends a credential; one that has ended stays as it is.
+	RevokeCredential(id string, at time.Time) error
+	// DropCredentials forgets credentials of a kind that ended, by expiry or
+	// by revocation, before a time.
+	DropCredentials(kind CredentialKind, before time.Time) error
+	// AddBinding returns ErrExists if its ID is taken.
+	AddBinding(Binding) error
+	DropBinding(tenant, id string) error
+	AddLoginState(LoginState) error
+	// TakeLoginState returns a log-in that is under way and forgets it, so
+	// that nothing of it is ever used twice.
+	TakeLoginState(hash fleet.Digest) (LoginState, error)
+	// DropLoginStates forgets those that ended at or before a time.
+	DropLoginStates(at time.Time) error
 }
 
 // Issued is one certificate with the documents that went with it.
@@ -303,12 +333,89 @@ type CookieKey struct {
 	Sealed  []byte
 }
 
-// Operator is who may use the management API, with the SHA-256 of the bearer
-// token.
-type Operator struct {
-	Tenant  string
-	Name    string
-	Role    string
-	Token   fleet.Digest
-	Created time.Time
+// CredentialKind tells what a credential is for.
+type CredentialKind string
+
+// The kinds of credentials.
+const (
+	// CredentialStart is the token of admin.yaml: it is used up by the first
+	// log-in with it.
+	CredentialStart CredentialKind = "start"
+	// CredentialPersonal is a person's own token, from `muster login`.
+	CredentialPersonal CredentialKind = "personal"
+	// CredentialToken is an API token with rights of its own.
+	CredentialToken CredentialKind = "token"
+	// CredentialSession is a browser session.
+	CredentialSession CredentialKind = "session"
+	// CredentialInvitation lets somebody new log in, once.
+	CredentialInvitation CredentialKind = "invitation"
+)
+
+// Credential is something somebody shows to be let in. Of the secret only the
+// SHA-256 is kept.
+type Credential struct {
+	ID   string       `json:"-"`
+	Hash fleet.Digest `json:"-"`
+	// Tenant is where calls act that do not name a tenant.
+	Tenant string         `json:"-"`
+	Kind   CredentialKind `json:"-"`
+	// Holder is the name of the person it stands for.
+	Holder  string    `json:"-"`
+	Created time.Time `json:"-"`
+	// Expires is never for the zero time.
+	Expires time.Time `json:"-"`
+	// Idle, if set, ends the credential when it was not used for so long.
+	Idle     time.Duration `json:"-"`
+	LastUsed time.Time     `json:"-"`
+	Revoked  time.Time     `json:"-"`
+
+	// Name is what people call a token.
+	Name string `json:"name,omitempty"`
+	// Prefix is the beginning of the secret, for recognition.
+	Prefix string `json:"prefix,omitempty"`
+	// Groups are the holder's groups as the identity provider said them.
+	Groups []string `json:"groups,omitempty"`
+	// Scopes are the rights of a token; those of its holder bound them.
+	Scopes []access.Binding `json:"scopes,omitempty"`
+	// Grants are what the holder of an invitation gets when it is used.
+	Grants []access.Binding `json:"grants,omitempty"`
+	// HandOver says that the use of an invitation ends all other rights in
+	// the tenant.
+	HandOver  bool   `json:"hand_over,omitempty"`
+	CreatedBy string `json:"created_by,omitempty"`
+	// Source is the address it was made from.
+	Source string `json:"source,omitempty"`
+}
+
+// Ended says why the credential lets nobody in any more, "" if it does.
+func (c Credential) Ended(now time.Time) string {
+	switch {
+	case !c.Revoked.IsZero():
+		return "was revoked"
+	case !c.Expires.IsZero() && !now.Before(c.Expires):
+		return "has expired"
+	case c.Idle > 0 && now.Sub(c.LastUsed) >= c.Idle:
+		return "was not used for " + c.Idle.String()
+	}
+	return ""
+}
+
+// Binding is a role that a user ("user:NAME") or a group of the identity
+// provider ("group:NAME") has.
+type Binding struct {
+	access.Binding
+	ID        string    `json:"-"`
+	Subject   string    `json:"-"`
+	Created   time.Time `json:"-"`
+	CreatedBy string    `json:"created_by,omitempty"`
+	Reason    string    `json:"reason,omitempty"`
+}
+
+// LoginState is a browser's log-in that is under way.
+type LoginState struct {
+	// Hash is the SHA-256 of the state that the browser brings back.
+	Hash    fleet.Digest
+	Expires time.Time
+	// Body is the caller's own.
+	Body []byte
 }

@@ -88,6 +88,12 @@ const (
 	TokenCreated       Kind = "token.created"
 	TokenRevoked       Kind = "token.revoked"
 	UserChanged        Kind = "user.changed"
+	TokenUsedUp        Kind = "token.used-up" // what lets in once has let in
+	RoleGranted        Kind = "role.granted"
+	RoleRevoked        Kind = "role.revoked"
+	LoggedIn           Kind = "session.opened"
+	LoggedOut          Kind = "session.closed"
+	TenantHandedOver   Kind = "tenant.handed-over"
 	BackupRestored     Kind = "centre.restored"
 	AuditExported      Kind = "audit.exported"
 )
@@ -100,6 +106,7 @@ var kinds = []Kind{
 	ImageRegistered, ImageWithdrawn, RootsImported, RootsRemoved, CharterIssued, AdmissionIssued,
 	RemovalIssued, OrderIssued, OrderWithdrawn, OrderFinished, EscrowHandedOver, EscrowFetched, StackCreated, StackChanged, StackVersionAdded,
 	BootWindowOpened, AuthorityCreated, AuthorityRotated, AuthorityExported, TokenCreated, TokenRevoked, UserChanged,
+	TokenUsedUp, RoleGranted, RoleRevoked, LoggedIn, LoggedOut, TenantHandedOver,
 	BackupRestored, AuditExported,
 }
 

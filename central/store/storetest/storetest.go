@@ -37,6 +37,7 @@ func Run(t *testing.T, open Open) {
 	}{
 		{"when nothing is there then ErrNotFound", (*suite).empty},
 		{"when objects are written then they are read as they were, also after reopening", (*suite).objects},
+		{"when a credential is used, revoked or expires then that is kept; a log-in is taken once", (*suite).credentials},
 		{"when an object was written since it was read then ErrConflict", (*suite).conflicts},
 		{"when a key is taken then ErrExists", (*suite).taken},
 		{"when a node would have two live requests then ErrConflict", (*suite).oneLive},
@@ -180,7 +181,9 @@ func (s *suite) empty() {
 			"denial":       func() error { _, err := t.Denial("one", ek); return err },
 			"pre-approval": func() error { _, err := t.PreApproval("one", "x"); return err },
 			"document":     func() error { _, err := t.Document("one", "admission", "x"); return err },
-			"operator":     func() error { _, err := t.OperatorByToken(hash("x")); return err },
+			"credential":   func() error { _, err := t.CredentialByHash(hash("x")); return err },
+			"binding":      func() error { _, err := t.Binding("one", "x"); return err },
+			"log-in":       func() error { _, err := t.Credential("x"); return err },
 			"setting":      func() error { _, err := t.Setting("x"); return err },
 		} {
 			if err := get(); !errors.Is(err, store.ErrNotFound) {
@@ -205,7 +208,6 @@ func (s *suite) objects() {
 	request, node, site, image := Request("one", "a", ""), Node("one", "a"), Site("one", "shop"), Image("one", "1")
 	issued := store.Issued{Tenant: "one", Request: request.ID, Node: node.ID, LDevIDKey: node.LDevIDKey, Serial: "0a", NotBefore: Start, NotAfter: Start.Add(time.Hour), Certificates: [][]byte{{0, 255}}, Documents: [][]byte{[]byte("{}")}}
 	document := store.Document{Tenant: "one", Kind: "admission", Name: string(node.ID), Version: fleet.DocVersion{Epoch: 1, N: 2}, At: Start, Envelope: []byte(`{"a":1}`)}
-	operator := store.Operator{Tenant: "one", Name: "admin", Role: "admin", Token: hash("t"), Created: Start}
 	cookie := store.CookieKey{ID: 7, Created: Start, Sealed: []byte{1, 0, 2}}
 	key := store.ReleaseKey{Tenant: "one", KeyID: "ab", PEM: "pem", Added: Start}
 	s.update(func(t store.Tx) (err error) {
@@ -216,7 +218,7 @@ func (s *suite) objects() {
 			return err
 		}
 		_, err = t.AddReleaseKey(key)
-		return errors.Join(err, t.AddRequest(request), t.AddIssued(issued), t.AddImage(image), t.AddDocument(document), t.PutOperator(operator), t.AddCookieKey(cookie), t.PutSetting("k", "v"))
+		return errors.Join(err, t.AddRequest(request), t.AddIssued(issued), t.AddImage(image), t.AddDocument(document), t.AddCookieKey(cookie), t.PutSetting("k", "v"))
 	})
 	check := func() {
 		s.Helper()
@@ -228,7 +230,6 @@ func (s *suite) objects() {
 			same(s, "issued to node", []store.Issued{issued}, first(t.IssuedToNode("one", node.ID)))
 			same(s, "image", image, first(t.Image("one", "recovery", "1", "amd64")))
 			same(s, "document", document, first(t.Document("one", "admission", string(node.ID))))
-			same(s, "operator", operator, first(t.OperatorByToken(hash("t"))))
 			same(s, "cookie keys", []store.CookieKey{cookie}, first(t.CookieKeys()))
 			same(s, "release keys", []store.ReleaseKey{key}, first(t.ReleaseKeys("one")))
 			same(s, "setting", "v", first(t.Setting("k")))

@@ -311,30 +311,3 @@ func (t *tx) AddCookieKey(k store.CookieKey) error {
 func (t *tx) DropCookieKeysBefore(id int64) error {
 	return wrap("delete", "cookie keys", t.q.DeleteCookieKeysBefore(t.ctx, id))
 }
-
-func operatorOf(r db.Operator) (store.Operator, error) {
-	o := store.Operator{Tenant: r.Tenant, Name: r.Name, Role: r.Role, Created: clock(r.Created)}
-	if err := o.Token.UnmarshalText([]byte(r.Token)); err != nil {
-		return store.Operator{}, fmt.Errorf("tables: decode operator: %w", err)
-	}
-	return o, nil
-}
-
-func (t *tx) OperatorByToken(hash fleet.Digest) (store.Operator, error) {
-	r, err := t.q.GetOperatorByToken(t.ctx, hash.String())
-	if err != nil {
-		return store.Operator{}, wrap("read", "operator", err)
-	}
-	return operatorOf(r)
-}
-
-func (t *tx) Operators(tenant string) ([]store.Operator, error) {
-	rows, err := t.q.ListOperators(t.ctx, tenant)
-	return list(rows, err, "operators", operatorOf)
-}
-
-func (t *tx) PutOperator(o store.Operator) error {
-	return wrap("write", "operator", t.q.PutOperator(t.ctx, db.PutOperatorParams{
-		Tenant: o.Tenant, Name: o.Name, Role: o.Role, Token: o.Token.String(), Created: stamp(o.Created),
-	}))
-}

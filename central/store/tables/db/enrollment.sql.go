@@ -102,23 +102,6 @@ func (q *Queries) GetDenial(ctx context.Context, arg GetDenialParams) (Denial, e
 	return i, err
 }
 
-const getOperatorByToken = `-- name: GetOperatorByToken :one
-SELECT tenant, name, role, token, created FROM operators WHERE token = ?1
-`
-
-func (q *Queries) GetOperatorByToken(ctx context.Context, token string) (Operator, error) {
-	row := q.db.QueryRowContext(ctx, getOperatorByToken, token)
-	var i Operator
-	err := row.Scan(
-		&i.Tenant,
-		&i.Name,
-		&i.Role,
-		&i.Token,
-		&i.Created,
-	)
-	return i, err
-}
-
 const getRequest = `-- name: GetRequest :one
 SELECT tenant, id, node, words, state, identity, serial, uuid, digest, first_seen, revision, body FROM requests WHERE tenant = ?1 AND id = ?2
 `
@@ -417,39 +400,6 @@ func (q *Queries) ListLookAlikes(ctx context.Context, arg ListLookAlikesParams) 
 	return items, nil
 }
 
-const listOperators = `-- name: ListOperators :many
-SELECT tenant, name, role, token, created FROM operators WHERE tenant = ?1 ORDER BY name
-`
-
-func (q *Queries) ListOperators(ctx context.Context, tenant string) ([]Operator, error) {
-	rows, err := q.db.QueryContext(ctx, listOperators, tenant)
-	if err != nil {
-		return nil, err
-	}
-	defer rows.Close()
-	var items []Operator
-	for rows.Next() {
-		var i Operator
-		if err := rows.Scan(
-			&i.Tenant,
-			&i.Name,
-			&i.Role,
-			&i.Token,
-			&i.Created,
-		); err != nil {
-			return nil, err
-		}
-		items = append(items, i)
-	}
-	if err := rows.Close(); err != nil {
-		return nil, err
-	}
-	if err := rows.Err(); err != nil {
-		return nil, err
-	}
-	return items, nil
-}
-
 const listRequests = `-- name: ListRequests :many
 SELECT tenant, id, node, words, state, identity, serial, uuid, digest, first_seen, revision, body FROM requests WHERE tenant = ?1
 ORDER BY first_seen DESC, id LIMIT ?2
@@ -611,31 +561,6 @@ func (q *Queries) PutDenial(ctx context.Context, arg PutDenialParams) error {
 		arg.Reason,
 		arg.Actor,
 		arg.At,
-	)
-	return err
-}
-
-const putOperator = `-- name: PutOperator :exec
-INSERT INTO operators (tenant, name, role, token, created)
-VALUES (?1, ?2, ?3, ?4, ?5)
-ON CONFLICT (tenant, name) DO UPDATE SET role = excluded.role, token = excluded.token, created = excluded.created
-`
-
-type PutOperatorParams struct {
-	Tenant  string
-	Name    string
-	Role    string
-	Token   string
-	Created int64
-}
-
-func (q *Queries) PutOperator(ctx context.Context, arg PutOperatorParams) error {
-	_, err := q.db.ExecContext(ctx, putOperator,
-		arg.Tenant,
-		arg.Name,
-		arg.Role,
-		arg.Token,
-		arg.Created,
 	)
 	return err
 }

@@ -18,6 +18,14 @@ type Audit struct {
 	Body   string
 }
 
+type Binding struct {
+	Tenant  string
+	ID      string
+	Subject string
+	Created int64
+	Body    string
+}
+
 type Blob struct {
 	Tenant string
 	Sha256 string
@@ -36,6 +44,20 @@ type CookieKey struct {
 	ID      int64
 	Created int64
 	Sealed  string
+}
+
+type Credential struct {
+	ID       string
+	Hash     string
+	Tenant   string
+	Kind     string
+	Holder   string
+	Created  int64
+	Expires  int64
+	Idle     int64
+	LastUsed int64
+	Revoked  int64
+	Body     string
 }
 
 type Denial struct {
@@ -103,6 +125,12 @@ type ListedEk struct {
 	Body        string
 }
 
+type LoginState struct {
+	Hash    string
+	Expires int64
+	Body    string
+}
+
 type Node struct {
 	Tenant    string
 	ID        string
@@ -114,14 +142,6 @@ type Node struct {
 	Revision  int64
 	LastSeen  int64
 	Body      string
-}
-
-type Operator struct {
-	Tenant  string
-	Name    string
-	Role    string
-	Token   string
-	Created int64
 }
 
 type Order struct {

@@ -69,14 +69,3 @@ INSERT INTO cookie_keys (id, created, sealed) VALUES (sqlc.arg(id), sqlc.arg(cre
 
 -- name: DeleteCookieKeysBefore :exec
 DELETE FROM cookie_keys WHERE id < sqlc.arg(id);
-
--- name: GetOperatorByToken :one
-SELECT * FROM operators WHERE token = sqlc.arg(token);
-
--- name: ListOperators :many
-SELECT * FROM operators WHERE tenant = sqlc.arg(tenant) ORDER BY name;
-
--- name: PutOperator :exec
-INSERT INTO operators (tenant, name, role, token, created)
-VALUES (sqlc.arg(tenant), sqlc.arg(name), sqlc.arg(role), sqlc.arg(token), sqlc.arg(created))
-ON CONFLICT (tenant, name) DO UPDATE SET role = excluded.role, token = excluded.token, created = excluded.created;
