@@ -470,6 +470,8 @@ func statusOf(err error) int {
 		return http.StatusUnauthorized
 	case connect.CodePermissionDenied:
 		return http.StatusForbidden
+	case connect.CodeNotFound:
+		return http.StatusNotFound
 	case connect.CodeUnavailable:
 		return http.StatusServiceUnavailable
 	}
