@@ -23,7 +23,6 @@ import (
 	musterv1connect "github.com/muster-edge/muster/api/muster/v1/musterv1connect"
 	"github.com/muster-edge/muster/central/blobs"
 	"github.com/muster-edge/muster/central/store"
-	"github.com/muster-edge/muster/central/store/sqlite"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/enroll/service"
 	"github.com/muster-edge/muster/fleet"
@@ -35,6 +34,10 @@ import (
 type Config struct {
 	// Data is the directory of everything the centre keeps. It is created.
 	Data string
+	// Database is the URL of a PostgreSQL database, which several centres may
+	// use at once; empty: what the file "database" in Data says, else SQLite
+	// in Data.
+	Database string
 	// Operators, Nodes and Metrics are listening addresses. Metrics should be
 	// on the loopback address; empty or "-" switches it off.
 	Operators, Nodes, Metrics string
@@ -163,7 +166,11 @@ type Server struct {
 	epoch  uint64
 	// operatorsURL is how this host reaches the operators' endpoint.
 	operatorsURL string
-	ready        atomic.Bool
+	// follower is nil unless others use the database, too; leads tells whether
+	// this replica does what one does for all.
+	follower *follower
+	leads    atomic.Bool
+	ready    atomic.Bool
 	// stopping is closed when the server begins to stop: streams end then.
 	stopping chan struct{}
 }
@@ -184,12 +191,25 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 			err = errors.Join(err, s.Close())
 		}
 	}()
-	st, err := sqlite.Open(ctx, sqlite.Config{Path: s.data.file(databaseFile)})
+	st, err := openStore(ctx, cfg.Database, s.data)
 	if err != nil {
 		return nil, err
 	}
 	s.store = &watched{Store: st, nodes: s.index, sites: s.sites}
+	if s.follower, err = newFollower(ctx, s, st); err != nil {
+		return nil, err
+	}
+	if err := keysBefore(ctx, st, s.data); err != nil {
+		return nil, err
+	}
 	if err := s.openAuthority(); err != nil {
+		return nil, err
+	}
+	seal, err := s.data.sealKey()
+	if err != nil {
+		return nil, err
+	}
+	if err := sharedKeys(ctx, st, s.data, s.ca.RootsPEM(), seal); err != nil {
 		return nil, err
 	}
 	if err := s.prepare(ctx); err != nil {
@@ -245,6 +265,9 @@ func (s *Server) prepare(ctx context.Context) error {
 	if s.vault, err = openVault(s.data.file(escrowDir), s.cfg.EscrowPerSite); err != nil {
 		return err
 	}
+	if s.follower != nil {
+		s.vault.young = time.Hour
+	}
 	if n, err := s.vault.tidy(ctx, s.store, DefaultTenant); err != nil {
 		return err
 	} else if n > 0 {
@@ -253,10 +276,7 @@ func (s *Server) prepare(ctx context.Context) error {
 	if s.blobs, err = blobs.Open(s.data.file(blobsDir)); err != nil {
 		return err
 	}
-	if err := s.sites.load(ctx, s.store, DefaultTenant); err != nil {
-		return err
-	}
-	return s.index.load(ctx, s.store, DefaultTenant)
+	return s.loadIndexes(ctx)
 }
 
 func (s *Server) openEnrollment() error {
@@ -369,7 +389,8 @@ func (s *Server) Run(ctx context.Context) (err error) {
 		g.Go(func() error { return ignoreClosed(metricsServer.Serve(metricsListener)) })
 	}
 	g.Go(func() error { return cert.renew(ctx) })
-	g.Go(func() error { return s.sweep(ctx) })
+	g.Go(func() error { return s.follower.run(ctx) })
+	g.Go(func() error { return s.lead(ctx) })
 	g.Go(func() error { return s.refresh(ctx) })
 	g.Go(func() error {
 		<-ctx.Done()

@@ -167,21 +167,36 @@ func birthFrozen(site fleet.Site) string {
 // change of the tenant and the charters of its sites is mended here.
 const refreshEvery = time.Hour
 
-// refresh keeps all sites' documents as the tenant wants them. It is told of
-// changes by s.stale.
+// refresh keeps all sites' documents as the tenant wants them, as soon as
+// s.stale says that something changed here.
 func (s *Server) refresh(ctx context.Context) error {
-	tick := time.NewTicker(refreshEvery)
-	defer tick.Stop()
 	for {
-		if err := s.refreshAll(ctx); err != nil && ctx.Err() == nil {
-			s.log.Error("charters not renewed", logError, err)
-		}
 		select {
-		case <-tick.C:
 		case <-s.stale:
+			s.refreshNow(ctx)
 		case <-ctx.Done():
 			return nil
 		}
+	}
+}
+
+// refreshHourly does the same now and then for what nobody said.
+func (s *Server) refreshHourly(ctx context.Context) error {
+	tick := time.NewTicker(refreshEvery)
+	defer tick.Stop()
+	for {
+		s.refreshNow(ctx)
+		select {
+		case <-tick.C:
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+func (s *Server) refreshNow(ctx context.Context) {
+	if err := s.refreshAll(ctx); err != nil && ctx.Err() == nil {
+		s.log.Error("charters not renewed", logError, err)
 	}
 }
 

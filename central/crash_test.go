@@ -12,6 +12,7 @@ import (
 	"sync"
 	"testing"
 
+	"github.com/muster-edge/muster/central/store/postgres/pgtest"
 	"github.com/muster-edge/muster/enroll/service/servicetest"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/internal/failpoint"
@@ -36,7 +37,11 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	code := m.Run()
+	if spec := os.Getenv(crashReplica); spec != "" {
+		fmt.Fprintln(os.Stderr, approving(spec))
+		os.Exit(1)
+	}
+	code := pgtest.Main(m)
 	if crashFiles != "" {
 		_ = os.RemoveAll(crashFiles) // what stays is in the directory for such
 	}

@@ -96,7 +96,9 @@ type vault struct {
 	dir string
 	// perSite bounds the bytes of one site.
 	perSite int64
-	slots   chan struct{}
+	// young is how old a file must be before tidy removes it.
+	young time.Duration
+	slots chan struct{}
 
 	mu     sync.Mutex
 	active map[string]time.Time // by uploader: zero while it uploads
@@ -257,6 +259,10 @@ func (v *vault) tidy(ctx context.Context, s store.Store, tenant string) (removed
 	}
 	for _, e := range entries {
 		if named[e.Name()] {
+			continue
+		}
+		// Other replicas may share the directory and be about to commit.
+		if info, err := e.Info(); err == nil && time.Since(info.ModTime()) < v.young {
 			continue
 		}
 		if err := os.Remove(v.path(tenant, e.Name())); err != nil {

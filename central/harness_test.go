@@ -52,8 +52,11 @@ func newHarness(t testing.TB, dir string) *harness {
 	return h
 }
 
-func openHarness(dir string, c *clock) (*harness, error) {
-	s, err := New(context.Background(), Config{Data: dir, Now: c.now, LabUnknownBoot: true, LabUnverified: true})
+func openHarness(dir string, c *clock) (*harness, error) { return openHarnessOn("", dir, c) }
+
+// openHarnessOn uses a PostgreSQL database, if one is given.
+func openHarnessOn(database, dir string, c *clock) (*harness, error) {
+	s, err := New(context.Background(), Config{Data: dir, Database: database, Now: c.now, LabUnknownBoot: true, LabUnverified: true})
 	if err != nil {
 		return nil, err
 	}
@@ -205,6 +208,68 @@ func (h *harness) issueNow(id fleet.RequestID, serial string) (enroll.Issued, er
 			LDevIDKey: r.Evidence.LDevIDKey,
 		}, nil
 	})
+}
+
+// again runs every transaction twice and keeps the second: what an engine does
+// that detects a conflict late.
+type again struct{ store.Store }
+
+var errAgain = errors.New("once more")
+
+func (a again) Update(ctx context.Context, f func(store.Tx) error) error {
+	err := a.Store.Update(ctx, func(t store.Tx) error { return errors.Join(f(t), errAgain) })
+	if !errors.Is(err, errAgain) {
+		return err
+	}
+	return a.Store.Update(ctx, f)
+}
+
+// TestActsRunAgain: no transaction of an act does harm by running twice, and
+// its results are those of the second run.
+func TestActsRunAgain(t *testing.T) {
+	h := newHarness(t, t.TempDir())
+	w := h.s.store.(*watched)
+	w.Store = again{w.Store}
+	h.scribe = &h.s.scribe
+	ctx := context.Background()
+	for i, name := range []string{"a", "b", "c"} {
+		r, err := h.File(ctx, servicetest.Filing(name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if name == "c" {
+			if err := h.Reject(r.ID, r.Revision); err != nil {
+				t.Fatal(err)
+			}
+			continue
+		}
+		if err := h.Approve(r.ID, r.Revision); err != nil {
+			t.Fatal(err)
+		}
+		out, err := h.issueNow(r.ID, fmt.Sprintf("0a0%d", i))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, f := range []func(fleet.NodeID) error{h.Deny, h.Allow} {
+			if err := f(r.Node); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if len(out.Documents) == 0 {
+			t.Error("no documents came with the certificate")
+		}
+	}
+	h.sound(t)
+	var sites []fleet.Site
+	if err := h.store.View(ctx, func(tx store.Reader) (err error) {
+		sites, err = tx.Sites(DefaultTenant, "", 10)
+		return err
+	}); err != nil || len(sites) != 1 {
+		t.Fatal(sites, err)
+	}
+	if e := h.s.sites.get(DefaultTenant, sites[0].Name); e.revision != sites[0].Revision || e.documents != sites[0].Ledger.Documents {
+		t.Errorf("memory says %+v, the database %+v", e, sites[0])
+	}
 }
 
 func TestEnrollmentStore(t *testing.T) {

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/central/store"
-	"github.com/muster-edge/muster/central/store/sqlite"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/pki/stepca"
@@ -27,7 +26,7 @@ func OpenLocal(ctx context.Context, dir string, now time.Time) (*Local, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := sqlite.Open(ctx, sqlite.Config{Path: d.file(databaseFile)})
+	s, err := openStore(ctx, "", d)
 	if err != nil {
 		return nil, errors.Join(err, d.close())
 	}

@@ -150,7 +150,7 @@ func (s *Server) addHealth(mux *http.ServeMux) {
 		ctx, cancel := context.WithTimeout(r.Context(), 2*time.Second)
 		defer cancel()
 		err := s.store.View(ctx, func(t store.Reader) error { _, err := t.Epoch(); return err })
-		if err != nil || !s.ready.Load() {
+		if err != nil || !s.ready.Load() || s.follower.behind() {
 			http.Error(w, "not ready", http.StatusServiceUnavailable)
 			return
 		}

@@ -275,6 +275,9 @@ func (s *Server) nodeOf(r *http.Request) (fleet.NodeID, error) {
 	if err != nil {
 		return "", refuse(connect.CodeUnauthenticated, "the certificate names no node")
 	}
+	if s.follower.behind() {
+		return id, refuse(connect.CodeUnavailable, "this replica has lost its database: try again, or another")
+	}
 	e, there := s.index.get(id)
 	key := sha256.Sum256(leaf.RawSubjectPublicKeyInfo)
 	switch {

@@ -56,7 +56,7 @@ type Shared interface {
 	// LastChange is the number of the newest commit: who reads everything
 	// after asking for it has missed nothing.
 	LastChange(ctx context.Context) (uint64, error)
-	// Changes returns what was committed after a number. The error is
+	// Changes returns what others committed after a number. The error is
 	// ErrForgotten if that is too long ago: then everything has to be read.
 	Changes(ctx context.Context, after uint64) (Changes, error)
 	// Lead waits until no other process leads, then runs f with a context that

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"net/url"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -47,6 +48,9 @@ func configShowCommand() *cobra.Command {
 			t.names = append(t.names, v.Name)
 		}
 		for _, v := range all {
+			if text, ok := v.Value.(string); ok && v.Name == "database" {
+				v.Value = withoutPassword(text)
+			}
 			if v.Name != "output" {
 				add(v)
 			}
@@ -61,4 +65,16 @@ func configShowCommand() *cobra.Command {
 		return f.write(cmd.OutOrStdout(), settings, t)
 	}
 	return cmd
+}
+
+// withoutPassword is a database URL as people may see it.
+func withoutPassword(text string) string {
+	u, err := url.Parse(text)
+	if text == "" || err == nil && !hasPassword(u) {
+		return text
+	}
+	if err != nil || u.Scheme == "" || u.Query().Has("password") {
+		return "(set)"
+	}
+	return u.Redacted()
 }

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"net/url"
 	"os"
 	"strings"
 	"time"
@@ -22,6 +23,7 @@ type serveSettings struct {
 	maxConns, maxConnsPerSource                                          int
 	blobQuota                                                            int64
 	data, operators, nodes, metrics                                      string
+	database, databaseFile                                               string
 	advertise, releaseKeys                                               []string
 	reportEvery                                                          time.Duration
 	labUnknownBoot, labUnverified                                        bool
@@ -34,6 +36,8 @@ type serveSettings struct {
 func (s *serveSettings) flags(cmd *cobra.Command) {
 	f := cmd.Flags()
 	f.StringVar(&s.data, "data", "", "directory of everything the centre keeps")
+	f.StringVar(&s.database, "database", "", "`URL` of a PostgreSQL database instead of SQLite in --data: postgres://USER@HOST/DATABASE?sslmode=verify-full; with a password only by environment or file, never on the command line")
+	f.StringVar(&s.databaseFile, "database-file", "", "`file` that holds the URL of the database (default: the file \"database\" in --data, if it is there)")
 	f.StringVar(&s.operators, "listen-operators", ":7443", "address for operators")
 	f.StringVar(&s.nodes, "listen-nodes", ":7444", "address for nodes; a load balancer in front must pass TLS through")
 	f.StringVar(&s.metrics, "metrics", "127.0.0.1:7490", "address for Prometheus metrics and health; \"-\" for none")
@@ -112,12 +116,26 @@ func (s *serveSettings) config(cmd *cobra.Command) (central.Config, error) {
 	var errs []error
 	bad := func(format string, args ...any) { errs = append(errs, fmt.Errorf(format, args...)) }
 	cfg := central.Config{
-		Data: s.data, Operators: s.operators, Nodes: s.nodes, Metrics: s.metrics, Advertise: s.advertise,
+		Data: s.data, Database: s.database, Operators: s.operators, Nodes: s.nodes, Metrics: s.metrics, Advertise: s.advertise,
 		LabUnknownBoot: s.labUnknownBoot, LabUnverified: s.labUnverified, ReportEvery: s.reportEvery, Version: version,
 		MaxConns: s.maxConns, MaxConnsPerSource: s.maxConnsPerSource, BlobQuota: s.blobQuota,
 	}
 	if s.data == "" {
 		bad("--data DIR is missing: the centre needs a directory to keep things in")
+	}
+	if u, err := url.Parse(s.database); s.database != "" && cmd.Flags().Changed("database") && (err != nil || hasPassword(u)) {
+		bad("--database: everybody on this host can read command lines: put a URL with a password into the file %s/%s (mode 0600), or into MUSTER_DATABASE", s.data, central.DatabaseFile)
+	}
+	if s.databaseFile != "" {
+		b, err := os.ReadFile(s.databaseFile)
+		switch {
+		case err != nil:
+			bad("--database-file: %w", err)
+		case s.database != "":
+			bad("--database and --database-file exclude each other")
+		default:
+			cfg.Database = strings.TrimSpace(string(b))
+		}
 	}
 	for _, name := range s.releaseKeys {
 		b, err := os.ReadFile(name)
@@ -156,6 +174,11 @@ func (s *serveSettings) config(cmd *cobra.Command) (central.Config, error) {
 		return cfg, exitError{2, err}
 	}
 	return cfg, nil
+}
+
+func hasPassword(u *url.URL) bool {
+	_, in := u.User.Password()
+	return in || u.Query().Has("password") || u.Scheme == ""
 }
 
 func (s *serveSettings) boot() (*central.BootConfig, error) {

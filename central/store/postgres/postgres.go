@@ -75,6 +75,8 @@ type Store struct {
 	reader    *sql.DB
 	maxEvents int
 	patience  time.Duration
+	// name begins the tokens of this process.
+	name string
 	// turn lets one Update of this process in at a time: a queue here costs
 	// the database nothing.
 	turn chan struct{}
@@ -99,7 +101,7 @@ func Open(ctx context.Context, cfg Config) (*Store, error) {
 	}
 	s := &Store{
 		config: c, writer: stdlib.OpenDB(*c), reader: stdlib.OpenDB(*c), maxEvents: cfg.MaxEvents, patience: cfg.Patience,
-		turn: make(chan struct{}, 1),
+		name: rand.Text() + ".", turn: make(chan struct{}, 1),
 	}
 	// The second one finds out what became of the first one's commit.
 	s.writer.SetMaxOpenConns(2)
@@ -278,7 +280,7 @@ func (s *Store) once(ctx context.Context, f func(store.Tx) error) error {
 	if in.broken != nil {
 		return fmt.Errorf("postgres: commit: a statement of the transaction had failed: %w", in.broken)
 	}
-	token := rand.Text()
+	token := s.name + rand.Text()
 	if err := log.Log(token); err != nil {
 		return err
 	}

@@ -24,7 +24,7 @@ func (s *Store) LastChange(ctx context.Context) (n uint64, err error) {
 // Changes implements store.Shared.
 func (s *Store) Changes(ctx context.Context, after uint64) (c store.Changes, err error) {
 	err = s.View(ctx, func(t store.Reader) error {
-		c, err = t.(tables.Tx).ChangesAfter(after)
+		c, err = t.(tables.Tx).ChangesAfter(after, s.name)
 		return err
 	})
 	return c, err

@@ -57,8 +57,9 @@ type Tx interface {
 	Log(token string) error
 	// Logged reports whether a transaction with this token was committed.
 	Logged(token string) (bool, error)
-	// ChangesAfter returns what was logged after a number.
-	ChangesAfter(after uint64) (store.Changes, error)
+	// ChangesAfter returns what was logged after a number, without what has a
+	// token that begins with own.
+	ChangesAfter(after uint64, own string) (store.Changes, error)
 	// LastChange is the number of the newest entry of the log.
 	LastChange() (uint64, error)
 	// Term is the number of the leader; NextTerm makes the caller the next.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strconv"
+	"strings"
 
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/central/store/tables/db"
@@ -61,7 +62,7 @@ func (t *tx) LastChange() (uint64, error) {
 }
 
 // ChangesAfter implements Tx.
-func (t *tx) ChangesAfter(after uint64) (store.Changes, error) {
+func (t *tx) ChangesAfter(after uint64, own string) (store.Changes, error) {
 	out := store.Changes{Last: after}
 	var err error
 	if out.Epoch, err = t.Epoch(); err != nil {
@@ -83,7 +84,7 @@ func (t *tx) ChangesAfter(after uint64) (store.Changes, error) {
 	}
 	for _, r := range rows {
 		out.Last = uint64(r.Seq)
-		if r.Body == "" {
+		if r.Body == "" || strings.HasPrefix(r.Token, own) {
 			continue
 		}
 		var all []store.Change
