@@ -134,7 +134,9 @@ func (x *node) powerOn() {
 	if diff := cmp.Diff(x.acked, j.Disk(), cmpopts.EquateEmpty()); x.boots > 0 && diff != "" {
 		x.w.t.Fatalf("%s lost an acknowledged write:\n%s", x.id, diff)
 	}
+	x.w.mu.Lock()
 	x.boots++
+	x.w.mu.Unlock()
 	x.dead.Store(false)
 	cfg := Config{
 		Self: x.id, Boot: fmt.Sprint("boot", x.boots), StateDir: dir, RunDir: dir, Listen: ":7445",
@@ -283,10 +285,16 @@ func (x *node) Wait(ctx context.Context) ([]discovery.Hint, error) {
 	for _, y := range x.w.nodes {
 		if y != x && x.w.reach(x, y) {
 			out = append(out, discovery.Hint{Source: discovery.SourceMulticast, Addr: netip.AddrPortFrom(y.at(), 7445),
-				Tag: discovery.Tag("t", "s"), Instance: fmt.Sprintf("%016d", y.boots), TTL: time.Hour})
+				Tag: discovery.Tag("t", "s"), Instance: fmt.Sprintf("%016d", y.started()), TTL: time.Hour})
 		}
 	}
 	return out, nil
+}
+
+func (x *node) started() int {
+	x.w.mu.Lock()
+	defer x.w.mu.Unlock()
+	return x.boots
 }
 
 func (x *node) at() netip.Addr {
