@@ -346,7 +346,7 @@ func (x *node) Dial(ctx context.Context, addr string) (Conn, error) {
 	}
 	for _, y := range x.w.nodes {
 		if y.at() == a.Addr() && x.w.reach(x, y) {
-			return &conn{x: x, y: y, m: y.m}, nil
+			return &conn{x: x, y: y, m: y.member()}, nil
 		}
 	}
 	return nil, errors.New("unreachable")
