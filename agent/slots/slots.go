@@ -281,6 +281,12 @@ func (k *Keeper) settle(ctx context.Context, state firmware.UpdateState, f firmw
 			failed = &x
 		}
 	case firmware.UpToDate:
+	case firmware.WritingSlot, firmware.Held:
+		// Something else is wanted by now, or stands in the way: no turn is kept
+		// for it.
+		if f.Health != firmware.Healthy {
+			return
+		}
 	default:
 		return
 	}

@@ -183,6 +183,7 @@ var cores = map[string][]string{
 	"fleet/statement":   {"fleet"},
 	"fleet/audit":       {"fleet"},
 	"fleet/text":        {"fleet"},
+	"fleet/turns":       {"fleet"},
 	"pxe":               {"fleet"},
 	"pki":               {"fleet"},
 	"enroll":            {"fleet", "pki"},
