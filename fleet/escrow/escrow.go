@@ -62,16 +62,38 @@ type Header struct {
 	Tenant string       `json:"tenant"`
 	Site   string       `json:"site"`
 	Node   fleet.NodeID `json:"node"`
-	// Cluster and Epoch are of the record at the time of the snapshot.
+	// Kind is KindSnapshot or KindDiskKey.
+	Kind string `json:"kind,omitempty"`
+	// Cluster and Epoch are of the record at the time of the snapshot; there
+	// are none for other kinds.
 	Cluster string    `json:"cluster"`
 	Epoch   uint64    `json:"epoch"`
 	Taken   time.Time `json:"taken"`
 }
 
+// Kinds of blobs.
+const (
+	// KindSnapshot holds Contents and an etcd snapshot.
+	KindSnapshot = ""
+	// KindDiskKey holds the recovery key of a node's data partition: one line
+	// of text.
+	KindDiskKey = "disk-key"
+)
+
 // Validate reports all problems of the header.
 func (h Header) Validate() error {
 	var errs []error
-	errs = append(errs, fleet.ValidateName("tenant", h.Tenant), fleet.ValidateName("site", h.Site), h.Node.Validate(), fleet.ValidateClusterUID(h.Cluster))
+	errs = append(errs, fleet.ValidateName("tenant", h.Tenant), fleet.ValidateName("site", h.Site), h.Node.Validate())
+	switch h.Kind {
+	case KindSnapshot:
+		errs = append(errs, fleet.ValidateClusterUID(h.Cluster))
+	case KindDiskKey:
+		if h.Cluster != "" || h.Epoch != 0 {
+			errs = append(errs, errors.New("a disk key belongs to no cluster"))
+		}
+	default:
+		errs = append(errs, fmt.Errorf("kind %.40q is not known", h.Kind))
+	}
 	if h.Epoch > fleet.MaxClusterEpoch {
 		errs = append(errs, fmt.Errorf("epoch %d is too large", h.Epoch))
 	}
