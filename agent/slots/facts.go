@@ -69,8 +69,8 @@ func older(t firmware.Target, run firmware.Slot) bool {
 func (k *Keeper) aboutTarget(ctx context.Context, f *firmware.UpdateFacts, t firmware.Target) {
 	hidden := firmware.StagedPrefix + t.Entry
 	if slices.ContainsFunc(f.Files, func(x firmware.BootFile) bool { return x.Name == hidden }) {
-		d, err := k.cfg.ESP.Digest(hidden)
-		f.StagedWhole = err == nil && d == t.Image
+		whole, err := k.cfg.ESP.Whole(hidden, t.Image, t.BootSize)
+		f.StagedWhole = err == nil && whole
 	}
 	other := f.Meta.Slots[f.Running.Other()]
 	_, failed := f.Meta.HasFailed(t.Image)
@@ -178,7 +178,7 @@ func (k *Keeper) orders(ctx context.Context, f firmware.UpdateFacts, w Wanted) (
 		case fleet.OrderRecover:
 			// The one-shot is set before the order is ticked off: a power cut in
 			// between starts recovery once more, never once less.
-			err = k.recovery("order "+o.ID+": "+o.Reason)
+			err = k.recovery("order " + o.ID + ": " + o.Reason)
 		case fleet.OrderDowngrade:
 			err = k.setPin(o, w.Stack)
 		default:

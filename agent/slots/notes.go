@@ -209,4 +209,3 @@ func clip(s string) string {
 	const most = 400
 	return strings.ToValidUTF8(s[:min(len(s), most)], "")
 }
-

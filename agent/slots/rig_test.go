@@ -213,7 +213,7 @@ func (e esp) Rename(from, to string) error {
 	return e.power()
 }
 
-func (e esp) Stage(_ context.Context, name string, want firmware.Digest, from io.Reader) error {
+func (e esp) Stage(_ context.Context, name string, want firmware.Digest, _ int64, from io.Reader) error {
 	b, err := io.ReadAll(from)
 	if err != nil {
 		return err
@@ -229,7 +229,9 @@ func (e esp) Stage(_ context.Context, name string, want firmware.Digest, from io
 	return nil
 }
 
-func (e esp) Digest(name string) (firmware.Digest, error) { return e.files[name], e.power() }
+func (e esp) Whole(name string, want firmware.Digest, _ int64) (bool, error) {
+	return e.files[name] == want, e.power()
+}
 
 type loader struct{ *rig }
 
@@ -295,7 +297,7 @@ func (s site) Turn(_ context.Context, t firmware.Target) (bool, string) {
 	return s.window, "the window is closed"
 }
 
-func (s site) Settled(_ context.Context, failed *firmware.FailedImage) error {
+func (s site) Settled(_ context.Context, _ firmware.Digest, _ string, failed *firmware.FailedImage) error {
 	s.settled++
 	if failed != nil {
 		s.told = append(s.told, *failed)

@@ -28,10 +28,11 @@ type ESP interface {
 	Look() (View, error)
 	Remove(name string) error
 	Rename(from, to string) error
-	// Stage writes a file of that digest and reads it back from the disk.
-	Stage(ctx context.Context, name string, want firmware.Digest, from io.Reader) error
-	// Digest reads a file from the disk.
-	Digest(name string) (firmware.Digest, error)
+	// Stage writes a file of that digest and size and reads it back from the
+	// disk.
+	Stage(ctx context.Context, name string, want firmware.Digest, size int64, from io.Reader) error
+	// Whole reads a file from the disk and says whether it is that one.
+	Whole(name string, want firmware.Digest, size int64) (bool, error)
 }
 
 // View is what an ESP looks like.
@@ -73,10 +74,10 @@ type Site interface {
 	// Turn says whether this node may restart now, and does what it takes: the
 	// window, the site's lock, the drain. It is asked again and again.
 	Turn(ctx context.Context, t firmware.Target) (ok bool, blocker string)
-	// Settled tells how this node came out of it: it runs what it should, or
-	// image failed here. It gives back the turn, if this node has it, and is
-	// called again and again.
-	Settled(ctx context.Context, failed *firmware.FailedImage) error
+	// Settled tells how this node came out of it: it runs image, or another one
+	// failed here. It gives back the turn, if this node has it, and is called
+	// again and again.
+	Settled(ctx context.Context, image firmware.Digest, version string, failed *firmware.FailedImage) error
 	// Judging is called while the running system is not known to be healthy:
 	// a turn is kept.
 	Judging(ctx context.Context)
@@ -290,7 +291,8 @@ func (k *Keeper) settle(ctx context.Context, state firmware.UpdateState, f firmw
 	default:
 		return
 	}
-	if err := k.cfg.Site.Settled(ctx, failed); err != nil {
+	run := f.Meta.Slots[f.Running]
+	if err := k.cfg.Site.Settled(ctx, run.Image, run.Version, failed); err != nil {
 		k.log.Warn("the site was not told that this node is back", "err", err)
 	}
 }
@@ -331,7 +333,7 @@ func (k *Keeper) act(ctx context.Context, a firmware.UpdateAction, f firmware.Up
 	case firmware.WriteImage:
 		return k.write(ctx, a.Slot, f)
 	case firmware.StageFile:
-		return k.stage(ctx, a.File, f.Target.Image)
+		return k.stage(ctx, a.File, *f.Target)
 	case firmware.TakeEtcdSnapshot:
 		return k.cfg.Site.Snapshot(ctx, f.Target.Image)
 	case firmware.SetOneShot:
@@ -376,11 +378,11 @@ func (k *Keeper) write(ctx context.Context, slot firmware.SlotID, f firmware.Upd
 	})
 }
 
-func (k *Keeper) stage(ctx context.Context, name string, image firmware.Digest) error {
-	r, err := k.cfg.Images.Boot(ctx, image)
+func (k *Keeper) stage(ctx context.Context, name string, t firmware.Target) error {
+	r, err := k.cfg.Images.Boot(ctx, t.Image)
 	if err != nil {
 		return err
 	}
 	defer r.Close()
-	return k.cfg.ESP.Stage(ctx, name, image, r)
+	return k.cfg.ESP.Stage(ctx, name, t.Image, t.BootSize, r)
 }

@@ -362,4 +362,3 @@ func FuzzNotes(f *testing.F) {
 		}
 	})
 }
-
