@@ -160,9 +160,10 @@ func (s *shop) neverBack(ctx context.Context, st step, founder *box, lost []*box
 	founderLost := slices.Contains(lost, founder)
 	if !founderLost {
 		// The founder's API comes back in any case: from quorum or from a
-		// reset to its own data.
+		// reset to its own data. While a plan is open those that it names may
+		// hold what servers hold, so it is waited for that it ends.
 		_, err := s.watch.rests(ctx, "API", healLimit, rest, func(v view) bool {
-			return v.any && v.best.API && len(v.growing()) == 1 && (oddVoters(v) || len(v.blockers()) > 0) && v.best.ready() >= left
+			return v.any && v.best.API && len(v.growing()) == 1 && !slices.Contains(v.states(), "leading") && (oddVoters(v) || len(v.blockers()) > 0) && v.best.ready() >= left
 		})
 		return s.l.Check("without the lost box the site serves, with 1 or 3 voters or a named blocker", err)
 	}
