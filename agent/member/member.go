@@ -89,6 +89,8 @@ type view struct {
 	running  map[cb.ActionKind]bool
 
 	snapshot string // plan of the newest snapshot that is kept elsewhere
+	// updateSnapshot is the image before which a snapshot was taken.
+	updateSnapshot string
 	// escrowAt is when (Mono) the next copy of the datastore is due; 0 at first.
 	escrowAt time.Duration
 	failures map[string]string // what could not be done, for people

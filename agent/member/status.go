@@ -9,6 +9,9 @@ import (
 	"strings"
 	"time"
 
+	"github.com/muster-edge/muster/agent/data"
+	"github.com/muster-edge/muster/agent/slots"
+	cb "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/text"
 )
@@ -41,6 +44,10 @@ type Report struct {
 	Slot   string `json:"slot"`
 	Digest string `json:"digest"`
 	Boot   string `json:"boot"`
+	// System is what the node does about its own system; nil if no slot runs.
+	System *slots.Now `json:"system,omitempty"`
+	// Data is the data partition; nil if this system has none of ours.
+	Data *data.Report `json:"data,omitempty"`
 	// Charter is the version of the site's charter, "" without one.
 	Charter string `json:"charter"`
 	// LastCentral is when the centre last answered.
@@ -230,6 +237,12 @@ func (r Report) Text() string {
 	if r.Enrolled != "" {
 		say("  Centre: %s", text.Clean(r.Enrolled, 300))
 	}
+	if x := r.System; x != nil {
+		say("  System: %s, %s", cmp.Or(text.Clean(x.Version, 60), "unknown"), text.Clean(x.Reason, 300))
+	}
+	if d := r.Data; d != nil && (!d.Encrypted || d.Help != "") {
+		say("  Disk: %s %s", text.Clean(d.Reason, 300), text.Clean(d.Help, 300))
+	}
 	say("")
 	if len(r.Peers) == 0 {
 		say("It sees no other machine of this site.")
@@ -270,4 +283,13 @@ func ago(d time.Duration) string {
 		return fmt.Sprintf("%d hours ago", int(d.Hours()))
 	}
 	return fmt.Sprintf("%d days ago", int(d.Hours()/24))
+}
+
+// Observed returns what was last seen of this node's k3s, and its role in the
+// journal.
+func (m *Member) Observed() (cb.K3s, cb.Role) {
+	role := m.cfg.Journal.Disk().Role
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.k3s, role
 }

@@ -120,6 +120,9 @@ func (k *Keeper) tell(state firmware.UpdateState, acts []firmware.UpdateAction, 
 		n.Reason = w.Why
 	}
 	n.NeedsPerson = state == firmware.RolledBack || state == firmware.Held
+	k.mu.Lock()
+	k.troubles = 0
+	k.mu.Unlock()
 	k.show(n)
 }
 
@@ -149,9 +152,10 @@ func (k *Keeper) show(n Now) {
 func (k *Keeper) trouble(err error) {
 	k.mu.Lock()
 	n := k.now
+	k.troubles++
+	n.NeedsPerson = k.troubles >= many
 	k.mu.Unlock()
 	n.Reason = "I cannot look after my slots: " + err.Error()
-	n.NeedsPerson = true
 	k.show(n)
 }
 

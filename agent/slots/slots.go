@@ -153,8 +153,12 @@ const (
 	idlePause = 15 * time.Second
 	// soonPause follows something that was done.
 	soonPause = 200 * time.Millisecond
-	// failPause follows something that failed.
+	// failPause follows something that failed; many of them in a row need a
+	// person.
 	failPause = 5 * time.Second
+	many      = 60
+	// sitting is how long an image is fetched before the loop looks again.
+	sitting = 10 * time.Minute
 )
 
 // errRestart ends the loop: this system is about to end.
@@ -168,6 +172,8 @@ type Keeper struct {
 
 	mu  sync.Mutex
 	now Now
+	// troubles counts failures in a row.
+	troubles int
 }
 
 // New checks the configuration.
@@ -261,6 +267,10 @@ func (k *Keeper) Step(ctx context.Context) (time.Duration, error) {
 		}
 		k.log.Info("slots", "state", state.String(), "action", a.Kind.String(), "slot", a.Slot.String(), "file", a.File, "to", a.To, "reason", a.Reason)
 		if err := k.do(ctx, a, f); err != nil {
+			if errors.Is(err, context.DeadlineExceeded) && ctx.Err() == nil {
+				// Fetching pauses now and then, so that orders are heard.
+				return soonPause, nil
+			}
 			if !errors.Is(err, errRestart) {
 				k.trouble(fmt.Errorf("%s: %w", a.Kind, err))
 			}
@@ -354,6 +364,8 @@ var errOther = errors.New("slots: the record was changed meanwhile; I look again
 // record is written.
 func (k *Keeper) write(ctx context.Context, slot firmware.SlotID, f firmware.UpdateFacts) error {
 	u := *f.Meta.Update
+	ctx, cancel := context.WithTimeout(ctx, sitting)
+	defer cancel()
 	return k.cfg.Images.Write(ctx, slot, u.Image, u.Verified, func(verified int64) error {
 		if err := k.at("slots.write-image.note"); err != nil {
 			return err
@@ -379,6 +391,8 @@ func (k *Keeper) write(ctx context.Context, slot firmware.SlotID, f firmware.Upd
 }
 
 func (k *Keeper) stage(ctx context.Context, name string, t firmware.Target) error {
+	ctx, cancel := context.WithTimeout(ctx, sitting)
+	defer cancel()
 	r, err := k.cfg.Images.Boot(ctx, t.Image)
 	if err != nil {
 		return err

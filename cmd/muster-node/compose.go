@@ -19,6 +19,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/muster-edge/muster/agent"
+	"github.com/muster-edge/muster/agent/data"
 	"github.com/muster-edge/muster/agent/facts"
 	"github.com/muster-edge/muster/agent/hostnet"
 	"github.com/muster-edge/muster/agent/journal"
@@ -63,6 +64,7 @@ type nodeAgent struct {
 	up       *uplink.Uplink
 	hw       fleet.Hardware
 	site     fleet.SiteConfig
+	system   *system // nil where no slot runs
 }
 
 // run is the whole life of the agent. What is missing at the start is waited
@@ -185,10 +187,18 @@ func (a *nodeAgent) join(ctx context.Context, p parts) error {
 	if !ok {
 		return nil
 	}
+	sys, err := a.newSystem(p, m, up)
+	if err != nil {
+		// The site matters more than updates: it goes on, and says so.
+		a.log.Error("this node cannot look after its own system", "err", err)
+	}
 	a.mu.Lock()
-	a.member, a.up = m, up
+	a.member, a.up, a.system = m, up, sys
 	a.mu.Unlock()
 	g, ctx := errgroup.WithContext(ctx)
+	if sys != nil {
+		g.Go(func() error { return sys.keeper.Run(ctx) })
+	}
 	g.Go(func() error { return m.Run(ctx, member.DialPeers(pr)) })
 	g.Go(func() error { return pr.Run(ctx, ln) })
 	g.Go(func() error { return up.Run(ctx) })
@@ -252,6 +262,15 @@ func (a *nodeAgent) uplink(p parts, key *ecdsa.PublicKey, withdrawn *withdrawnOr
 				r.EscrowOffer = up.Offer(adm.Tenant, adm.Site)
 			}
 			return r
+		},
+		System: func() *musterv1.SystemReport {
+			a.mu.Lock()
+			s := a.system
+			a.mu.Unlock()
+			if s == nil {
+				return nil
+			}
+			return s.report()
 		},
 		Outcomes:     func() []*musterv1.OrderOutcome { return a.current().Outcomes() },
 		Acknowledged: func(t []*musterv1.OrderOutcome, ids []string) error { return a.current().Acknowledged(t, ids) },
@@ -360,7 +379,7 @@ func (a *nodeAgent) alive() bool {
 // answer is what status prints.
 func (a *nodeAgent) answer() ([]byte, error) {
 	a.mu.Lock()
-	m, up, node, starting, since, fault := a.member, a.up, a.node, a.starting, a.since, a.fault
+	m, up, node, starting, since, fault, sys := a.member, a.up, a.node, a.starting, a.since, a.fault, a.system
 	image := a.site.Image + "@" + a.site.Version
 	secure := a.hw.SecureBoot
 	a.mu.Unlock()
@@ -380,6 +399,14 @@ func (a *nodeAgent) answer() ([]byte, error) {
 		r.Image = image
 	}
 	r.Slot, r.Digest = slotOf()
+	if sys != nil {
+		now := sys.keeper.Now()
+		r.System, r.Slot = &now, sys.box.sys.Slot.String()
+		r.NeedsPerson = r.NeedsPerson || now.NeedsPerson
+	}
+	if d, err := data.ReadReport(dataReport()); err == nil && d.State != "" {
+		r.Data = &d
+	}
 	r.Boot = bootOf(secure, a.o.readEventLog)
 	if up != nil {
 		s := up.State()

@@ -24,6 +24,8 @@ const usage = `usage: muster-node COMMAND
   facts [-o json]   print what this machine says of its hardware
   agent [flags]     be a member of the site: find peers, form the cluster, heal it
   status [-o json]  what this node does, why it waits, whom it sees
+  slot COMMAND      the two slots of this disk: list, rollback, mark-bad, forgive, recover
+  data [COMMAND]    make, unlock and mount the data partition
   k3s [flags]       run k3s as the role file says (started by the node agent)
 As PID 1 (or started as /init) it is the recovery image's init.`
 
@@ -47,6 +49,10 @@ func run(args []string) int {
 		return runAgent(args[1:])
 	case len(args) > 0 && args[0] == "status":
 		return status(args[1:])
+	case len(args) > 0 && args[0] == "slot":
+		return slotCommand(args[1:])
+	case len(args) > 0 && args[0] == "data":
+		return dataCommand(args[1:])
 	case len(args) > 0 && args[0] == "k3s":
 		return launchK3s(args[1:])
 	case len(args) > 0 && args[0] == "k3s-child":

@@ -77,6 +77,8 @@ type Config struct {
 	Cluster      func() *musterv1.ClusterReport
 	Outcomes     func() []*musterv1.OrderOutcome
 	Acknowledged func(told []*musterv1.OrderOutcome, ids []string) error
+	// System is what the node does about its own system. Optional.
+	System func() *musterv1.SystemReport
 	// Standing is told the orders that the centre still wants carried out.
 	Standing func(ids []string)
 	// Health are the bits of health; Hardware is part of the status digest.
@@ -106,6 +108,9 @@ type Uplink struct {
 	told    [32]byte // digest of the cluster report that the centre has
 	reports int
 	wanted  bool
+	// The same for the system report.
+	toldSystem   [32]byte
+	wantedSystem bool
 	// private is the key that snapshots are handed over to; see Offer.
 	private, public, offer []byte
 	offerFor               string
@@ -394,6 +399,14 @@ func (u *Uplink) report(ctx context.Context) (time.Duration, error) {
 	if cluster != nil && (u.wanted || digest != u.told || u.reports%everyNth == 0) {
 		m.Cluster = cluster
 	}
+	var system *musterv1.SystemReport
+	if u.cfg.System != nil {
+		system = u.cfg.System()
+	}
+	systemDigest := digestOfMessage(system)
+	if system != nil && (u.wantedSystem || systemDigest != u.toldSystem || u.reports%everyNth == 0) {
+		m.System = system
+	}
 	m.Epoch, m.Version = u.have.GetEpoch(), u.have.GetN()
 	u.reports++
 	u.mu.Unlock()
@@ -412,7 +425,10 @@ func (u *Uplink) report(ctx context.Context) (time.Duration, error) {
 	if m.Cluster != nil {
 		u.told = digest
 	}
-	u.wanted = answer.GetWantCluster()
+	if m.System != nil {
+		u.toldSystem = systemDigest
+	}
+	u.wanted, u.wantedSystem = answer.GetWantCluster(), answer.GetWantSystem()
 	pull := u.have == nil || u.site != answer.GetSite() || !proto.Equal(u.have, answer.GetDocuments())
 	u.mu.Unlock()
 	if u.cfg.Acknowledged != nil && len(answer.GetAcknowledged()) > 0 {
@@ -429,10 +445,30 @@ func (u *Uplink) report(ctx context.Context) (time.Duration, error) {
 	if s := answer.GetNextReportSeconds(); s > 0 {
 		next = min(max(time.Duration(s)*time.Second, minReport), maxReport)
 	}
-	if answer.GetWantCluster() {
+	if answer.GetWantCluster() || answer.GetWantSystem() {
 		next = min(next, minReport)
 	}
 	return next - time.Duration(float64(next)*0.2*mrand.Float64()), nil
+}
+
+// Files is how blobs and manifests are asked for at the centre; ok is false
+// while there is no certificate.
+func (u *Uplink) Files() (c *http.Client, base string, ok bool) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.http, u.cfg.Centres[u.at], u.http != nil
+}
+
+// digestOfMessage is zero for a message that is not there.
+func digestOfMessage(m *musterv1.SystemReport) [32]byte {
+	if m == nil {
+		return [32]byte{}
+	}
+	b, err := proto.MarshalOptions{Deterministic: true}.Marshal(m)
+	if err != nil {
+		return [32]byte{}
+	}
+	return sha256.Sum256(b)
 }
 
 func digestOf(c *musterv1.ClusterReport) [32]byte {

@@ -1,0 +1,185 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"path/filepath"
+	"runtime"
+	"time"
+
+	"github.com/muster-edge/muster/agent/data"
+	"github.com/muster-edge/muster/agent/fetch"
+	"github.com/muster-edge/muster/agent/member"
+	"github.com/muster-edge/muster/agent/member/uplink"
+	"github.com/muster-edge/muster/agent/slots"
+	"github.com/muster-edge/muster/agent/slots/metal"
+	"github.com/muster-edge/muster/agent/spool"
+	"github.com/muster-edge/muster/api"
+	musterv1 "github.com/muster-edge/muster/api/muster/v1"
+	cb "github.com/muster-edge/muster/cluster-bootstrap"
+	"github.com/muster-edge/muster/cluster-bootstrap/k3s"
+	"github.com/muster-edge/muster/firmware"
+	"github.com/muster-edge/muster/firmware/disk"
+	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/statement"
+)
+
+// system is the agent's part for its own system: nothing of it exists where no
+// slot runs, as in the host lab.
+type system struct {
+	keeper *slots.Keeper
+	box    *box
+	m      *member.Member
+	p      parts
+	up     *uplink.Uplink
+	man    *k3s.Manager
+	k      *k3s.Turns
+	images *metal.Images
+	paths  k3s.Paths
+	log    *slog.Logger
+	start  time.Duration
+}
+
+// steady is how long k3s must have run to count as one that stays up.
+const steady = time.Minute
+
+// newSystem is nil without error where no slot runs.
+func (a *nodeAgent) newSystem(p parts, m *member.Member, up *uplink.Uplink) (*system, error) {
+	b, err := openBox(a.o.paths.Run)
+	if errors.Is(err, disk.ErrNoSlot) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	keys, err := statement.ParseKeys([]byte(p.site.ReleaseKeysPEM))
+	if err != nil {
+		return nil, fmt.Errorf("muster-node: site.json of this image has no release key, so that no update can be believed: %w", err)
+	}
+	s := &system{box: b, m: m, p: p, up: up, paths: a.o.paths.WithDefaults(), log: a.log, start: member.Boottime()}
+	s.k = &k3s.Turns{Paths: s.paths, Now: p.clock.now}
+	s.images = &metal.Images{Dir: filepath.Join(a.o.paths.State, "images"), ReleaseKeys: keys, Arch: runtime.GOARCH, Parts: b.sys.Parts,
+		Fetcher: s.fetcher, Manifest: s.manifest, WriteSlot: metal.WriteSlot}
+	s.keeper, err = slots.New(slots.Config{
+		Record: b.record(), ESP: b.esp, Loader: metal.Loader{}, Images: s.images, Running: b.running,
+		Site: slots.NewTurns(slots.TurnsConfig{
+			Self: p.id, Cluster: s.k, Clustered: s.clustered, Policy: s.policy, Busy: s.busy,
+			SnapshotTaken: s.snapshotTaken, TakeSnapshot: m.TakeUpdateSnapshot, Now: p.clock.now, Mono: member.Boottime, Log: a.log,
+		}),
+		Health: s.health, Wanted: s.wanted, Target: s.images.Target, Done: s.done,
+		Dir: filepath.Join(a.o.paths.State, "slots"), Run: a.o.paths.Run, Tells: m.Tell, Log: a.log,
+	})
+	return s, err
+}
+
+func (s *system) charter() *fleet.Charter { return s.p.papers.Documents().Charter }
+
+func (s *system) policy() fleet.UpdatePolicy {
+	if c := s.charter(); c != nil {
+		return c.UpdatePolicy()
+	}
+	return fleet.DefaultUpdate()
+}
+
+func (s *system) clustered() bool {
+	_, role := s.m.Observed()
+	return role != cb.RoleNone
+}
+
+// busy: servers change while a plan, a lease or a reset is under way.
+func (s *system) busy() string {
+	k, role := s.m.Observed()
+	switch {
+	case role == cb.RoleCandidate:
+		return "this node is becoming a server"
+	case k.Ledger != nil && k.Ledger.Plan.Active():
+		return "the cluster is changing its servers"
+	}
+	return ""
+}
+
+func (s *system) snapshotTaken(image string) bool {
+	_, role := s.m.Observed()
+	return role != cb.RoleServer || s.m.HasUpdateSnapshot(image)
+}
+
+// health are the facts of the gate, all of them about this box.
+func (s *system) health(ctx context.Context) firmware.Health {
+	k, role := s.m.Observed()
+	ready, answers := s.k.OwnReady(ctx, s.p.id)
+	h := firmware.Health{Up: member.Boottime(), RootVerified: true, Identity: true, Wanted: role != cb.RoleNone,
+		Process: k.Process != cb.ProcessNone && k.Running >= steady, NodeReady: ready, APIReachable: answers,
+		Server: role == cb.RoleServer, Quorum: k.API}
+	for _, x := range k.Members {
+		h.Member = h.Member || x.Node == s.p.id && !x.Learner
+	}
+	r, err := data.ReadReport(dataReport())
+	h.DataMounted = err == nil && (r.State == data.Mounted || r.State == "")
+	return h
+}
+
+func (s *system) wanted(ctx context.Context) slots.Wanted {
+	var w slots.Wanted
+	c := s.charter()
+	now := s.p.clock.now()
+	w.Orders = s.p.papers.Orders(now)
+	if c == nil || c.Stack == nil {
+		return w
+	}
+	w.Stack = fmt.Sprintf("%x", []byte(c.Stack.SHA256))
+	ref, err := s.images.Stack(ctx, *c.Stack, c.Tenant)
+	if err != nil {
+		w.Why = "The stack version " + c.Stack.ID() + " is not known in full yet: " + err.Error()
+		return w
+	}
+	w.Image = ref
+	return w
+}
+
+func (s *system) done(o fleet.Order, text string) error {
+	_, err := s.p.spool.Keep(spool.Entry{Time: s.p.clock.now(), Kind: member.OutcomeKind, Object: o.ID, Text: text, Fields: map[string]string{"state": "done"}})
+	return err
+}
+
+func (s *system) sources() []fetch.Source {
+	var out []fetch.Source
+	if c, base, ok := s.up.Files(); ok {
+		out = append(out, fetch.HTTP{Label: "centre", Base: base, Client: c})
+	}
+	return out
+}
+
+func (s *system) fetcher() *fetch.Fetcher {
+	return &fetch.Fetcher{Sources: s.sources, Rate: s.policy().RateKbit * 1000 / 8, Log: s.log}
+}
+
+func (s *system) manifest(ctx context.Context, image firmware.Digest) ([]byte, error) {
+	var problems []error
+	for _, x := range s.sources() {
+		h, ok := x.(fetch.HTTP)
+		if !ok {
+			continue
+		}
+		b, err := h.Manifest(ctx, image, fleet.MaxManifest)
+		if err == nil {
+			return b, nil
+		}
+		problems = append(problems, err)
+	}
+	return nil, errors.Join(append([]error{errors.New("nobody who has the manifest can be asked")}, problems...)...)
+}
+
+// report is what the centre is told.
+func (s *system) report() *musterv1.SystemReport {
+	var stack *fleet.StackRef
+	if c := s.charter(); c != nil {
+		stack = c.Stack
+	}
+	var warnings []string
+	if r, err := data.ReadReport(dataReport()); err == nil && r.State != "" && (!r.Encrypted || r.Escrow == data.EscrowNone || r.Help != "") {
+		warnings = append(warnings, r.Reason)
+	}
+	return api.SystemReportToProto(s.keeper.Now().Report(stack, warnings))
+}
