@@ -26,13 +26,23 @@ func OpenLocal(ctx context.Context, dir string, now time.Time) (*Local, error) {
 	if err != nil {
 		return nil, err
 	}
-	s, err := openStore(ctx, "", d)
+	l, err := openLocal(ctx, d, now)
 	if err != nil {
 		return nil, errors.Join(err, d.close())
 	}
+	return l, nil
+}
+
+// openLocal opens the database of a directory that is ours. On an error the
+// directory stays open.
+func openLocal(ctx context.Context, d *dataDir, now time.Time) (*Local, error) {
+	s, err := openStore(ctx, "", d)
+	if err != nil {
+		return nil, err
+	}
 	l := &Local{d, s}
 	if err := ensureTenant(ctx, s, act{actor: "system", now: now}); err != nil {
-		return nil, errors.Join(err, l.Close())
+		return nil, errors.Join(err, s.Close())
 	}
 	return l, nil
 }

@@ -68,7 +68,7 @@ func rootCommand() *cobra.Command {
 		auditCommand(),
 		rootsCommand(),
 		caCommand(),
-		restoredCommand(),
+		restoredCommand(), backupCommand(), restoreCommand(), databaseCommand(),
 		bootCommand(),
 		configCommand(),
 	)

@@ -158,3 +158,37 @@ func clock(n int64) time.Time {
 	}
 	return time.Unix(0, n).UTC()
 }
+
+// Raw is a database below the objects: for backup and copy.
+type Raw interface {
+	// Engine is "sqlite" or "postgres".
+	Engine() string
+	// TableList is the statement that lists the tables, in the order in which
+	// they were made: what a row belongs to comes before it.
+	TableList() string
+	// Read runs f over one snapshot, Write in one transaction.
+	Read(ctx context.Context, f func(DBTX) error) error
+	Write(ctx context.Context, f func(DBTX) error) error
+	Close() error
+}
+
+// MigrateTo brings an empty database to the schema that has these migrations.
+func MigrateTo(ctx context.Context, d *sql.DB, dialect goose.Dialect, files fs.FS, schema []int64) error {
+	known := make(map[int64]bool)
+	all, err := provider(d, dialect, files)
+	if err != nil {
+		return err
+	}
+	for _, s := range all.ListSources() {
+		known[s.Version] = true
+	}
+	for _, v := range schema {
+		if !known[v] {
+			return fmt.Errorf("tables: make schema: migration %d is not known here: use the muster that wrote this, or a newer one", v)
+		}
+		if _, err := all.ApplyVersion(ctx, v, true); err != nil && !errors.Is(err, goose.ErrAlreadyApplied) {
+			return fmt.Errorf("tables: make schema: %w", err)
+		}
+	}
+	return nil
+}
