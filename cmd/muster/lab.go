@@ -33,7 +33,7 @@ that are namespaces with a disk, a TPM and a cable each, on a network of their
 own. The host's network is never touched, and when the lab ends, however it
 ends, nothing of it is left but its logs.`,
 	}
-	cmd.AddCommand(labRunCommand(), labUpCommand(), labListCommand(), labLogsCommand(), labExecCommand(), labPowerCommand(), labDownCommand(), labPruneCommand(), labInsideCommand(), labNodeCommand())
+	cmd.AddCommand(labRunCommand(), labUpCommand(), labListCommand(), labLogsCommand(), labExecCommand(), labPowerCommand(), labDownCommand(), labPruneCommand(), labInsideCommand(), labNodeCommand(), labFleetCommand())
 	return cmd
 }
 
