@@ -168,6 +168,9 @@ func (s management) ListRequests(ctx context.Context, q *musterv1.ListRequestsRe
 			return nil, invalid("%v", err)
 		}
 	}
+	if q.After != "" && fleet.RequestID(q.After).Validate() != nil {
+		return nil, invalid("after is no request ID")
+	}
 	limit := limitOf(q.Limit)
 	out := &musterv1.ListRequestsResponse{}
 	err := s.store.View(ctx, func(t store.Reader) error {
@@ -176,8 +179,12 @@ func (s management) ListRequests(ctx context.Context, q *musterv1.ListRequestsRe
 			return err
 		}
 		out.Lab = lab
-		requests, err := some(c.part(t), access.Request, limit+1, func(count int) ([]fleet.Request, error) { return t.Requests(c.Tenant, state, count) },
-			func(r fleet.Request) string { return r.Site })
+		requests, err := some(c.part(t), access.Request, limit+1, func(count int) ([]fleet.Request, error) {
+			if q.After != "" {
+				return t.RequestsAfter(c.Tenant, state, fleet.RequestID(q.After), count)
+			}
+			return t.Requests(c.Tenant, state, count)
+		}, func(r fleet.Request) string { return r.Site })
 		if len(requests) > limit {
 			requests, out.More = requests[:limit], true
 		}

@@ -69,6 +69,9 @@ type Reader interface {
 	// Requests returns at most count requests, oldest first for one state,
 	// newest first for all (state nil).
 	Requests(tenant string, state *fleet.RequestState, count int) ([]fleet.Request, error)
+	// RequestsAfter goes on after a request of such a list, whatever its state
+	// is now.
+	RequestsAfter(tenant string, state *fleet.RequestState, after fleet.RequestID, count int) ([]fleet.Request, error)
 	// RequestsOfNode returns all requests of a node, oldest first.
 	RequestsOfNode(tenant string, node fleet.NodeID) ([]fleet.Request, error)
 	// FindRequests returns at most count requests whose ID, node ID or words

@@ -46,20 +46,34 @@ func listing(use, short string, aliases []string, list func(*cobra.Command, *cen
 	return cmd
 }
 
+// maxListed bounds what is printed: an attacker can file very many requests.
+const maxListed = 100000
+
 func getRequestsCommand() *cobra.Command {
 	var state string
 	cmd := listing("requests", "List enrollment requests: who waits for approval, and who was decided on", []string{"request"},
 		func(cmd *cobra.Command, c *centre) (any, table, error) {
-			out, err := c.ListRequests(cmd.Context(), &musterv1.ListRequestsRequest{State: state})
-			if err != nil {
-				return nil, table{}, err
-			}
-			requests, err := requestsFrom(out.Requests)
-			if err != nil {
-				return nil, table{}, err
-			}
-			if out.More {
-				fmt.Fprintf(cmd.ErrOrStderr(), "only the first %d are listed; narrow it with --state\n", len(requests))
+			requests := []fleet.Request{}
+			q := &musterv1.ListRequestsRequest{State: state}
+			out, err := c.ListRequests(cmd.Context(), q)
+			for {
+				if err != nil {
+					return nil, table{}, err
+				}
+				page, err2 := requestsFrom(out.Requests)
+				if err2 != nil {
+					return nil, table{}, err2
+				}
+				requests = append(requests, page...)
+				if !out.More || len(page) == 0 {
+					break
+				}
+				if len(requests) >= maxListed {
+					fmt.Fprintf(cmd.ErrOrStderr(), "only the first %d are listed; narrow it with --state\n", len(requests))
+					break
+				}
+				q.After = string(page[len(page)-1].ID)
+				out, err = c.ListRequests(cmd.Context(), q)
 			}
 			t := requestTable(requests)
 			t.lab = out.Lab

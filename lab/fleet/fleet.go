@@ -94,6 +94,10 @@ type Result struct {
 	ListMS float64 `json:"list_ms"`
 	DB     string  `json:"db"`
 
+	// FirstErrors are calls that failed in the first round, in which every
+	// node reports whole because the centre has just started. Nodes call again.
+	FirstErrors int `json:"first_round_errors"`
+
 	Calls   int                `json:"calls"`
 	Pending int                `json:"pending"`
 	Retries int                `json:"herd_retries"`
@@ -154,10 +158,10 @@ func Run(ctx context.Context, cfg Config) (r Result, err error) {
 
 	cfg.Say("steady state for %s", cfg.For)
 	cpu, own, began := c.cpu(), ownCPU(), time.Now()
-	calls, failed := steady(ctx, nodes, cfg)
+	calls, first, failed := steady(ctx, nodes, cfg)
 	took := time.Since(began).Seconds()
 	r.CPUCores, r.SimulatorCores = (c.cpu()-cpu)/took, (ownCPU()-own)/took
-	r.Calls, r.Errors = len(calls), failed
+	r.Calls, r.Errors, r.FirstErrors = len(calls), failed, first
 	r.P50MS, r.P99MS = percentile(calls, .50), percentile(calls, .99)
 
 	cfg.Say("all nodes come back within one second")
@@ -408,7 +412,7 @@ func (n *node) call(ctx context.Context, count int) error {
 // steady lets all nodes call at their pace and returns how long calls took, in
 // milliseconds, and how many failed. The first round, in which the centre asks
 // each node for the whole, is not measured.
-func steady(ctx context.Context, nodes []*node, cfg Config) (ms []float64, failed int) {
+func steady(ctx context.Context, nodes []*node, cfg Config) (ms []float64, first, failed int) {
 	var mu sync.Mutex
 	var wg sync.WaitGroup
 	end, cancel := context.WithTimeout(ctx, cfg.For+cfg.ReportEvery)
@@ -431,11 +435,14 @@ func steady(ctx context.Context, nodes []*node, cfg Config) (ms []float64, faile
 					continue
 				}
 				mu.Lock()
-				if err != nil {
+				switch {
+				case err != nil && began.Before(measured):
+					first++
+				case err != nil:
 					if failed++; failed <= 3 {
 						cfg.Say("a call failed: %v", err)
 					}
-				} else {
+				default:
 					ms = append(ms, took)
 				}
 				mu.Unlock()
@@ -443,7 +450,7 @@ func steady(ctx context.Context, nodes []*node, cfg Config) (ms []float64, faile
 		})
 	}
 	wg.Wait()
-	return ms, failed
+	return ms, first, failed
 }
 
 // rush lets all nodes call within one second after an outage so long that no

@@ -184,7 +184,9 @@ type ListRequestsRequest struct {
 	// Empty: all states.
 	State string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
 	// At most 1,000, which is also the default.
-	Limit         uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	Limit uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// The ID of the last request of the page before.
+	After         string `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -231,6 +233,13 @@ func (x *ListRequestsRequest) GetLimit() uint32 {
 		return x.Limit
 	}
 	return 0
+}
+
+func (x *ListRequestsRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
 }
 
 type ListRequestsResponse struct {
@@ -6728,10 +6737,11 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\n" +
 	"NodesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"A\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"W\n" +
 	"\x13ListRequestsRequest\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\rR\x05limit\"l\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\"l\n" +
 	"\x14ListRequestsResponse\x12.\n" +
 	"\brequests\x18\x01 \x03(\v2\x12.muster.v1.RequestR\brequests\x12\x10\n" +
 	"\x03lab\x18\x02 \x01(\bR\x03lab\x12\x12\n" +

@@ -268,3 +268,79 @@ func TestUpgradeOfTheFirstSchema(t *testing.T) {
 		}
 	}
 }
+
+// TestPlans: what is asked for each machine that files, and by people who look
+// at a long queue, goes by an index. A plan that reads every request of the
+// tenant looks the same in tests with ten of them.
+func TestPlans(t *testing.T) {
+	s := open(t, t.TempDir()).(*Store)
+	defer s.Close()
+	files, err := filepath.Glob("../tables/db/*.sql.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	statements := make(map[string]string)
+	for _, name := range files {
+		b, err := os.ReadFile(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, part := range strings.Split(string(b), "= `-- name: ")[1:] {
+			text, _, _ := strings.Cut(part, "`")
+			label, text, _ := strings.Cut(text, "\n")
+			statements[strings.Fields(label)[0]] = text
+		}
+	}
+	for name, want := range map[string][]string{
+		"ListLookAlikes":           {"requests_by_serial (tenant=? AND serial=?)", "requests_by_uuid (tenant=? AND uuid=?)"},
+		"CountUnverified":          {"requests_by_identity (tenant=? AND identity=? AND state=?)"},
+		"ListRequests":             {"requests_by_time (tenant=?)"},
+		"ListRequestsBefore":       {"requests_by_time (tenant=? AND first_seen<?)"},
+		"ListRequestsByState":      {"requests_by_state (tenant=? AND state=?)"},
+		"ListRequestsByStateAfter": {"requests_by_state (tenant=? AND state=? AND first_seen>?)"},
+		"FindRequests":             {"(tenant=? AND id>? AND id<?)", "requests_by_node (tenant=? AND node>? AND node<?)", "requests_by_words (tenant=? AND words>? AND words<?)"},
+		"FindNodes":                {"nodes_by_words (tenant=? AND words>? AND words<?)"},
+	} {
+		text := statements[name]
+		args := make([]any, strings.Count(text, "?"))
+		for i := range args {
+			args[i] = 1
+		}
+		rows, err := s.reader.Query("EXPLAIN QUERY PLAN "+text, args[:highest(text)]...)
+		if err != nil {
+			t.Errorf("%s: %v", name, err)
+			continue
+		}
+		plan := ""
+		for rows.Next() {
+			var id, parent, unused int
+			var detail string
+			if err := rows.Scan(&id, &parent, &unused, &detail); err != nil {
+				t.Fatal(err)
+			}
+			plan += detail + "\n"
+		}
+		if err := errors.Join(rows.Err(), rows.Close()); err != nil {
+			t.Fatal(err)
+		}
+		for _, w := range want {
+			if !strings.Contains(plan, w) {
+				t.Errorf("%s does not go by %s:\n%s", name, w, plan)
+			}
+		}
+		if strings.HasPrefix(name, "List") && strings.Contains(plan, "TEMP B-TREE FOR ORDER BY") {
+			t.Errorf("%s sorts what it read:\n%s", name, plan)
+		}
+	}
+}
+
+// highest is the greatest number of an argument in a statement.
+func highest(text string) int {
+	n := 0
+	for i := range 20 {
+		if strings.Contains(text, fmt.Sprintf("?%d", i)) {
+			n = i
+		}
+	}
+	return n
+}

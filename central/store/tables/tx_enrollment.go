@@ -41,6 +41,21 @@ func (t *tx) Requests(tenant string, state *fleet.RequestState, count int) ([]fl
 	return list(rows, err, "requests", requestOf)
 }
 
+func (t *tx) RequestsAfter(tenant string, state *fleet.RequestState, after fleet.RequestID, count int) ([]fleet.Request, error) {
+	r, err := t.q.GetRequest(t.ctx, db.GetRequestParams{Tenant: tenant, ID: string(after)})
+	if err != nil {
+		return nil, wrap("read", "request", err)
+	}
+	if state != nil {
+		rows, err := t.q.ListRequestsByStateAfter(t.ctx, db.ListRequestsByStateAfterParams{
+			Tenant: tenant, State: state.String(), FirstSeen: r.FirstSeen, ID: r.ID, Count: int64(count),
+		})
+		return list(rows, err, "requests", requestOf)
+	}
+	rows, err := t.q.ListRequestsBefore(t.ctx, db.ListRequestsBeforeParams{Tenant: tenant, FirstSeen: r.FirstSeen, ID: r.ID, Count: int64(count)})
+	return list(rows, err, "requests", requestOf)
+}
+
 func (t *tx) RequestsOfNode(tenant string, node fleet.NodeID) ([]fleet.Request, error) {
 	rows, err := t.q.ListRequestsOfNode(t.ctx, db.ListRequestsOfNodeParams{Tenant: tenant, Node: string(node)})
 	return list(rows, err, "requests", requestOf)

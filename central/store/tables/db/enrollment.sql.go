@@ -344,10 +344,12 @@ func (q *Queries) ListIssuedOfNode(ctx context.Context, arg ListIssuedOfNodePara
 
 const listLookAlikes = `-- name: ListLookAlikes :many
 SELECT tenant, id, node, words, state, identity, serial, uuid, digest, first_seen, revision, body FROM requests
-WHERE tenant = ?1 AND node <> ?2
-  AND ((serial = ?3 AND serial <> '') OR (uuid = ?4 AND uuid <> ''))
-  AND state IN ('pending', 'approved', 'issued', 'quarantined', 'rejected')
-ORDER BY id LIMIT ?5
+WHERE requests.tenant = ?1 AND requests.node <> ?2
+  AND requests.id IN (
+    SELECT s.id FROM requests s WHERE s.tenant = ?1 AND s.serial = ?3 AND s.serial <> ''
+    UNION ALL SELECT u.id FROM requests u WHERE u.tenant = ?1 AND u.uuid = ?4 AND u.uuid <> '')
+  AND requests.state IN ('pending', 'approved', 'issued', 'quarantined', 'rejected')
+ORDER BY requests.id LIMIT ?5
 `
 
 type ListLookAlikesParams struct {
@@ -358,6 +360,8 @@ type ListLookAlikesParams struct {
 	Count  int64
 }
 
+// Each half goes by its index: with OR, SQLite reads every request of the
+// tenant.
 func (q *Queries) ListLookAlikes(ctx context.Context, arg ListLookAlikesParams) ([]Request, error) {
 	rows, err := q.db.QueryContext(ctx, listLookAlikes,
 		arg.Tenant,
@@ -446,6 +450,60 @@ func (q *Queries) ListRequests(ctx context.Context, arg ListRequestsParams) ([]R
 	return items, nil
 }
 
+const listRequestsBefore = `-- name: ListRequestsBefore :many
+SELECT tenant, id, node, words, state, identity, serial, uuid, digest, first_seen, revision, body FROM requests WHERE tenant = ?1 AND first_seen <= ?2
+  AND (first_seen < ?2 OR id > ?3)
+ORDER BY first_seen DESC, id LIMIT ?4
+`
+
+type ListRequestsBeforeParams struct {
+	Tenant    string
+	FirstSeen int64
+	ID        string
+	Count     int64
+}
+
+func (q *Queries) ListRequestsBefore(ctx context.Context, arg ListRequestsBeforeParams) ([]Request, error) {
+	rows, err := q.db.QueryContext(ctx, listRequestsBefore,
+		arg.Tenant,
+		arg.FirstSeen,
+		arg.ID,
+		arg.Count,
+	)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Request
+	for rows.Next() {
+		var i Request
+		if err := rows.Scan(
+			&i.Tenant,
+			&i.ID,
+			&i.Node,
+			&i.Words,
+			&i.State,
+			&i.Identity,
+			&i.Serial,
+			&i.Uuid,
+			&i.Digest,
+			&i.FirstSeen,
+			&i.Revision,
+			&i.Body,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
 const listRequestsByState = `-- name: ListRequestsByState :many
 SELECT tenant, id, node, words, state, identity, serial, uuid, digest, first_seen, revision, body FROM requests WHERE tenant = ?1 AND state = ?2
 ORDER BY first_seen, id LIMIT ?3
@@ -459,6 +517,62 @@ type ListRequestsByStateParams struct {
 
 func (q *Queries) ListRequestsByState(ctx context.Context, arg ListRequestsByStateParams) ([]Request, error) {
 	rows, err := q.db.QueryContext(ctx, listRequestsByState, arg.Tenant, arg.State, arg.Count)
+	if err != nil {
+		return nil, err
+	}
+	defer rows.Close()
+	var items []Request
+	for rows.Next() {
+		var i Request
+		if err := rows.Scan(
+			&i.Tenant,
+			&i.ID,
+			&i.Node,
+			&i.Words,
+			&i.State,
+			&i.Identity,
+			&i.Serial,
+			&i.Uuid,
+			&i.Digest,
+			&i.FirstSeen,
+			&i.Revision,
+			&i.Body,
+		); err != nil {
+			return nil, err
+		}
+		items = append(items, i)
+	}
+	if err := rows.Close(); err != nil {
+		return nil, err
+	}
+	if err := rows.Err(); err != nil {
+		return nil, err
+	}
+	return items, nil
+}
+
+const listRequestsByStateAfter = `-- name: ListRequestsByStateAfter :many
+SELECT tenant, id, node, words, state, identity, serial, uuid, digest, first_seen, revision, body FROM requests WHERE tenant = ?1 AND state = ?2 AND first_seen >= ?3
+  AND (first_seen > ?3 OR id > ?4)
+ORDER BY first_seen, id LIMIT ?5
+`
+
+type ListRequestsByStateAfterParams struct {
+	Tenant    string
+	State     string
+	FirstSeen int64
+	ID        string
+	Count     int64
+}
+
+func (q *Queries) ListRequestsByStateAfter(ctx context.Context, arg ListRequestsByStateAfterParams) ([]Request, error) {
+	rows, err := q.db.QueryContext(ctx, listRequestsByStateAfter,
+		arg.Tenant,
+		arg.State,
+		arg.FirstSeen,
+		arg.ID,
+		arg.Count,
+	)
 	if err != nil {
 		return nil, err
 	}

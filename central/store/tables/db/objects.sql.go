@@ -42,9 +42,10 @@ func (q *Queries) CountNodes(ctx context.Context, tenant string) ([]CountNodesRo
 }
 
 const findNodes = `-- name: FindNodes :many
-SELECT id FROM nodes WHERE tenant = ?1
-  AND ((id >= ?2 AND id < ?3) OR (words >= ?2 AND words < ?3))
-ORDER BY id LIMIT ?4
+SELECT nodes.id FROM nodes WHERE nodes.tenant = ?1 AND nodes.id IN (
+    SELECT i.id FROM nodes i WHERE i.tenant = ?1 AND i.id >= ?2 AND i.id < ?3
+    UNION ALL SELECT w.id FROM nodes w WHERE w.tenant = ?1 AND w.words >= ?2 AND w.words < ?3)
+ORDER BY nodes.id LIMIT ?4
 `
 
 type FindNodesParams struct {
@@ -85,10 +86,11 @@ func (q *Queries) FindNodes(ctx context.Context, arg FindNodesParams) ([]string,
 }
 
 const findRequests = `-- name: FindRequests :many
-SELECT id FROM requests WHERE tenant = ?1
-  AND ((id >= ?2 AND id < ?3) OR (node >= ?2 AND node < ?3)
-    OR (words >= ?2 AND words < ?3))
-ORDER BY CASE state WHEN 'superseded' THEN 1 WHEN 'expired' THEN 1 ELSE 0 END, id LIMIT ?4
+SELECT requests.id FROM requests WHERE requests.tenant = ?1 AND requests.id IN (
+    SELECT i.id FROM requests i WHERE i.tenant = ?1 AND i.id >= ?2 AND i.id < ?3
+    UNION ALL SELECT n.id FROM requests n WHERE n.tenant = ?1 AND n.node >= ?2 AND n.node < ?3
+    UNION ALL SELECT w.id FROM requests w WHERE w.tenant = ?1 AND w.words >= ?2 AND w.words < ?3)
+ORDER BY CASE requests.state WHEN 'superseded' THEN 1 WHEN 'expired' THEN 1 ELSE 0 END, requests.id LIMIT ?4
 `
 
 type FindRequestsParams struct {

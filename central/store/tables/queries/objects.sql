@@ -85,15 +85,17 @@ VALUES (sqlc.arg(tenant), sqlc.arg(kind), sqlc.arg(name), sqlc.arg(epoch), sqlc.
 -- IDs and words are lower case; high is the first text after all that start
 -- with the wanted prefix.
 -- name: FindNodes :many
-SELECT id FROM nodes WHERE tenant = sqlc.arg(tenant)
-  AND ((id >= sqlc.arg(low) AND id < sqlc.arg(high)) OR (words >= sqlc.arg(low) AND words < sqlc.arg(high)))
-ORDER BY id LIMIT sqlc.arg(count);
+SELECT nodes.id FROM nodes WHERE nodes.tenant = sqlc.arg(tenant) AND nodes.id IN (
+    SELECT i.id FROM nodes i WHERE i.tenant = sqlc.arg(tenant) AND i.id >= sqlc.arg(low) AND i.id < sqlc.arg(high)
+    UNION ALL SELECT w.id FROM nodes w WHERE w.tenant = sqlc.arg(tenant) AND w.words >= sqlc.arg(low) AND w.words < sqlc.arg(high))
+ORDER BY nodes.id LIMIT sqlc.arg(count);
 
 -- name: FindRequests :many
-SELECT id FROM requests WHERE tenant = sqlc.arg(tenant)
-  AND ((id >= sqlc.arg(low) AND id < sqlc.arg(high)) OR (node >= sqlc.arg(low) AND node < sqlc.arg(high))
-    OR (words >= sqlc.arg(low) AND words < sqlc.arg(high)))
-ORDER BY CASE state WHEN 'superseded' THEN 1 WHEN 'expired' THEN 1 ELSE 0 END, id LIMIT sqlc.arg(count);
+SELECT requests.id FROM requests WHERE requests.tenant = sqlc.arg(tenant) AND requests.id IN (
+    SELECT i.id FROM requests i WHERE i.tenant = sqlc.arg(tenant) AND i.id >= sqlc.arg(low) AND i.id < sqlc.arg(high)
+    UNION ALL SELECT n.id FROM requests n WHERE n.tenant = sqlc.arg(tenant) AND n.node >= sqlc.arg(low) AND n.node < sqlc.arg(high)
+    UNION ALL SELECT w.id FROM requests w WHERE w.tenant = sqlc.arg(tenant) AND w.words >= sqlc.arg(low) AND w.words < sqlc.arg(high))
+ORDER BY CASE requests.state WHEN 'superseded' THEN 1 WHEN 'expired' THEN 1 ELSE 0 END, requests.id LIMIT sqlc.arg(count);
 
 -- name: CountNodes :many
 SELECT state, COUNT(*) AS n FROM nodes WHERE tenant = sqlc.arg(tenant) GROUP BY state;
