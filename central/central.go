@@ -166,6 +166,8 @@ type Server struct {
 	epoch  uint64
 	// operatorsURL is how this host reaches the operators' endpoint.
 	operatorsURL string
+	// gather joins the commits of reports.
+	gather *gather
 	// follower is nil unless others use the database, too; leads tells whether
 	// this replica does what one does for all.
 	follower *follower
@@ -196,6 +198,7 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 		return nil, err
 	}
 	s.store = &watched{Store: st, nodes: s.index, sites: s.sites}
+	s.gather = &gather{store: s.store}
 	if s.follower, err = newFollower(ctx, s, st); err != nil {
 		return nil, err
 	}

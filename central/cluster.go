@@ -157,7 +157,7 @@ func (s nodeService) clusterReport(ctx context.Context, c nodeCaller, e nodeEntr
 	if !news && (len(q.Outcomes) == 0 || limited()) {
 		return nil, nil
 	}
-	err = s.store.Update(ctx, func(t store.Tx) error {
+	err = s.gather.update(ctx, func(t store.Tx) error {
 		acknowledged = nil
 		by := act{actor: "node:" + string(c.id), source: c.source, now: s.cfg.Now()}
 		for _, o := range q.Outcomes {
