@@ -183,7 +183,8 @@ const tokenHere = "server token"
 func (m *Member) forgetToken() error {
 	d := m.cfg.Journal.Disk()
 	m.mu.Lock()
-	asked := m.material != nil && m.material.As == cb.RoleServer && m.mono()-m.gotAt <= m.cfg.Policy.MaterialAge
+	asked := m.material != nil && m.material.As == cb.RoleServer && m.mono()-m.gotAt <= m.cfg.Policy.MaterialAge &&
+		!m.calledOff(m.material.Plan)
 	needed := d.Role == cb.RoleCandidate || d.Role == cb.RoleServer || d.Intent != nil || d.Reset != nil || asked ||
 		m.running[cb.RequestJoinMaterial] || d.Step != nil && !m.planEnded(d)
 	gone := m.done[tokenHere] == "no"
@@ -198,6 +199,13 @@ func (m *Member) forgetToken() error {
 	}
 	m.setDone(tokenHere, "no")
 	return nil
+}
+
+// calledOff reports whether the cluster itself shows that this very plan is
+// over; a ledger that does not know it may be older. The caller holds mu.
+func (m *Member) calledOff(plan string) bool {
+	l := m.k3s.Ledger
+	return m.k3s.API && l != nil && l.Plan != nil && l.Plan.ID == plan && !l.Plan.Active()
 }
 
 // planEnded reports whether somebody shows that the plan of this node's step
