@@ -42,6 +42,9 @@ type system struct {
 	start  time.Duration
 }
 
+// askLimit bounds a question to the centre in the middle of a plan.
+const askLimit = 20 * time.Second
+
 // steady is how long k3s must have run to count as one that stays up.
 const steady = time.Minute
 
@@ -68,7 +71,7 @@ func (a *nodeAgent) newSystem(p parts, m *member.Member, up *uplink.Uplink) (*sy
 			Self: p.id, Cluster: s.k, Clustered: s.clustered, Policy: s.policy, Busy: s.busy,
 			SnapshotTaken: s.snapshotTaken, TakeSnapshot: m.TakeUpdateSnapshot, Now: p.clock.now, Mono: member.Boottime, Log: a.log,
 		}),
-		Health: s.health, Wanted: s.wanted, Target: s.images.Target, Done: s.done,
+		Health: s.health, Wanted: s.wanted, Target: s.target, Done: s.done,
 		Dir: filepath.Join(a.o.paths.State, "slots"), Run: a.o.paths.Run, Tells: m.Tell, Log: a.log,
 	})
 	return s, err
@@ -129,6 +132,8 @@ func (s *system) wanted(ctx context.Context) slots.Wanted {
 		return w
 	}
 	w.Stack = fmt.Sprintf("%x", []byte(c.Stack.SHA256))
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
 	ref, err := s.images.Stack(ctx, *c.Stack, c.Tenant)
 	if err != nil {
 		w.Why = "The stack version " + c.Stack.ID() + " is not known in full yet: " + err.Error()
@@ -136,6 +141,14 @@ func (s *system) wanted(ctx context.Context) slots.Wanted {
 	}
 	w.Image = ref
 	return w
+}
+
+// target is what a manifest says. A centre that is silent must not keep the
+// running system from being judged.
+func (s *system) target(ctx context.Context, ref fleet.ImageRef) (firmware.Target, error) {
+	ctx, cancel := context.WithTimeout(ctx, askLimit)
+	defer cancel()
+	return s.images.Target(ctx, ref)
 }
 
 func (s *system) done(o fleet.Order, text string) error {
