@@ -209,6 +209,9 @@ type storage struct {
 
 var _ backend.Storage = (*storage)(nil)
 
+// Storage is d for go-diskfs.
+func Storage(d Device) backend.Storage { return &storage{d: d} }
+
 func (s *storage) ReadAt(b []byte, off int64) (int, error) {
 	if off >= s.d.Size() {
 		return 0, io.EOF

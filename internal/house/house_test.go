@@ -293,7 +293,7 @@ var libraries = map[string][]string{
 	"github.com/prometheus/client_golang": {"central", "central/", "pxe/server"},
 	"github.com/saferwall/pe":             {"firmware/image"},
 	"github.com/cavaliergopher/cpio":      {"firmware/image"},
-	"github.com/diskfs/go-diskfs":         {"firmware/image", "firmware/disk"},
+	"github.com/diskfs/go-diskfs":         {"firmware/image", "firmware/disk", "firmware/disk/disktest"},
 	"connectrpc.com/connect":              {"api/", "enroll/client", "enroll/service", "enroll/service/", "central", "central/", "agent/", "lab/", "cmd/muster", "cmd/muster-node"},
 }
 
