@@ -70,6 +70,8 @@ type Meta struct {
 	Starts int `json:"starts"`
 	// Floor is the latest time that was known to be true.
 	Floor time.Time `json:"floor,omitzero"`
+	// Installed is the ID of the install order that was carried out last.
+	Installed string `json:"installed,omitempty"`
 	// Recovery says why the next start is to be recovery; "" if it is not.
 	Recovery string `json:"recovery,omitempty"`
 }
@@ -204,6 +206,9 @@ func (m Meta) Validate() error {
 	}
 	if m.Starts < 0 {
 		bad("%d starts", m.Starts)
+	}
+	if len(m.Installed) > maxNameBytes {
+		bad("the install order's name has %d bytes", len(m.Installed))
 	}
 	if len(m.Recovery) > maxReason {
 		bad("recovery: %d bytes, at most %d", len(m.Recovery), maxReason)

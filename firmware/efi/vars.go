@@ -227,3 +227,8 @@ func (v *Vars) SetOneShot(pattern string) error {
 	}
 	return v.write("LoaderEntryOneShot", loaderGUID, firmware.LoaderText(pattern))
 }
+
+// SetNext makes the firmware start the entry once, before its order.
+func (v *Vars) SetNext(number uint16) error {
+	return v.write("BootNext", globalGUID, firmware.EncodeBootOrder([]uint16{number}))
+}
