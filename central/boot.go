@@ -95,14 +95,14 @@ func (s *Server) runBoot(ctx context.Context) error {
 	return err
 }
 
-// standing says who may boot: denied machines get silence. What else is
-// known has no disk of ours yet, so it may have the recovery image, which is
-// signed, public and of no use to somebody who is not approved.
-func (s *Server) standing(_ context.Context, m pxe.Machine) pxeserver.Decision {
+// standing says who may boot: denied machines get silence, and so do those that
+// have a system on their disk (bootstanding.go). The recovery image is signed,
+// public and of no use to somebody who is not approved.
+func (s *Server) standing(ctx context.Context, m pxe.Machine) pxeserver.Decision {
 	if s.index.deniedMAC(m.MAC.String()) {
 		return pxeserver.Decision{Standing: pxe.Denied, Reason: "the machine is denied"}
 	}
-	return pxeserver.Decision{Standing: pxe.Unknown, Known: s.index.knownMAC(m.MAC.String()), Reason: "may load the recovery image"}
+	return s.standingOf(ctx, m.MAC.String())
 }
 
 // bootEvents puts the steps of booting machines into the event log.

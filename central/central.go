@@ -163,6 +163,7 @@ type Server struct {
 	usage  *usage
 	enroll *service.Service
 	boot   *bootRole
+	asking asking
 	epoch  uint64
 	// operatorsURL is how this host reaches the operators' endpoint.
 	operatorsURL string
