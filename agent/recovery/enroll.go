@@ -64,7 +64,11 @@ type Services struct {
 	Floor    time.Time
 	Progress func(Progress)
 	Dial     func(ctx context.Context, network, addr string) (net.Conn, error)
-	Log      *slog.Logger
+	// NeedModule loads a kernel module by its name.
+	NeedModule func(name string) error
+	// Restart ends this start of the machine, with a reason for the screen.
+	Restart func(why string)
+	Log     *slog.Logger
 }
 
 // enrollment keeps an Enroller running: it opens the TPM, waits for an

@@ -270,10 +270,11 @@ func (m *machine) serve(ctx context.Context, loader *loader) {
 		open: m.cfg.Open, redo: m.redo, log: m.log,
 		services: Services{
 			Site: m.site, Now: m.sys.now, Floor: m.floor, Dial: net.Dial, Log: m.log,
-			Hardware: func() fleet.Hardware { return m.hardware(net.NICs()) },
-			EventLog: func() ([]byte, error) { return facts.EventLog(os.DirFS("/")) },
-			SetTime:  m.toldClock,
-			Progress: func(p Progress) { m.post(func() { m.progress(p) }) },
+			Hardware:   func() fleet.Hardware { return m.hardware(net.NICs()) },
+			EventLog:   func() ([]byte, error) { return facts.EventLog(os.DirFS("/")) },
+			SetTime:    m.toldClock,
+			Progress:   func(p Progress) { m.post(func() { m.progress(p) }) },
+			NeedModule: loader.module, Restart: func(why string) { m.post(func() { m.restart = why }) },
 		},
 		up: func() <-chan struct{} {
 			m.post(func() { upNow <- m.up })
@@ -291,6 +292,7 @@ func (m *machine) serve(ctx context.Context, loader *loader) {
 		pause: pause,
 	}
 	m.spawn(ctx, "enrollment", e.run)
+	m.spawn(ctx, "leave", m.leave)
 }
 
 // loop is the main loop. Its beat is what keeps the watchdog quiet.

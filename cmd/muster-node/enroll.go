@@ -103,11 +103,15 @@ func (e *enroller) Enroll(ctx context.Context) error {
 	return err
 }
 
-// Stay reports to the centre by the certificate, the URL that enrolled the
-// machine first.
+// Stay keeps in touch with the centre by the certificate and carries out the
+// orders for this machine's disk. Without keys of those who may give orders it
+// only reports.
 func (e *enroller) Stay(ctx context.Context) error {
 	if len(e.identity.Certificates) == 0 {
 		return errors.New("the centre gave no certificate")
+	}
+	if e.services.Site.OrdersKeysPEM != "" && e.services.Site.ReleaseKeysPEM != "" {
+		return e.obey(ctx)
 	}
 	leaf, err := x509.ParseCertificate(e.identity.Certificates[0])
 	if err != nil {

@@ -62,6 +62,8 @@ type Config struct {
 	// Dir keeps the certificate chain. It is public.
 	Dir  string
 	Node fleet.NodeID
+	// Identity is a certificate that somebody else just got. Optional.
+	Identity *client.Identity
 	// Key is the LDevID key: a certificate for another one is worthless.
 	Key *ecdsa.PublicKey
 	// Signer has that key, to sign offers. Optional: no snapshot is handed over.
@@ -81,6 +83,8 @@ type Config struct {
 	System func() *musterv1.SystemReport
 	// Standing is told the orders that the centre still wants carried out.
 	Standing func(ids []string)
+	// System is what to report of the operating system. Optional.
+	System func() *musterv1.SystemReport
 	// Health are the bits of health; Hardware is part of the status digest.
 	Health   func() uint64
 	Hardware func() fleet.Hardware
@@ -147,6 +151,12 @@ func New(cfg Config) (*Uplink, error) {
 		// Enrolling again gives a new one; with unchanged evidence nobody has
 		// to approve anything.
 		u.log.Info("no certificate on the disk", "why", err)
+	}
+	if cfg.Identity != nil {
+		if err := u.take(*cfg.Identity); err != nil {
+			return nil, err
+		}
+		u.save(*cfg.Identity)
 	}
 	return u, nil
 }
@@ -373,6 +383,14 @@ func (u *Uplink) answered(at int, err error) error {
 	return err
 }
 
+// HTTP returns what calls the centre by the certificate of the moment, and the
+// URL of the one that answered last; nil before there is a certificate.
+func (u *Uplink) HTTP() (c *http.Client, centre string) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	return u.http, u.cfg.Centres[u.at]
+}
+
 // hangUp closes idle connections: thousands of them help nobody.
 func (u *Uplink) hangUp() {
 	u.mu.Lock()
@@ -410,6 +428,9 @@ func (u *Uplink) report(ctx context.Context) (time.Duration, error) {
 	m.Epoch, m.Version = u.have.GetEpoch(), u.have.GetN()
 	u.reports++
 	u.mu.Unlock()
+	if u.cfg.System != nil {
+		m.System = u.cfg.System()
+	}
 	if u.cfg.Outcomes != nil {
 		m.Outcomes = u.cfg.Outcomes()
 	}
