@@ -83,8 +83,6 @@ type Config struct {
 	System func() *musterv1.SystemReport
 	// Standing is told the orders that the centre still wants carried out.
 	Standing func(ids []string)
-	// System is what to report of the operating system. Optional.
-	System func() *musterv1.SystemReport
 	// Health are the bits of health; Hardware is part of the status digest.
 	Health   func() uint64
 	Hardware func() fleet.Hardware
@@ -428,9 +426,6 @@ func (u *Uplink) report(ctx context.Context) (time.Duration, error) {
 	m.Epoch, m.Version = u.have.GetEpoch(), u.have.GetN()
 	u.reports++
 	u.mu.Unlock()
-	if u.cfg.System != nil {
-		m.System = u.cfg.System()
-	}
 	if u.cfg.Outcomes != nil {
 		m.Outcomes = u.cfg.Outcomes()
 	}
