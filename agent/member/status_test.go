@@ -14,8 +14,11 @@ import (
 
 	"pgregory.net/rapid"
 
+	"github.com/muster-edge/muster/agent/data"
 	"github.com/muster-edge/muster/agent/peer"
+	"github.com/muster-edge/muster/agent/slots"
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
+	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/fleettest"
 )
@@ -68,14 +71,17 @@ func TestStatusReference(t *testing.T) {
 }
 
 func jsonFields(prefix string, v any) []string {
-	b, _ := json.Marshal(full(v))
+	r := full(v)
+	r.System = &slots.Now{Image: firmware.Digest{1}, Version: "2", Wanted: "3", Percent: 7, NoReturn: true, Failed: []firmware.FailedImage{{Version: "1"}}}
+	r.Data = &data.Report{Made: true, Help: "x"}
+	b, _ := json.Marshal(r)
 	var m map[string]any
 	_ = json.Unmarshal(b, &m)
 	var out []string
 	for k, x := range m {
 		switch x := x.(type) {
 		case map[string]any:
-			if k == "k3s" {
+			if k == "k3s" || k == "system" || k == "data" {
 				for kk := range x {
 					out = append(out, prefix+k+"."+kk)
 				}
