@@ -58,6 +58,28 @@ func foundPrefix(order string) string {
 	return "o" + hex.EncodeToString(h[:8]) + "-"
 }
 
+// byOrder reports whether a cluster was founded by an order, as its UID says.
+func byOrder(uid string) bool {
+	const n = 1 + 16
+	if len(uid) <= n || uid[0] != 'o' || uid[n] != '-' {
+		return false
+	}
+	_, err := hex.DecodeString(uid[1:n])
+	return err == nil
+}
+
+// replaced returns a server of the cluster that a person had founded in place
+// of uid, which has long been silent.
+func (v *view) replaced(uid string) *Peer {
+	if !v.lost(uid) {
+		return nil
+	}
+	if p := v.bestCluster(); p != nil && p.Status.Record.UID != uid && byOrder(p.Status.Record.UID) {
+		return p
+	}
+	return nil
+}
+
 // foundOrder returns an order to found that was not used yet.
 func (v *view) foundOrder() *Mandate {
 	m := v.mandate(MandateFound)

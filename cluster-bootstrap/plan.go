@@ -285,6 +285,10 @@ func (v *view) worker() (State, []Action) {
 		return v.prepare(rec, pl)
 	}
 	if !v.K3s.API && v.serverOf(rec.UID) == nil {
+		// A worker holds none of the cluster's data.
+		if v.replaced(rec.UID) != nil {
+			return v.aside(RoleNone, nil, "My cluster has long been silent, and a person had another one founded in its place. I join that.")
+		}
 		s, acts := v.absent("No server of the cluster answers. What runs on me goes on.")
 		return s, acts
 	}

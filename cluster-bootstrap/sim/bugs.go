@@ -123,6 +123,13 @@ var Bugs = []Bug{
 			}
 			return s, acts
 		}},
+	{Name: "a worker waits for a cluster in place of which a person had another founded", Kind: "orders", Seed: 17,
+		Decide: func(_ View, o cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
+			if s == cb.Leaving && o.Disk.Role == cb.RoleWorker && strings.Contains(acts[0].Reason, "founded in its place") {
+				return cb.Waiting, []cb.Action{{Kind: cb.Wait, Blocker: cb.ServersLost, Reason: "planted: it waits on"}}
+			}
+			return s, acts
+		}},
 	{Name: "a worker tries a token that has ended for ever", Kind: "", Seed: 1070,
 		Decide: func(_ View, _ cb.Observation, s cb.State, acts []cb.Action) (cb.State, []cb.Action) {
 			if s == cb.Joining && acts[0].Kind == cb.StopK3s && strings.Contains(acts[0].Reason, "token") {

@@ -563,6 +563,11 @@ func (w *world) truth(n *node) string {
 				return "the servers are alive"
 			}
 		}
+		for j, m := range w.nodes {
+			if m.disk.Role == cb.RoleServer && n.data == nil && n.disk.Record != nil && m.data != nil && m.data.uid != n.disk.Record.UID && strings.HasPrefix(m.data.uid, "o") && !m.fenced && w.api(j) && w.routed(n.i, j) {
+				return "a person had a cluster founded that it can join"
+			}
+		}
 	case cb.TwoClusters:
 		for _, g := range w.groups {
 			if w.sc.Mode == fleet.FoundFirst && g == n.data && g.virgin {
