@@ -201,11 +201,19 @@ func (m *Member) forgetToken() error {
 	return nil
 }
 
-// calledOff reports whether the cluster itself shows that this very plan is
-// over; a ledger that does not know it may be older. The caller holds mu.
+// calledOff reports whether somebody shows that this very plan is over; what
+// does not know it may be older. The caller holds mu.
 func (m *Member) calledOff(plan string) bool {
-	l := m.k3s.Ledger
-	return m.k3s.API && l != nil && l.Plan != nil && l.Plan.ID == plan && !l.Plan.Active()
+	over := func(p *cb.PlanDoc) bool { return p != nil && p.ID == plan && !p.Active() }
+	if l := m.k3s.Ledger; l != nil && over(l.Plan) {
+		return true
+	}
+	for _, h := range m.peers {
+		if over(h.st.Plan) {
+			return true
+		}
+	}
+	return false
 }
 
 // planEnded reports whether somebody shows that the plan of this node's step
