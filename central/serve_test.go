@@ -317,6 +317,34 @@ func stepcaIn(dir string) (*stepca.Authority, error) {
 
 // TestEveryCallWantsAToken tries each method of the management service as
 // somebody without the right to it.
+// The certificate authority inside has an API of its own in other products. Of
+// that nothing may be reachable here (GHSA-h8cp-697h-8c8p and its like).
+func TestTheAuthoritysOwnAPIIsNotServed(t *testing.T) {
+	r := serve(t, t.TempDir(), nil)
+	_, cert, _ := r.enroll(t, newMachine(t, "a"))
+	for _, base := range []string{r.admin.Server, "https://" + r.addr.Nodes} {
+		for _, path := range []string{"/1.0/sign", "/1.0/renew", "/1.0/rekey", "/1.0/revoke", "/1.0/provisioners", "/1.0/ssh/sign", "/sign", "/renew", "/revoke",
+			"/provisioners", "/ssh/sign", "/acme/acme/new-account", "/acme/acme/directory", "/scep/scep", "/admin/provisioners", "/.well-known/acme-challenge/x"} {
+			for _, method := range []string{http.MethodGet, http.MethodPost} {
+				q, err := http.NewRequest(method, base+path, strings.NewReader("{}"))
+				if err != nil {
+					t.Fatal(err)
+				}
+				q.Header.Set("Content-Type", "application/json")
+				q.Header.Set("Authorization", "Bearer "+r.admin.Token)
+				resp, err := r.client(cert).Do(q)
+				if err != nil {
+					t.Fatal(err)
+				}
+				resp.Body.Close()
+				if resp.StatusCode != http.StatusNotFound {
+					t.Errorf("%s %s%s: %s", method, base, path, resp.Status)
+				}
+			}
+		}
+	}
+}
+
 func TestEveryCallWantsAToken(t *testing.T) {
 	r := serve(t, t.TempDir(), nil)
 	_, cert, _ := r.enroll(t, newMachine(t, "a"))

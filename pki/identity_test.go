@@ -11,6 +11,7 @@ import (
 	"crypto/x509/pkix"
 	"encoding/asn1"
 	"math/big"
+	"net"
 	"strings"
 	"testing"
 	"time"
@@ -181,6 +182,43 @@ func TestVerifyIdentity(t *testing.T) {
 				t.Errorf("warnings %q", v.Warnings)
 			}
 		})
+	}
+}
+
+// Certificates name places where more can be fetched: issuers, revocation
+// lists, responders. A machine chooses its certificate, so that whoever went
+// there could be sent anywhere inside the centre's network.
+func TestNobodyGoesWhereAnEKCertificatePoints(t *testing.T) {
+	trap, err := net.Listen("tcp4", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer trap.Close()
+	caught := make(chan net.Addr, 1)
+	go func() {
+		if c, err := trap.Accept(); err == nil {
+			caught <- c.RemoteAddr()
+			c.Close()
+		}
+	}()
+	s, deep := newSoft(), newCA(t, true)
+	ev := s.evidence(t, nil, nil)
+	for _, url := range []string{"http://" + trap.Addr().String() + "/ca.cer", "http://169.254.169.254/latest/meta-data", "file:///etc/passwd", "ldap://" + trap.Addr().String()} {
+		// The issuer is missing: that is when a verifier would want to fetch it.
+		ev.EKs = []pki.EndorsementKey{{Key: ev.EKs[0].Key, Certificate: certify(t, deep, &s.ek.PublicKey, func(c *x509.Certificate) {
+			c.IssuingCertificateURL, c.OCSPServer, c.CRLDistributionPoints = []string{url}, []string{url}, []string{url}
+		})}}
+		if got := ev.EKs[0].Certificate.IssuingCertificateURL; len(got) != 1 {
+			t.Fatalf("the certificate names %v: this test proves nothing", got)
+		}
+		if v := verify(t, ev, pki.Policy{Now: now, TimeFloor: floor, VendorRoots: pool(deep.Root)}); v.Identity != fleet.IdentityUnverified {
+			t.Errorf("%s: identity %v", url, v.Identity)
+		}
+	}
+	select {
+	case from := <-caught:
+		t.Errorf("somebody came from %s", from)
+	default:
 	}
 }
 

@@ -268,6 +268,11 @@ func labOutcome(r lab.Result) string {
 	if !r.OK || r.Scenario != "enroll" || r.Forged || len(r.Machines) == 0 {
 		return ""
 	}
+	for _, m := range r.Machines {
+		if m.Node == "" {
+			return "" // it was meant to get nowhere
+		}
+	}
 	who := "A machine without an operating system was"
 	it := "It"
 	if n := len(r.Machines); n > 1 {

@@ -21,7 +21,6 @@ import (
 	"strings"
 	"time"
 
-	"golang.org/x/net/netutil"
 	"golang.org/x/sys/unix"
 )
 
@@ -163,7 +162,7 @@ func (s *Server) Close() error { return s.ln.Close() }
 func (s *Server) Run(ctx context.Context) error {
 	stop := context.AfterFunc(ctx, func() { s.http.Close() })
 	defer stop()
-	ln := netutil.LimitListener(s.ln, s.cfg.MaxConns)
+	var ln net.Listener = newLimit(s.ln.(*net.TCPListener), s.cfg.MaxConns)
 	if s.cfg.TLS != nil {
 		// The handshake takes part in ReadHeaderTimeout.
 		ln = tls.NewListener(ln, s.cfg.TLS)

@@ -167,6 +167,28 @@ func mapsKeys[V any](m map[string]V) func(func(string) bool) {
 	}
 }
 
+// startNginx serves dir on port 8080 of the boot host, with sendfile, by one
+// process.
+func startNginx(t testing.TB, nginx, dir string) *os.Process {
+	t.Helper()
+	work := t.TempDir()
+	conf := fmt.Sprintf("daemon off;\nuser root;\nmaster_process off;\npid %[1]s/pid;\nerror_log %[1]s/err;\nevents {}\nhttp { access_log off; sendfile on; tcp_nopush on;\n"+
+		"client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s; scgi_temp_path %[1]s;\n"+
+		"server { listen 10.77.0.1:8080; root %[2]s; } }\n", work, dir)
+	if err := os.WriteFile(work+"/conf", []byte(conf), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := daemon(t, nginx, "-c", work+"/conf", "-e", work+"/err")
+	netlab.Eventually(t, 5*time.Second, "nginx is up", func() bool {
+		c, err := net.Dial("tcp", "10.77.0.1:8080")
+		if err == nil {
+			c.Close()
+		}
+		return err == nil
+	})
+	return p
+}
+
 // TestBenchHTTP: 200 MB to one machine, beside nginx with sendfile.
 func TestBenchHTTP(t *testing.T) {
 	part := benchrow.Begin(t, "http")
@@ -177,14 +199,7 @@ func TestBenchHTTP(t *testing.T) {
 	lan := netlab.NewLAN(t, "10.77.0.1/24")
 	const size = 200 << 20
 	dir, _ := image(t, size)
-	work := t.TempDir()
-	conf := fmt.Sprintf("daemon off;\nuser root;\nmaster_process off;\npid %[1]s/pid;\nerror_log %[1]s/err;\nevents {}\nhttp { access_log off; sendfile on; tcp_nopush on;\n"+
-		"client_body_temp_path %[1]s; proxy_temp_path %[1]s; fastcgi_temp_path %[1]s; uwsgi_temp_path %[1]s; scgi_temp_path %[1]s;\n"+
-		"server { listen 10.77.0.1:8080; root %[2]s; } }\n", work, dir)
-	if err := os.WriteFile(work+"/conf", []byte(conf), 0o600); err != nil {
-		t.Fatal(err)
-	}
-	peer := daemon(t, nginx, "-c", work+"/conf", "-e", work+"/err")
+	peer := startNginx(t, nginx, dir)
 	cfg := full(t, lan, dir)
 	cfg.Mode = pxe.ModeOff
 	start(t, cfg)
@@ -206,13 +221,6 @@ func TestBenchHTTP(t *testing.T) {
 		return size / 1e6 / time.Since(begun).Seconds()
 	}
 	const ours, theirs = "http://10.77.0.1:7480/amd64/recovery.efi", "http://10.77.0.1:8080/recovery.efi"
-	netlab.Eventually(t, 5*time.Second, "nginx is up", func() bool {
-		c, err := net.Dial("tcp", "10.77.0.1:8080")
-		if err == nil {
-			c.Close()
-		}
-		return err == nil
-	})
 	fetch(ours)
 	fetch(theirs)
 	speed := benchrow.Row{What: "200 MB to one machine", Unit: "MB/s", Peer: "nginx 1.22"}
@@ -307,6 +315,57 @@ func TestBenchDHCP(t *testing.T) {
 		part.Add(t, speed)
 		part.Add(t, cost)
 	}
+}
+
+// TestBenchFiftyBesideNginx: the same 50 lines, and only the download, from us
+// and from nginx in turn. What both lack to the line's rate is the lines' (1 %
+// loss, RFC 5681) and this machine's, on which 50 cables and 50 clients run.
+func TestBenchFiftyBesideNginx(t *testing.T) {
+	part := benchrow.Begin(t, "fifty-nginx")
+	nginx := peerProgram(t, "nginx")
+	if nginx == "" {
+		t.Skip("nginx is not installed: internal/dev/prerequisites bench")
+	}
+	size := 40 << 20
+	if testing.Short() {
+		size = 2 << 20
+	}
+	const n, line = 50, 1e9
+	lan := netlab.NewLAN(t, "10.77.0.1/24")
+	dir, data := image(t, size)
+	startNginx(t, nginx, dir)
+	cfg := full(t, lan, dir)
+	cfg.Mode = pxe.ModeOff
+	start(t, cfg)
+	hosts := make([]*netlab.Host, n)
+	for i := range hosts {
+		hosts[i] = lan.HostOn(t, &netlab.Wire{Loss: 0.01, Seed: uint64(2 * i), Rate: line / n, Queue: 256 << 10}, fmt.Sprintf("10.77.0.%d/24", 30+i))
+	}
+	all := func(url string) float64 {
+		var wg sync.WaitGroup
+		begun := time.Now()
+		for _, h := range hosts {
+			wg.Go(func() {
+				var got []byte
+				err := h.Do(func() (err error) {
+					got, err = (&edk2.Client{Iface: h.Iface, Patience: 10 * time.Minute}).Fetch(url)
+					return err
+				})
+				if err != nil || !bytes.Equal(got, data) {
+					t.Errorf("%s from %s: %d bytes, %v", h.MAC, url, len(got), err)
+				}
+			})
+		}
+		wg.Wait()
+		return 100 * float64(size) * 8 / (line / n) / time.Since(begun).Seconds()
+	}
+	row := benchrow.Row{What: fmt.Sprintf("50 machines fetch %d MB together, 1 Gbit/s shared evenly, 1 %% loss: share of the line's rate", size>>20), Unit: "%", Peer: "nginx 1.22",
+		Note: "cables and machines are one program beside both servers, on the same two cores"}
+	for range 3 {
+		row.Ours = append(row.Ours, all("http://10.77.0.1:7480/amd64/recovery.efi"))
+		row.Theirs = append(row.Theirs, all("http://10.77.0.1:8080/recovery.efi"))
+	}
+	part.Add(t, row)
 }
 
 // TestBenchFifty: 50 machines are switched on together, at 1 Gbit/s shared
