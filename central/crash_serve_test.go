@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"crypto/x509"
-	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -22,7 +21,7 @@ import (
 	"github.com/muster-edge/muster/enroll/client"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/audit"
-	"github.com/muster-edge/muster/internal/failpoint"
+	"github.com/muster-edge/muster/internal/failpoint/crashtest"
 	"github.com/muster-edge/muster/pki/tpm/device"
 	"github.com/muster-edge/muster/pki/tpm/swtpmtest"
 )
@@ -116,18 +115,7 @@ func freeAddress(t *testing.T) string {
 // client and the operator only repeat what was not answered; in the end there
 // is one request, one decision, one certificate, and a whole audit chain.
 func TestCentreKilledDuringEnrollment(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds a test binary and starts many centres: left out with -short")
-	}
-	binary := os.Args[0]
-	if !failpoint.Enabled {
-		var err error
-		if binary, err = crashBinary(); errors.Is(err, exec.ErrNotFound) {
-			t.Skip("the go command is not here to build a binary with failpoints")
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
+	binary := crashtest.Binary(t)
 	for _, point := range []string{
 		"enroll/complete/before-file", "file.before-commit", "file.after-commit", "enroll/complete/after-file",
 		"approve.before-commit", "approve.after-commit",

@@ -7,15 +7,13 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/muster-edge/muster/central/store/postgres/pgtest"
 	"github.com/muster-edge/muster/enroll/service/servicetest"
 	"github.com/muster-edge/muster/fleet"
-	"github.com/muster-edge/muster/internal/failpoint"
+	"github.com/muster-edge/muster/internal/failpoint/crashtest"
 )
 
 // crashDir, in the environment, makes this test binary the centre that is
@@ -41,15 +39,8 @@ func TestMain(m *testing.M) {
 		fmt.Fprintln(os.Stderr, approving(spec))
 		os.Exit(1)
 	}
-	code := pgtest.Main(m)
-	if crashFiles != "" {
-		_ = os.RemoveAll(crashFiles) // what stays is in the directory for such
-	}
-	os.Exit(code)
+	os.Exit(pgtest.Main(m))
 }
-
-// crashFiles is the directory of crashBinary, which several tests share.
-var crashFiles string
 
 // crashing enrolls machine after machine and prints each step once it is
 // acknowledged: "filed a", "approved a", "issued a SERIAL".
@@ -86,39 +77,11 @@ func crashing(dir string) error {
 	return h.s.Close()
 }
 
-// crashBinary is this test built with its failpoints alive.
-var crashBinary = sync.OnceValues(func() (string, error) {
-	if _, err := exec.LookPath("go"); err != nil {
-		return "", err
-	}
-	dir, err := os.MkdirTemp("", "muster-crash")
-	if err != nil {
-		return "", err
-	}
-	crashFiles = dir
-	name := filepath.Join(dir, "crash.test")
-	if out, err := exec.Command("go", "test", "-c", "-tags", "failpoint", "-o", name, ".").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w\n%s", err, out)
-	}
-	return name, nil
-})
-
 // TestKilledAtEveryStep kills the centre at each named step of each machine,
 // starts it again, and looks: what was acknowledged is there, nothing is
 // there twice, and the work goes on to the same end.
 func TestKilledAtEveryStep(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds a test binary: left out with -short")
-	}
-	binary := os.Args[0]
-	if !failpoint.Enabled {
-		var err error
-		if binary, err = crashBinary(); errors.Is(err, exec.ErrNotFound) {
-			t.Skip("the go command is not here to build a binary with failpoints")
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
+	binary := crashtest.Binary(t)
 	for _, point := range []string{
 		"file.before-commit", "file.after-commit", "approve.before-commit", "approve.after-commit",
 		"issue.after-sign", "issue.before-commit", "issue.after-commit", "store.before-commit", "store.after-commit",

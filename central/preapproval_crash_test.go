@@ -2,10 +2,7 @@ package central
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -15,7 +12,7 @@ import (
 	"github.com/muster-edge/muster/enroll/service/servicetest"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/audit"
-	"github.com/muster-edge/muster/internal/failpoint"
+	"github.com/muster-edge/muster/internal/failpoint/crashtest"
 )
 
 // crashWork says what the centre that is killed shall do.
@@ -80,18 +77,7 @@ var crashClaim = func() (c struct {
 // TestKilledWhilePreApproving kills the centre around each pre-approval: the
 // approval, its record and its use are all there or none is.
 func TestKilledWhilePreApproving(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds a test binary: left out with -short")
-	}
-	binary := os.Args[0]
-	if !failpoint.Enabled {
-		var err error
-		if binary, err = crashBinary(); errors.Is(err, exec.ErrNotFound) {
-			t.Skip("the go command is not here to build a binary with failpoints")
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
+	binary := crashtest.Binary(t)
 	t.Setenv(crashWork, preApproving)
 	done := []string{"ready", "filed a approved", "filed b approved", "filed c approved", "filed d approved", "filed e pending"}
 	for _, point := range []string{

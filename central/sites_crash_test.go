@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -16,7 +15,7 @@ import (
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/fleet/statement"
-	"github.com/muster-edge/muster/internal/failpoint"
+	"github.com/muster-edge/muster/internal/failpoint/crashtest"
 )
 
 const forming = "forming"
@@ -93,18 +92,7 @@ func crashingSite(h *harness) error {
 // site. What was acknowledged is there; documents, rows, records and files
 // agree; and the work goes on to the same end.
 func TestKilledWhileASiteForms(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds a test binary: left out with -short")
-	}
-	binary := os.Args[0]
-	if !failpoint.Enabled {
-		var err error
-		if binary, err = crashBinary(); errors.Is(err, exec.ErrNotFound) {
-			t.Skip("the go command is not here to build a binary with failpoints")
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
+	binary := crashtest.Binary(t)
 	t.Setenv(crashWork, forming)
 	verbs := []string{"joined", "granted", "known", "stored", "removed", "ordered"}
 	for _, point := range []string{

@@ -158,6 +158,9 @@ func (s Spec) Validate() error {
 	if (s.PowerCycle || s.Centre != "") && (s.Scenario != "enroll" || s.Forged) {
 		bad("--power-cycle and --centre go with the scenario enroll and an honest image")
 	}
+	if s.Boot == machine.BootHTTPS && (s.Scenario != "enroll" || s.Forged || s.Centre == CentreImpostor) {
+		bad("--boot https goes with the scenario enroll and an honest image")
+	}
 	if (s.VLAN != 0 || s.SwitchVLAN != 0) && (s.Scenario != "enroll" || s.Boot != machine.BootDisk || s.VLAN < 1 || s.VLAN > 4094 || s.SwitchVLAN < 0 || s.SwitchVLAN > 4094) {
 		bad("--vlan is 1 to 4094 and goes with the scenario enroll and --boot disk: firmware boots from untagged networks; --switch-vlan goes with it")
 	}

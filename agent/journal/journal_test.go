@@ -17,6 +17,7 @@ import (
 
 	cb "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/failpoint/crashtest"
 )
 
 const (
@@ -352,10 +353,7 @@ func TestKillAtEveryPoint(t *testing.T) {
 		victim(dir)
 		return
 	}
-	exe := filepath.Join(t.TempDir(), "victim")
-	if out, err := exec.Command("go", "test", "-c", "-tags", "failpoint", "-o", exe, ".").CombinedOutput(); err != nil {
-		t.Fatalf("build: %v\n%s", err, out)
-	}
+	exe := crashtest.Binary(t)
 	for _, name := range copies {
 		for _, point := range []string{"begin", "half", "before-rename", "before-dirsync", "end"} {
 			for nth := 1; nth <= 3; nth++ { // in Open, in the first and in the second Update

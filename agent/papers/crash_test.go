@@ -12,11 +12,10 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 
 	"github.com/muster-edge/muster/fleet"
-	"github.com/muster-edge/muster/internal/failpoint"
+	"github.com/muster-edge/muster/internal/failpoint/crashtest"
 )
 
 // The crashing process gets its directory and its keys by the environment.
@@ -33,11 +32,7 @@ func TestMain(m *testing.M) {
 		}
 		os.Exit(0)
 	}
-	code := m.Run()
-	if crashFiles != "" {
-		_ = os.RemoveAll(crashFiles)
-	}
-	os.Exit(code)
+	os.Exit(m.Run())
 }
 
 // crashing learns batch after batch from files, and says which are
@@ -81,40 +76,11 @@ func crashing(dir, key string) error {
 	}
 }
 
-var crashFiles string
-
-var crashBinary = sync.OnceValues(func() (string, error) {
-	if _, err := exec.LookPath("go"); err != nil {
-		return "", err
-	}
-	dir, err := os.MkdirTemp("", "papers-crash")
-	if err != nil {
-		return "", err
-	}
-	crashFiles = dir
-	name := filepath.Join(dir, "crash.test")
-	if out, err := exec.Command("go", "test", "-c", "-tags", "failpoint", "-o", name, ".").CombinedOutput(); err != nil {
-		return "", fmt.Errorf("%w\n%s", err, out)
-	}
-	return name, nil
-})
-
 // TestKilledAtEveryWrite kills the process at each named line, each time it is
 // passed, and looks: what was acknowledged is there, and all goes on to the
 // same end.
 func TestKilledAtEveryWrite(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds a test binary: left out with -short")
-	}
-	binary := os.Args[0]
-	if !failpoint.Enabled {
-		var err error
-		if binary, err = crashBinary(); errors.Is(err, exec.ErrNotFound) {
-			t.Skip("the go command is not here to build a binary with failpoints")
-		} else if err != nil {
-			t.Fatal(err)
-		}
-	}
+	binary := crashtest.Binary(t)
 	s, me, other := newSite(t), newMember(t), newMember(t)
 	delegate := newKey(t)
 	batches := [][][]byte{

@@ -8,11 +8,10 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
 
-	"github.com/muster-edge/muster/internal/failpoint"
+	"github.com/muster-edge/muster/internal/failpoint/crashtest"
 )
 
 // crashDir names the directory of a process that keeps blobs until it is
@@ -58,19 +57,7 @@ func crashing(dir string) error {
 // A blob that was acknowledged is there after a kill at any step, until two
 // newer ones of its owner are.
 func TestKilledWhileABlobIsKept(t *testing.T) {
-	if testing.Short() {
-		t.Skip("builds a test binary: left out with -short")
-	}
-	binary := os.Args[0]
-	if !failpoint.Enabled {
-		if _, err := exec.LookPath("go"); err != nil {
-			t.Skip("the go command is not here to build a binary with failpoints")
-		}
-		binary = filepath.Join(t.TempDir(), "crash.test")
-		if out, err := exec.Command("go", "test", "-c", "-tags", "failpoint", "-o", binary, ".").CombinedOutput(); err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-	}
+	binary := crashtest.Binary(t)
 	for _, point := range []string{"escrow/after-blob", "escrow/after-meta", "escrow/before-remove"} {
 		reached := 0
 		for n := 1; ; n++ {

@@ -41,7 +41,7 @@ ends, nothing of it is left but its logs.`,
 func labFlags(cmd *cobra.Command, s *lab.Spec) {
 	f := cmd.Flags()
 	f.IntVar(&s.Nodes, "nodes", 0, "number of machines or nodes (default: what the scenario needs)")
-	f.TextVar(&s.Boot, "boot", machine.BootTFTP, "`how` the firmware gets the image: tftp, http or disk")
+	f.TextVar(&s.Boot, "boot", machine.BootTFTP, "`how` the firmware gets the image: tftp, http, https or disk")
 	f.StringVar(&s.DHCP, "dhcp", lab.DHCPFull, "full (we lease addresses) or proxy (beside another DHCP server)")
 	f.BoolVar(&s.SecureBoot, "secure-boot", false, "Secure Boot on, with the image signed by Debian's test key")
 	f.StringVar(&s.Dir, "dir", "", "directory for logs and captures; new (default: below ~/.local/state/muster/lab)")

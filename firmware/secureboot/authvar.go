@@ -54,6 +54,10 @@ var (
 	varDB  = variable{"db", securityDatabase}
 )
 
+// SignatureList is a certificate in the form in which firmware keeps those it
+// trusts, for example as CA of HTTPS boot. It has no owner.
+func SignatureList(cert *x509.Certificate) []byte { return signatureList(guid{}, cert) }
+
 // signatureList is an EFI_SIGNATURE_LIST with one certificate. Certificates
 // differ in length, so that each has a list of its own.
 func signatureList(owner guid, cert *x509.Certificate) []byte {

@@ -113,7 +113,11 @@ func (c Config) args(fw firmware, tpm string, n int) []string {
 		// nobody here answers it (OvmfPkg/RUNTIME_CONFIG.md).
 		a = append(a, "-fw_cfg", "name=opt/org.tianocore/IPv6PXESupport,string=no")
 	}
-	if c.Boot == BootHTTP {
+	if c.Boot == BootHTTPS {
+		// OvmfPkg/README, "HTTPS Boot".
+		a = append(a, "-fw_cfg", "name=etc/edk2/https/cacerts,file="+c.HTTPSRoots)
+	}
+	if c.Boot == BootHTTP || c.Boot == BootHTTPS {
 		// bootindex picks the card, not the protocol; without PXE, HTTP is
 		// the first that is left.
 		a = append(a, "-fw_cfg", "name=opt/org.tianocore/IPv4PXESupport,string=no")

@@ -20,9 +20,11 @@ const (
 	BootHTTP
 	// BootDisk: the first disk marked Boot.
 	BootDisk
+	// BootHTTPS: the same by TLS, with the CA of Config.HTTPSRoots enrolled.
+	BootHTTPS
 )
 
-var bootNames = [...]string{"tftp", "http", "disk"}
+var bootNames = [...]string{"tftp", "http", "disk", "https"}
 
 // String returns the word of the --boot flag.
 func (b Boot) String() string {
@@ -109,6 +111,9 @@ type Config struct {
 	// FirmwareOrder leaves the order to the firmware's own variables, as on a
 	// real PC; otherwise QEMU tells the firmware the order at each power-on.
 	FirmwareOrder bool
+	// HTTPSRoots is a file with the CA certificates that BootHTTPS trusts, as
+	// the firmware keeps them: EFI_SIGNATURE_LIST. It must be there at power-on.
+	HTTPSRoots string
 	// Disks in the order in which the machine sees them.
 	Disks []Disk
 
@@ -213,6 +218,9 @@ func (c Config) validate() error {
 		if hw, err := net.ParseMAC(c.MAC); err != nil || len(hw) != 6 || hw[0]&1 != 0 {
 			bad("MAC %q: want a unicast address of six bytes", c.MAC)
 		}
+	}
+	if (c.Boot == BootHTTPS) != (c.HTTPSRoots != "") || strings.ContainsAny(c.HTTPSRoots, ",\n") {
+		bad("boot by https and a file of CA certificates (%q) go together; QEMU reads commas in its name as options", c.HTTPSRoots)
 	}
 	if c.Boot != BootDisk {
 		if c.Tap == "" {

@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/lab"
+	"github.com/muster-edge/muster/lab/machine"
 	"github.com/muster-edge/muster/pki/tpm/swtpmtest"
 )
 
@@ -60,6 +61,9 @@ func (c *centre) start(ctx context.Context) error {
 	if c.boot {
 		args = append(args, "--boot-interface", lab.Bridge, "--boot-mode", l.Spec.DHCP, "--boot-address", lab.BootHost+"/24",
 			"--boot-image", imageDir(l))
+		if l.Spec.Boot == machine.BootHTTPS {
+			args = append(args, "--boot-https", ":7481", "--boot-https-only")
+		}
 		if l.Spec.DHCP == lab.DHCPFull {
 			args = append(args, "--boot-range", lab.LeaseFrom+"-"+lab.LeaseTo)
 		}

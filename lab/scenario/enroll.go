@@ -110,6 +110,11 @@ func powerOn(ctx context.Context, l *lab.Lab) (*centre, []*machine.Machine, erro
 	if err := c.introduce(ctx); err != nil {
 		return nil, nil, err
 	}
+	if l.Spec.Boot == machine.BootHTTPS {
+		if err := enrolHTTPSRoot(l); err != nil {
+			return nil, nil, err
+		}
+	}
 	if l.Spec.DHCP == lab.DHCPProxy && ours && l.Spec.Boot != machine.BootDisk {
 		// Beside another DHCP server unknown machines are served only while
 		// an operator wants it.
@@ -135,6 +140,11 @@ func approved(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Ma
 	requests, err := arrive(ctx, l, c, machines)
 	if err != nil {
 		return err
+	}
+	if l.Spec.Boot == machine.BootHTTPS {
+		if err := l.Check("the firmware fetched the image by TLS", byHTTPS(machines)); err != nil {
+			return err
+		}
 	}
 	wantBoot := fleet.BootMeasured
 	if l.Spec.SecureBoot {

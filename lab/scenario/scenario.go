@@ -127,6 +127,9 @@ func addMachines(l *lab.Lab, image string) ([]*machine.Machine, error) {
 			if l.Spec.SMBIOS == lab.SMBIOSHostile {
 				c.SMBIOS = hostileFirmware()
 			}
+			if c.Boot == machine.BootHTTPS {
+				c.HTTPSRoots = httpsRoots(l)
+			}
 			if c.Boot == machine.BootDisk {
 				c.Disks = []machine.Disk{{Folder: folder, Bus: l.Spec.DiskBus, Serial: fmt.Sprintf("STICK%d", n), Boot: true}}
 			}
