@@ -48,7 +48,7 @@ func TestFirmwareModels(t *testing.T) {
 		{"32-bit UEFI (6)", arch(6), "refused in one clear line"},
 	}
 	var b strings.Builder
-	b.WriteString("# What firmware gets\n\nEach row is a model of firmware that the tests boot in a network of their own (`go test ./pxe/server -run TestFirmwareModels`); the EDK2 rows are\nalso checked against the real one in a virtual machine (`TestRealFirmwareFetches`). *Full* is a provisioning network of ours, *proxy* is beside another DHCP\nserver. A cell tells how it was told of the image, after how many DISCOVERs, and what TFTP agreed on.\n\n| firmware | full | proxy | why |\n|---|---|---|---|\n")
+	b.WriteString("# What firmware gets\n\nEach row is a model of firmware that the tests boot in a network of their own (`go test ./pxe/server -run TestFirmwareModels`); the EDK2 rows are\nalso checked against the real one in a virtual machine (`TestRealFirmwareFetches`). The whole chain, from power-on to a certificate, runs on\nthe real one by each way in the machine lab: `lab run enroll` (TFTP), `--boot http`, `--boot https`, `--boot disk`, `--dhcp proxy`, and `boot-paths`. *Full* is a provisioning network of ours, *proxy* is beside another DHCP\nserver. A cell tells how it was told of the image, after how many DISCOVERs, and what TFTP agreed on.\n\n| firmware | full | proxy | why |\n|---|---|---|---|\n")
 	for _, m := range models {
 		row := []string{m.name}
 		for _, mode := range []pxe.Mode{pxe.ModeFull, pxe.ModeProxy} {
