@@ -184,8 +184,6 @@ func (k *Keeper) clearFailed(digest []byte, running firmware.SlotID) error {
 	})
 }
 
-// RecoveryPattern matches the recovery images' boot files.
-const RecoveryPattern = "recovery-*"
 
 // recovery makes the next start one of recovery.
 func (k *Keeper) recovery(why string) error {
@@ -201,7 +199,7 @@ func toRecovery(r Record, l Loader, why string) error {
 	if err := r.Write(m); err != nil {
 		return err
 	}
-	return l.SetOneShot(RecoveryPattern)
+	return l.SetOneShot(firmware.RecoveryPattern)
 }
 
 // clip keeps a text within what the record takes.

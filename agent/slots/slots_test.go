@@ -300,7 +300,7 @@ func TestDesk(t *testing.T) {
 	if err := d.MarkBad(firmware.SlotA, "old"); err != nil {
 		t.Fatal(err)
 	}
-	if err := d.Recover("a person", restart); err != nil || restarted != 2 || r.m.OneShot != RecoveryPattern {
+	if err := d.Recover("a person", restart); err != nil || restarted != 2 || r.m.OneShot != firmware.RecoveryPattern {
 		t.Fatalf("%v", err)
 	}
 	d.Running = func() (firmware.SlotID, error) { return 0, errors.New("no slot runs") }

@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"log/slog"
 	"os"
 	"path/filepath"
@@ -15,9 +14,11 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/agent/data"
+	"github.com/muster-edge/muster/agent/install"
 	"github.com/muster-edge/muster/agent/papers"
 	"github.com/muster-edge/muster/agent/slots/metal"
 	"github.com/muster-edge/muster/firmware"
+	"github.com/muster-edge/muster/firmware/efi"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/statement"
 	"github.com/muster-edge/muster/pki/tpm/device"
@@ -79,7 +80,7 @@ type dataBox struct {
 	*box
 	shelf metal.Shelf
 	part  *data.Partition
-	keep  keepsake
+	keep  install.HandOver
 	node  fleet.NodeID
 	key   papers.Ref
 	log   *slog.Logger
@@ -94,7 +95,7 @@ func openDataBox(ctx context.Context) (*dataBox, error) {
 	if err := d.identity(ctx); err != nil {
 		return nil, err
 	}
-	if d.keep, err = d.leftBehind(); err != nil {
+	if d.keep, err = install.ReadHandOver(efi.NewESP(espDir(runDir))); err != nil {
 		// What is there is mounted all the same; a new one would lack its
 		// recovery key, and says so.
 		d.log.Warn("what recovery left cannot be read", "err", err)
@@ -149,40 +150,6 @@ func partitionID(dev string) (string, error) {
 	return strings.TrimSpace(string(start)) + "+" + strings.TrimSpace(string(size)), nil
 }
 
-// keepsake is what recovery left for the system on the ESP: public, and signed
-// or worthless without the TPM's keys.
-type keepsake struct {
-	identity  []byte
-	documents [][]byte
-}
-
-func (d *dataBox) leftBehind() (keepsake, error) {
-	var k keepsake
-	get := func(name string) ([]byte, error) {
-		b, err := d.shelf.Get(name)
-		if errors.Is(err, fs.ErrNotExist) {
-			return nil, nil
-		}
-		return b, err
-	}
-	var err error
-	if k.identity, err = get("muster/identity.json"); err != nil {
-		return k, err
-	}
-	b, err := get("muster/documents.json")
-	if err != nil || b == nil {
-		return k, err
-	}
-	var docs struct {
-		Envelopes [][]byte `json:"envelopes"`
-	}
-	if err := json.Unmarshal(b, &docs); err != nil {
-		return k, fmt.Errorf("read documents: %w", err)
-	}
-	k.documents = docs.Envelopes
-	return k, nil
-}
-
 // papersIn opens the documents in dir and adds those that recovery left.
 func (d *dataBox) papersIn(dir string) (*papers.Papers, error) {
 	o := agentOptions{siteFile: siteFile}
@@ -198,7 +165,7 @@ func (d *dataBox) papersIn(dir string) (*papers.Papers, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := p.Learn(d.keep.documents); err != nil {
+	if _, err := p.Learn(d.keep.Documents); err != nil {
 		d.log.Info("some documents were not taken over", "err", err)
 	}
 	return p, nil
@@ -242,14 +209,14 @@ func (d *dataBox) takeOver() error {
 		return fmt.Errorf("take over documents: %w", err)
 	}
 	file := filepath.Join(dataAt, "identity", "identity.json")
-	if _, err := os.Stat(file); err == nil || len(d.keep.identity) == 0 {
+	if _, err := os.Stat(file); err == nil || len(d.keep.Identity) == 0 {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(file), 0o755); err != nil {
 		return fmt.Errorf("take over the certificate: %w", err)
 	}
 	// It is public; a torn one is enrolled for again.
-	if err := os.WriteFile(file, d.keep.identity, 0o644); err != nil {
+	if err := os.WriteFile(file, d.keep.Identity, 0o644); err != nil {
 		return fmt.Errorf("take over the certificate: %w", err)
 	}
 	return nil

@@ -11,6 +11,7 @@ import (
 
 	"github.com/muster-edge/muster/agent/data"
 	"github.com/muster-edge/muster/agent/fetch"
+	"github.com/muster-edge/muster/agent/install"
 	"github.com/muster-edge/muster/agent/member"
 	"github.com/muster-edge/muster/agent/member/uplink"
 	"github.com/muster-edge/muster/agent/slots"
@@ -64,7 +65,7 @@ func (a *nodeAgent) newSystem(p parts, m *member.Member, up *uplink.Uplink) (*sy
 	s := &system{box: b, m: m, p: p, up: up, paths: a.o.paths.WithDefaults(), log: a.log, start: member.Boottime()}
 	s.k = &k3s.Turns{Paths: s.paths, Now: p.clock.now}
 	s.images = &metal.Images{Dir: filepath.Join(a.o.paths.State, "images"), ReleaseKeys: keys, Arch: runtime.GOARCH, Parts: b.sys.Parts,
-		Fetcher: s.fetcher, Manifest: s.manifest, WriteSlot: metal.WriteSlot}
+		Fetcher: s.fetcher, Manifest: s.manifest, WriteSlot: install.WriteSlot}
 	s.keeper, err = slots.New(slots.Config{
 		Record: b.record(), ESP: b.esp, Loader: metal.Loader{}, Images: s.images, Running: b.running,
 		Site: slots.NewTurns(slots.TurnsConfig{

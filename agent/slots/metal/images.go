@@ -139,7 +139,7 @@ func (m *Images) Target(ctx context.Context, ref fleet.ImageRef) (firmware.Targe
 	if err != nil {
 		return firmware.Target{}, err
 	}
-	return firmware.Target{Image: x.SHA256, Name: x.Name, Version: x.Version, Entry: x.Entry(), Size: x.Slot.Root.Size + x.Slot.Verity.Size, BootSize: x.Size,
+	return firmware.Target{Image: x.SHA256, Name: x.Name, Version: x.Version, Entry: x.Entry(), Size: x.Slot.WriteSize(), BootSize: x.Size,
 		K3s: x.Slot.K3s, Etcd: x.Slot.EtcdMinor}, nil
 }
 
