@@ -184,7 +184,6 @@ func (k *Keeper) clearFailed(digest []byte, running firmware.SlotID) error {
 	})
 }
 
-
 // recovery makes the next start one of recovery.
 func (k *Keeper) recovery(why string) error {
 	return k.locked(func() error { return toRecovery(k.cfg.Record, k.cfg.Loader, why) })
