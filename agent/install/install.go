@@ -610,6 +610,9 @@ func (i *Installer) tell(state firmware.InstallState, a firmware.InstallAction) 
 	if m := i.manifest; m != nil && state != firmware.InstallIdle {
 		image = m.Name + " " + m.Version
 	}
+	if a.Kind == firmware.LookAtDisk && i.now.get().State > firmware.InstallWaiting {
+		return // in the middle of the work a look is nothing to tell
+	}
 	i.show(func(n *Now) {
 		if n.State != state && state < firmware.WritingSystem {
 			n.Percent = 0
