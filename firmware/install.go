@@ -411,8 +411,11 @@ func fileOf(files []BootFile, base string) *BootFile {
 }
 
 // LoaderConf are the loader's settings: no menu whatever is pressed, and no
-// default, which would beat the counters (docs/adr/0011-loader.md).
-const LoaderConf = "timeout menu-disabled\neditor no\n"
+// default, which would beat the counters (docs/adr/0011-loader.md). The loader
+// adds no entries of its own: one without any other entry would start "Reboot
+// Into Firmware Interface", and park the machine in its setup (seen in a
+// virtual machine whose install was cut between loader and boot file).
+const LoaderConf = "timeout menu-disabled\neditor no\nauto-firmware no\nauto-entries no\n"
 
 // IdleFacts are what decides how long a machine stays in recovery that nobody
 // asked to be there.
