@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"regexp"
+	"strconv"
 	"strings"
 )
 
@@ -142,5 +143,6 @@ func Chunks(r io.Reader) ([]Digest, error) {
 // RootArguments are the words of the kernel command line that name the root:
 // by the UUIDs of its content, so that one UKI starts from either slot.
 func (s SlotImage) RootArguments() string {
-	return "roothash=" + s.RootHash.String() + " systemd.verity_root_data=UUID=" + s.RootUUID + " systemd.verity_root_hash=UUID=" + s.VerityUUID
+	return "roothash=" + s.RootHash.String() + " systemd.verity_root_data=UUID=" + s.RootUUID + " systemd.verity_root_hash=UUID=" + s.VerityUUID +
+		" muster.root_size=" + strconv.FormatInt(s.Root.Size, 10)
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/muster-edge/muster/agent"
 	"github.com/muster-edge/muster/agent/facts"
+	"github.com/muster-edge/muster/agent/kmod"
 	"github.com/muster-edge/muster/agent/recovery/netup"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/internal/sleep"
@@ -199,7 +200,7 @@ func (m *machine) run(ctx context.Context, siteErr error) {
 	m.spawn(ctx, "signals", func(ctx context.Context) error {
 		return watchSignals(ctx, func(why string) { m.post(func() { m.restart = why }) })
 	})
-	loader, err := newLoader(m.log)
+	loader, err := kmod.NewLoader(m.log)
 	if err != nil {
 		m.log.Warn("modules", "err", err)
 	}
@@ -255,10 +256,10 @@ func (m *machine) scan(ctx context.Context, loader *loader) {
 }
 
 // serve starts network and enrollment; both need a site.json.
-func (m *machine) serve(ctx context.Context, loader *loader) {
+func (m *machine) serve(ctx context.Context, loader *kmod.Loader) {
 	m.cond.Centre, m.cond.VLAN = strings.Join(m.site.Centre, ", "), m.site.Network.VLAN
 	net := netup.New(netup.Config{
-		Network: m.site.Network, ResolvConf: "/etc/resolv.conf", NeedModule: loader.module, Log: m.log,
+		Network: m.site.Network, ResolvConf: "/etc/resolv.conf", NeedModule: loader.Module, Log: m.log,
 		Changed: func(nics []netup.NIC) { m.post(func() { m.network(nics) }) },
 	})
 	m.spawn(ctx, "network", net.Run)
@@ -434,17 +435,17 @@ func (m *machine) toldClock(told time.Time) error {
 }
 
 // devices loads modules: first for what is there, then for what appears.
-func (m *machine) devices(ctx context.Context, l *loader) error {
-	fd, err := listenUevents()
+func (m *machine) devices(ctx context.Context, l *kmod.Loader) error {
+	fd, err := kmod.Listen()
 	if err != nil {
 		m.post(func() { m.note(firstLine(err)) })
 	}
-	rescan := func() { l.coldplug(ctx, "/sys/devices") }
+	rescan := func() { l.Coldplug(ctx, "/sys/devices") }
 	if err == nil {
 		m.spawn(ctx, "uevents", func(ctx context.Context) error {
-			return readUevents(ctx, fd, func(e uevent) {
+			return kmod.Read(ctx, fd, func(e kmod.Event) {
 				if e.Action == "add" && e.Modalias != "" {
-					l.device(e.Modalias)
+					l.Device(e.Modalias)
 				}
 			}, rescan)
 		})
@@ -453,7 +454,7 @@ func (m *machine) devices(ctx context.Context, l *loader) error {
 	// uevents. Two passes serve it even without.
 	rescan()
 	for _, name := range []string{"efivarfs"} {
-		if err := l.module(name); err != nil {
+		if err := l.Module(name); err != nil {
 			m.log.Info("module", "name", name, "err", err)
 		}
 	}
@@ -463,11 +464,11 @@ func (m *machine) devices(ctx context.Context, l *loader) error {
 	rescan()
 	if _, err := os.Stat("/dev/watchdog0"); err != nil {
 		// Better than none: it catches a hung PID 1, not a hung kernel.
-		if err := l.module("softdog"); err != nil {
+		if err := l.Module("softdog"); err != nil {
 			m.log.Info("module", "name", "softdog", "err", err)
 		}
 	}
-	m.log.Info("devices served", "modules", l.count())
+	m.log.Info("devices served", "modules", l.Count())
 	m.post(func() { m.cond.Booted = true })
 	close(m.booted)
 	return nil

@@ -3,6 +3,7 @@ package recovery
 import (
 	"context"
 	"fmt"
+	"io"
 	"log/slog"
 	"os"
 	"os/signal"
@@ -97,4 +98,14 @@ func reap() {
 			return
 		}
 	}
+}
+
+// readCapped reads at most limit bytes of a file.
+func readCapped(file string, limit int64) ([]byte, error) {
+	f, err := os.Open(file)
+	if err != nil {
+		return nil, err
+	}
+	defer f.Close()
+	return io.ReadAll(io.LimitReader(f, limit))
 }

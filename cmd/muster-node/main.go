@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/agent/facts"
+	"github.com/muster-edge/muster/agent/initrd"
 	"github.com/muster-edge/muster/agent/recovery"
 )
 
@@ -27,10 +28,13 @@ const usage = `usage: muster-node COMMAND
   slot COMMAND      the two slots of this disk: list, rollback, mark-bad, forgive, recover
   data [COMMAND]    make, unlock and mount the data partition
   k3s [flags]       run k3s as the role file says (started by the node agent)
-As PID 1 (or started as /init) it is the recovery image's init.`
+As PID 1 (or started as /init) it is the init of the recovery image and of a slot's initrd.`
 
 func main() {
 	if os.Getpid() == 1 || os.Args[0] == "/init" {
+		if os.Getpid() == 1 && initrd.IsSlot() {
+			initrd.Run(version)
+		}
 		recovery.Run(recovery.Config{Version: version, BuildTime: built(), Open: openEnroller, Scan: scanMachine})
 		return
 	}

@@ -1,4 +1,4 @@
-package recovery
+package kmod
 
 import (
 	"bytes"
@@ -11,14 +11,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// uevent is one message of the kernel about a device.
-type uevent struct {
+// Event is one message of the kernel about a device.
+type Event struct {
 	Action, Subsystem, Modalias, Devname string
 }
 
 // parseUevent reads "ACTION@DEVPATH" NUL "KEY=VALUE" NUL ... (kernel
 // lib/kobject_uevent.c). Other senders' forms give ok == false.
-func parseUevent(b []byte) (e uevent, ok bool) {
+func parseUevent(b []byte) (e Event, ok bool) {
 	for i, f := range bytes.Split(b, []byte{0}) {
 		if i == 0 {
 			if !bytes.Contains(f, []byte("@")) {
@@ -44,31 +44,31 @@ func parseUevent(b []byte) (e uevent, ok bool) {
 	return e, e.Action != ""
 }
 
-// listenUevents opens the kernel's event socket. Open it before coldplug, so
+// Listen opens the kernel's event socket. Open it before coldplug, so
 // that no device falls between the two.
-func listenUevents() (int, error) {
+func Listen() (int, error) {
 	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
 	if err != nil {
-		return -1, fmt.Errorf("recovery: open uevents: %w", err)
+		return -1, fmt.Errorf("kmod: open uevents: %w", err)
 	}
 	// Best effort: thousands of events come at once when buses are scanned.
 	_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 4<<20)
 	tv := unix.NsecToTimeval(int64(time.Second))
 	if err := unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, unix.SO_RCVTIMEO, &tv); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("recovery: open uevents: %w", err)
+		return -1, fmt.Errorf("kmod: open uevents: %w", err)
 	}
 	const kernelGroup = 1
 	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: kernelGroup}); err != nil {
 		unix.Close(fd)
-		return -1, fmt.Errorf("recovery: open uevents: %w", err)
+		return -1, fmt.Errorf("kmod: open uevents: %w", err)
 	}
 	return fd, nil
 }
 
-// readUevents calls handle for each event until ctx ends. overrun is called
+// Read calls handle for each event until ctx ends. overrun is called
 // when the kernel had to drop some.
-func readUevents(ctx context.Context, fd int, handle func(uevent), overrun func()) error {
+func Read(ctx context.Context, fd int, handle func(Event), overrun func()) error {
 	buf := make([]byte, 16<<10)
 	for ctx.Err() == nil {
 		n, from, err := unix.Recvfrom(fd, buf, 0)
@@ -79,7 +79,7 @@ func readUevents(ctx context.Context, fd int, handle func(uevent), overrun func(
 			overrun()
 			continue
 		case err != nil:
-			return fmt.Errorf("recovery: read uevents: %w", err)
+			return fmt.Errorf("kmod: read uevents: %w", err)
 		}
 		// Only the kernel has port 0: processes may not pose as it.
 		if a, ok := from.(*unix.SockaddrNetlink); !ok || a.Pid != 0 {

@@ -1,4 +1,4 @@
-package recovery
+package kmod
 
 import (
 	"context"
@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// loader loads kernel modules for devices, each module once.
-type loader struct {
+// Loader loads kernel modules for devices, each module once.
+type Loader struct {
 	dir   string // /lib/modules/VERSION
 	index *moduleIndex
 	log   *slog.Logger
@@ -27,22 +27,22 @@ type loader struct {
 	done map[string]error // by file
 }
 
-// newLoader reads the lists of the running kernel. An image without modules
+// NewLoader reads the lists of the running kernel. An image without modules
 // (everything built in) gives a loader that loads nothing, and the error.
-func newLoader(log *slog.Logger) (*loader, error) {
-	l := &loader{log: log, done: map[string]error{}, index: &moduleIndex{}, insert: insertModule}
+func NewLoader(log *slog.Logger) (*Loader, error) {
+	l := &Loader{log: log, done: map[string]error{}, index: &moduleIndex{}, insert: insertModule}
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
-		return l, fmt.Errorf("recovery: read kernel version: %w", err)
+		return l, fmt.Errorf("kmod: read kernel version: %w", err)
 	}
 	l.dir = filepath.Join("/lib/modules", unix.ByteSliceToString(u.Release[:]))
 	dep, err := readCapped(filepath.Join(l.dir, "modules.dep"), maxModuleFile+1)
 	if err != nil {
-		return l, fmt.Errorf("recovery: read modules.dep: %w", err)
+		return l, fmt.Errorf("kmod: read modules.dep: %w", err)
 	}
 	aliases, err := readCapped(filepath.Join(l.dir, "modules.alias"), maxModuleFile+1)
 	if err != nil {
-		return l, fmt.Errorf("recovery: read modules.alias: %w", err)
+		return l, fmt.Errorf("kmod: read modules.alias: %w", err)
 	}
 	x, err := parseModules(dep, aliases)
 	if err != nil {
@@ -61,18 +61,18 @@ func insertModule(file string) error {
 	return unix.FinitModule(int(f.Fd()), "", 0)
 }
 
-// device loads what a modalias asks for.
-func (l *loader) device(modalias string) {
+// Device loads what a modalias asks for.
+func (l *Loader) Device(modalias string) {
 	for _, name := range l.index.lookup(modalias) {
-		if err := l.module(name); err != nil {
+		if err := l.Module(name); err != nil {
 			l.log.Debug("module", "name", name, "err", err)
 		}
 	}
 }
 
-// module loads a module and what it needs. One that is loaded already, or
+// Module loads a module and what it needs. One that is loaded already, or
 // was tried before, is no work.
-func (l *loader) module(name string) error {
+func (l *Loader) Module(name string) error {
 	files, err := l.index.closure(name)
 	if err != nil {
 		return err
@@ -92,14 +92,14 @@ func (l *loader) module(name string) error {
 		// ENODEV: a driver that found nothing to drive. Modules above it may
 		// still load; they say so themselves if not.
 		if err != nil && !errors.Is(err, unix.ENODEV) {
-			return fmt.Errorf("recovery: load module %s: %w", filepath.Base(f), err)
+			return fmt.Errorf("kmod: load module %s: %w", filepath.Base(f), err)
 		}
 	}
 	return nil
 }
 
-// count is the number of modules that are loaded.
-func (l *loader) count() int {
+// Count is the number of modules that are loaded.
+func (l *Loader) Count() int {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	n := 0
@@ -114,9 +114,9 @@ func (l *loader) count() int {
 // maxDevices bounds the walk through /sys/devices.
 const maxDevices = 100000
 
-// coldplug serves the devices that were there before the first uevent was
+// Coldplug serves the devices that were there before the first Event was
 // listened to.
-func (l *loader) coldplug(ctx context.Context, sysDevices string) {
+func (l *Loader) Coldplug(ctx context.Context, sysDevices string) {
 	seen := 0
 	err := filepath.WalkDir(sysDevices, func(p string, d fs.DirEntry, err error) error {
 		if ctx.Err() != nil {
@@ -129,7 +129,7 @@ func (l *loader) coldplug(ctx context.Context, sysDevices string) {
 			return nil // devices vanish during the walk: their rest goes on
 		}
 		if b, err := readCapped(p, maxAlias+1); err == nil {
-			l.device(strings.TrimSpace(string(b)))
+			l.Device(strings.TrimSpace(string(b)))
 		}
 		return nil
 	})

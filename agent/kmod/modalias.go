@@ -1,4 +1,4 @@
-package recovery
+package kmod
 
 import (
 	"bytes"
@@ -33,7 +33,7 @@ type alias struct{ pattern, module string }
 // modules.alias has lines "alias PATTERN MODULE").
 func parseModules(dep, aliases []byte) (*moduleIndex, error) {
 	if len(dep) > maxModuleFile || len(aliases) > maxModuleFile {
-		return nil, errors.New("recovery: read module lists: too long")
+		return nil, errors.New("kmod: read module lists: too long")
 	}
 	x := &moduleIndex{paths: map[string]string{}, deps: map[string][]string{}, aliases: map[string][]alias{}}
 	for line := range bytes.Lines(dep) {
@@ -43,7 +43,7 @@ func parseModules(dep, aliases []byte) (*moduleIndex, error) {
 			continue
 		}
 		if len(x.deps) >= maxModules {
-			return nil, fmt.Errorf("recovery: read modules.dep: more than %d modules", maxModules)
+			return nil, fmt.Errorf("kmod: read modules.dep: more than %d modules", maxModules)
 		}
 		var list []string
 		for _, n := range strings.Fields(needs) {
@@ -97,7 +97,7 @@ func (x *moduleIndex) lookup(modalias string) []string {
 func (x *moduleIndex) closure(name string) ([]string, error) {
 	file, ok := x.paths[dashes(name)]
 	if !ok {
-		return nil, fmt.Errorf("recovery: module %q is not in this image", name)
+		return nil, fmt.Errorf("kmod: module %q is not in this image", name)
 	}
 	var out []string
 	seen := map[string]bool{}
@@ -107,7 +107,7 @@ func (x *moduleIndex) closure(name string) ([]string, error) {
 			return nil
 		}
 		if depth > maxModuleDepth {
-			return fmt.Errorf("recovery: dependencies of module %q are nested too deep", name)
+			return fmt.Errorf("kmod: dependencies of module %q are nested too deep", name)
 		}
 		seen[file] = true // a cycle ends here: the kernel will say what is missing
 		for _, d := range x.deps[file] {

@@ -1,4 +1,4 @@
-package recovery
+package kmod
 
 import (
 	"context"
@@ -109,7 +109,7 @@ func TestLoaderLoadsEachModuleOnceAndStopsAtErrors(t *testing.T) {
 	}
 	var inserted []string
 	fails := map[string]error{}
-	l := &loader{dir: "/m", index: x, log: slog.New(slog.DiscardHandler), done: map[string]error{}, insert: func(f string) error {
+	l := &Loader{dir: "/m", index: x, log: slog.New(slog.DiscardHandler), done: map[string]error{}, insert: func(f string) error {
 		inserted = append(inserted, filepath.Base(f))
 		return fails[filepath.Base(f)]
 	}}
@@ -122,22 +122,22 @@ func TestLoaderLoadsEachModuleOnceAndStopsAtErrors(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	l.coldplug(context.Background(), dir)
-	if want := []string{"failover.ko", "virtio.ko", "virtio_net.ko"}; !slices.Equal(inserted, want) || l.count() != 3 {
+	l.Coldplug(context.Background(), dir)
+	if want := []string{"failover.ko", "virtio.ko", "virtio_net.ko"}; !slices.Equal(inserted, want) || l.Count() != 3 {
 		t.Errorf("inserted %v, want %v", inserted, want)
 	}
 	inserted, fails["b.ko"] = nil, unix.EPERM
-	if err := l.module("a"); !errors.Is(err, unix.EPERM) || !slices.Equal(inserted, []string{"b.ko"}) {
+	if err := l.Module("a"); !errors.Is(err, unix.EPERM) || !slices.Equal(inserted, []string{"b.ko"}) {
 		t.Errorf("after a refusal: %v, inserted %v", err, inserted)
 	}
-	if err := l.module("a"); !errors.Is(err, unix.EPERM) || len(inserted) != 1 {
+	if err := l.Module("a"); !errors.Is(err, unix.EPERM) || len(inserted) != 1 {
 		t.Errorf("a refused module was tried again: %v, %v", err, inserted)
 	}
 }
 
 func TestParseUevent(t *testing.T) {
 	e, ok := parseUevent([]byte("add@/devices/pci0\x00ACTION=add\x00SUBSYSTEM=pci\x00MODALIAS=pci:v1\x00DEVNAME=x\x00junk\x00"))
-	if want := (uevent{"add", "pci", "pci:v1", "x"}); !ok || e != want {
+	if want := (Event{"add", "pci", "pci:v1", "x"}); !ok || e != want {
 		t.Errorf("got %+v, %v", e, ok)
 	}
 	for _, bad := range []string{"", "libudev\x00ACTION=add\x00", "add@/x\x00SUBSYSTEM=pci\x00"} {
