@@ -261,7 +261,8 @@ func enter(c candidate, r root, counted bool) error {
 	if err := mount(dev, system, "erofs", unix.MS_RDONLY, ""); err != nil {
 		return errors.Join(err, closeVerity())
 	}
-	if _, err := os.Stat(system + initPath); err != nil {
+	// Not followed: the link is absolute, and this is not its root yet.
+	if _, err := os.Lstat(system + initPath); err != nil {
 		return errors.Join(fmt.Errorf("initrd: %w", err), unix.Unmount(system, 0), closeVerity())
 	}
 	return nil

@@ -86,7 +86,7 @@ func formatUUID(b []byte) string {
 // it, and refuses everything but what our builder makes: then nothing in it
 // but the salt is a choice, and a wrong salt does not lead to the root hash.
 func veritySalt(b []byte, r root) (string, error) {
-	if verityUUID(b) != r.verityUUID {
+	if id := verityUUID(b); id == "" || id != r.verityUUID {
 		return "", errors.New("initrd: read hash tree: it has another UUID")
 	}
 	le := binary.LittleEndian

@@ -225,7 +225,7 @@ func (m *machine) run(ctx context.Context, siteErr error) {
 }
 
 // scan is what an image for a warehouse does instead of calling the centre.
-func (m *machine) scan(ctx context.Context, loader *loader) {
+func (m *machine) scan(ctx context.Context, loader *kmod.Loader) {
 	tell := func(p Progress) { m.post(func() { m.cond.Scan = &p }) }
 	m.cond.Scan = &Progress{State: agent.Scanning, Text: "looking for devices"}
 	if m.cfg.Scan == nil {
@@ -233,7 +233,7 @@ func (m *machine) scan(ctx context.Context, loader *loader) {
 		return
 	}
 	s := ScanServices{
-		Site: m.site, Module: loader.module, Booted: m.booted, Log: m.log, Progress: tell,
+		Site: m.site, Module: loader.Module, Booted: m.booted, Log: m.log, Progress: tell,
 		Hardware: func() fleet.Hardware { return m.hardware(nil) },
 		Identity: func(id Identity) { m.post(func() { m.id, m.cond.Words = id, id.Words }) },
 	}

@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/agent/facts"
-	"github.com/muster-edge/muster/agent/initrd"
 	"github.com/muster-edge/muster/agent/recovery"
 )
 
@@ -32,9 +31,7 @@ As PID 1 (or started as /init) it is the init of the recovery image and of a slo
 
 func main() {
 	if os.Getpid() == 1 || os.Args[0] == "/init" {
-		if os.Getpid() == 1 && initrd.IsSlot() {
-			initrd.Run(version)
-		}
+		startSlot()
 		recovery.Run(recovery.Config{Version: version, BuildTime: built(), Open: openEnroller, Scan: scanMachine})
 		return
 	}

@@ -24,7 +24,7 @@ func imageCommand() *cobra.Command {
 		Use:   "image",
 		Short: "Build and check the images that machines boot",
 	}
-	cmd.AddCommand(imageRecoveryCommand(), imageVerifyCommand(), imageRegisterCommand(), imagePushCommand())
+	cmd.AddCommand(imageRecoveryCommand(), imageSlotCommand(), imageVerifyCommand(), imageRegisterCommand(), imagePushCommand())
 	return cmd
 }
 

@@ -179,7 +179,7 @@ func readInputs(ctx context.Context, debs archiveCache, cfg RecoveryConfig, lock
 		if p.Name == stubPackage {
 			in.stub, when, err = readStub(ctx, deb)
 		} else {
-			in.kernel, when, err = readKernel(ctx, deb, strings.TrimPrefix(p.Name, "linux-image-"), flavour)
+			in.kernel, when, err = readKernel(ctx, deb, strings.TrimPrefix(p.Name, "linux-image-"), flavour, modulesText)
 		}
 		if err != nil {
 			return in, err
@@ -255,7 +255,7 @@ var needed = []string{"CONFIG_RD_ZSTD=y", "CONFIG_EFI_STUB=y", "CONFIG_BLK_DEV_I
 // readKernel reads the package twice: once to learn the modules' dependencies,
 // once to take the chosen ones. All 4,000 of the generic kernel at once would
 // need 400 MB.
-func readKernel(ctx context.Context, deb, release, flavour string) (kernel, time.Time, error) {
+func readKernel(ctx context.Context, deb, release, flavour, modules string) (kernel, time.Time, error) {
 	k := kernel{release: release, sizes: map[string]int64{}}
 	root := "lib/modules/" + release + "/"
 	imagePath, configPath := "boot/vmlinuz-"+release, "boot/config-"+release
@@ -302,7 +302,7 @@ func readKernel(ctx context.Context, deb, release, flavour string) (kernel, time
 	if err := errors.Join(problems...); err != nil {
 		return k, when, err
 	}
-	groups, err := parseModuleGroups(modulesText)
+	groups, err := parseModuleGroups(modules)
 	if err != nil {
 		return k, when, err
 	}

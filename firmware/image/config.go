@@ -110,37 +110,50 @@ func (c RecoveryConfig) validate() error {
 	_, err := checkFormats(c.Formats)
 	problems = append(problems, err)
 	check((c.SignKey == "") == (c.SignCert == ""), "--sign-key and --sign-cert go together")
-	for _, centre := range c.Site.Centre {
+	problems = append(problems, checkSite(c.Site))
+	problems = append(problems, checkNetwork(c.Site.Network), checkReach(c.Site))
+	if err := errors.Join(problems...); err != nil {
+		return fmt.Errorf("image: %w", err)
+	}
+	return nil
+}
+
+// checkSite wants a site.json that holds public things only, and that a machine
+// can use.
+func checkSite(site fleet.SiteConfig) error {
+	var problems []error
+	check := func(ok bool, format string, args ...any) {
+		if !ok {
+			problems = append(problems, fmt.Errorf(format, args...))
+		}
+	}
+	for _, centre := range site.Centre {
 		u, err := url.Parse(centre)
 		check(err == nil && u.Scheme == "https" && u.Host != "" && u.User == nil, "centre %q is not an https URL", centre)
 	}
-	check(len(c.Site.Centre) == 0 || c.Site.RootsPEM != "", "a centre needs --root-ca FILE: machines trust no other certificate")
-	if c.Site.RootsPEM != "" {
-		problems = append(problems, checkRoots(c.Site.RootsPEM))
+	check(len(site.Centre) == 0 || site.RootsPEM != "", "a centre needs --root-ca FILE: machines trust no other certificate")
+	if site.RootsPEM != "" {
+		problems = append(problems, checkRoots(site.RootsPEM))
 	}
-	for flag, text := range map[string]string{"--release-pub": c.Site.ReleaseKeysPEM, "--orders-key": c.Site.OrdersKeysPEM} {
+	for flag, text := range map[string]string{"--release-pub": site.ReleaseKeysPEM, "--orders-key": site.OrdersKeysPEM} {
 		if text != "" {
 			if _, err := statement.ParseKeys([]byte(text)); err != nil {
 				problems = append(problems, fmt.Errorf("%s: %w (only the public half belongs into an image)", flag, err))
 			}
 		}
 	}
-	if c.Site.Scan != nil {
+	if site.Scan != nil {
 		media, _ := checkFormats(c.Formats)
 		check(slices.Contains(media, FormatDisk), "--mode scan writes to the stick it is started from: give --format disk")
 		check(c.Flavour == FlavourGeneric, "--mode scan with --kernel %s: that kernel knows no sticks; leave --kernel out", c.Flavour)
-		check(len(c.Site.Centre) == 0 && c.Site.Claim == "", "--mode scan calls nobody: leave --centre and --claim out")
-		n := c.Site.Network
+		check(len(site.Centre) == 0 && site.Claim == "", "--mode scan calls nobody: leave --centre and --claim out")
+		n := site.Network
 		check(n.Address == "" && n.VLAN == 0 && n.Proxy == "", "--mode scan needs no network: leave --address, --vlan and --proxy out")
-		if c.Site.Scan.Site != "" {
-			problems = append(problems, fleet.ValidateName("site", c.Site.Scan.Site))
+		if site.Scan.Site != "" {
+			problems = append(problems, fleet.ValidateName("site", site.Scan.Site))
 		}
 	}
-	problems = append(problems, checkNetwork(c.Site.Network), checkReach(c.Site))
-	if err := errors.Join(problems...); err != nil {
-		return fmt.Errorf("image: %w", err)
-	}
-	return nil
+	return errors.Join(problems...)
 }
 
 // checkRoots wants CA certificates and nothing else: a private key pasted

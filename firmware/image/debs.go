@@ -126,6 +126,50 @@ func (a archiveCache) fetch(ctx context.Context, p Package) (string, error) {
 	return at, nil
 }
 
+// fetchAll fills the cache with packages, those that are missing in one go.
+func (a archiveCache) fetchAll(ctx context.Context, all []Package) error {
+	var missing []Package
+	for _, p := range all {
+		if got, err := fileDigest(a.path(p)); err != nil || got != p.SHA256 {
+			missing = append(missing, p)
+		}
+	}
+	if len(missing) > 1 {
+		if err := os.MkdirAll(a.dir, 0o755); err != nil {
+			return fmt.Errorf("image: make cache: %w", err)
+		}
+		tmp, err := os.MkdirTemp(a.dir, ".fetch-")
+		if err != nil {
+			return fmt.Errorf("image: make cache: %w", err)
+		}
+		defer os.RemoveAll(tmp)
+		a.note("fetching %d packages", len(missing))
+		args := []string{"-q", "-o", "APT::Sandbox::User=root", "download"}
+		for _, p := range missing {
+			args = append(args, p.Name+"="+p.Version)
+		}
+		// What fails here is tried one by one below, and says why.
+		_, _ = a.run(ctx, tmp, "apt-get", args...)
+		for _, p := range missing {
+			base := strings.ReplaceAll(p.Version, ":", "%3a")
+			for _, arch := range []string{"amd64", "all"} {
+				name := filepath.Join(tmp, p.Name+"_"+base+"_"+arch+".deb")
+				if got, err := fileDigest(name); err == nil && got == p.SHA256 {
+					if err := os.Rename(name, a.path(p)); err != nil {
+						return fmt.Errorf("image: fill cache: %w", err)
+					}
+				}
+			}
+		}
+	}
+	for _, p := range all {
+		if _, err := a.fetch(ctx, p); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
 // run runs one of Debian's tools and returns its standard output.
 func (a archiveCache) run(ctx context.Context, dir, name string, args ...string) ([]byte, error) {
 	if _, err := exec.LookPath(name); err != nil {

@@ -93,7 +93,7 @@ func TestModulesOfTheGenericKernel(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	k, _, err := readKernel(t.Context(), deb, strings.TrimPrefix(p.Name, "linux-image-"), FlavourGeneric)
+	k, _, err := readKernel(t.Context(), deb, strings.TrimPrefix(p.Name, "linux-image-"), FlavourGeneric, modulesText+"\n"+slotModulesText)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -30,10 +30,11 @@ type Check struct {
 // by one of keys, and recomputes every measurement from the file. Checks that
 // failed are in the list; an error means that nothing could be checked.
 func Verify(dir string, keys []crypto.PublicKey) ([]Check, error) {
-	envelope, err := readCapped(filepath.Join(dir, ManifestFile), fleet.MaxManifest)
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("image: verify: %s holds no %s: build with --release-key FILE", dir, ManifestFile)
+	manifest, err := findManifest(dir)
+	if err != nil {
+		return nil, err
 	}
+	envelope, err := readCapped(manifest, fleet.MaxManifest)
 	if err != nil {
 		return nil, fmt.Errorf("image: verify: %w", err)
 	}
@@ -82,8 +83,15 @@ func Verify(dir string, keys []crypto.PublicKey) ([]Check, error) {
 	add("number of sections", len(measured.Sections) == len(m.Measurements.Sections), "%d measured, the manifest names %d", len(measured.Sections), len(m.Measurements.Sections))
 	add("PCR 11", measured.PCR11 == m.Measurements.PCR11, "%s%s", measured.PCR11, unlike(measured.PCR11, m.Measurements.PCR11))
 	checkSignature(pe, m, measured.Authenticode, add)
+	if m.Slot != nil {
+		checkSlot(dir, m, measured, sectionText(pe, firmware.SectionCmdline), add)
+	}
 	checkMedia(dir, m, add)
-	checkLock(dir, m, add)
+	lock := LockFile
+	if m.Slot != nil {
+		lock = slotFile(m.Name, m.Version, "lock.json")
+	}
+	checkLock(dir, lock, m, add)
 	return checks, nil
 }
 
@@ -118,8 +126,8 @@ func checkMedia(dir string, m firmware.Manifest, add func(string, bool, string, 
 
 // checkLock wants the lock beside the image, if there is one, to name the
 // packages that the manifest does: a later build will trust it.
-func checkLock(dir string, m firmware.Manifest, add func(string, bool, string, ...any) bool) {
-	text, err := readCapped(filepath.Join(dir, LockFile), maxLock)
+func checkLock(dir, name string, m firmware.Manifest, add func(string, bool, string, ...any) bool) {
+	text, err := readCapped(filepath.Join(dir, name), maxLock)
 	if errors.Is(err, os.ErrNotExist) {
 		return
 	}
