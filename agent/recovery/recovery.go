@@ -275,7 +275,7 @@ func (m *machine) serve(ctx context.Context, loader *kmod.Loader) {
 			EventLog:   func() ([]byte, error) { return facts.EventLog(os.DirFS("/")) },
 			SetTime:    m.toldClock,
 			Progress:   func(p Progress) { m.post(func() { m.progress(p) }) },
-			NeedModule: loader.module, Restart: func(why string) { m.post(func() { m.restart = why }) },
+			NeedModule: loader.Module, Restart: func(why string) { m.post(func() { m.restart = why }) },
 		},
 		up: func() <-chan struct{} {
 			m.post(func() { upNow <- m.up })

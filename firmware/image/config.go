@@ -111,6 +111,17 @@ func (c RecoveryConfig) validate() error {
 	problems = append(problems, err)
 	check((c.SignKey == "") == (c.SignCert == ""), "--sign-key and --sign-cert go together")
 	problems = append(problems, checkSite(c.Site))
+	if c.Site.Scan != nil {
+		media, _ := checkFormats(c.Formats)
+		check(slices.Contains(media, FormatDisk), "--mode scan writes to the stick it is started from: give --format disk")
+		check(c.Flavour == FlavourGeneric, "--mode scan with --kernel %s: that kernel knows no sticks; leave --kernel out", c.Flavour)
+		check(len(c.Site.Centre) == 0 && c.Site.Claim == "", "--mode scan calls nobody: leave --centre and --claim out")
+		n := c.Site.Network
+		check(n.Address == "" && n.VLAN == 0 && n.Proxy == "", "--mode scan needs no network: leave --address, --vlan and --proxy out")
+		if c.Site.Scan.Site != "" {
+			problems = append(problems, fleet.ValidateName("site", c.Site.Scan.Site))
+		}
+	}
 	problems = append(problems, checkNetwork(c.Site.Network), checkReach(c.Site))
 	if err := errors.Join(problems...); err != nil {
 		return fmt.Errorf("image: %w", err)
@@ -140,17 +151,6 @@ func checkSite(site fleet.SiteConfig) error {
 			if _, err := statement.ParseKeys([]byte(text)); err != nil {
 				problems = append(problems, fmt.Errorf("%s: %w (only the public half belongs into an image)", flag, err))
 			}
-		}
-	}
-	if site.Scan != nil {
-		media, _ := checkFormats(c.Formats)
-		check(slices.Contains(media, FormatDisk), "--mode scan writes to the stick it is started from: give --format disk")
-		check(c.Flavour == FlavourGeneric, "--mode scan with --kernel %s: that kernel knows no sticks; leave --kernel out", c.Flavour)
-		check(len(site.Centre) == 0 && site.Claim == "", "--mode scan calls nobody: leave --centre and --claim out")
-		n := site.Network
-		check(n.Address == "" && n.VLAN == 0 && n.Proxy == "", "--mode scan needs no network: leave --address, --vlan and --proxy out")
-		if site.Scan.Site != "" {
-			problems = append(problems, fleet.ValidateName("site", site.Scan.Site))
 		}
 	}
 	return errors.Join(problems...)

@@ -79,7 +79,7 @@ func TestOverlayFiles(t *testing.T) {
 		"etc/systemd/system/muster-k3s.service":               "Type=notify",
 		"etc/systemd/system/muster-agent.service.d/slot.conf": "Requires=muster-data.service",
 		"etc/systemd/system/muster-data.service":              "Before=muster-agent.service muster-k3s.service",
-		"etc/systemd/system.conf.d/muster.conf":               "RuntimeWatchdogSec=60",
+		"etc/systemd/system.conf.d/muster.conf":               "RuntimeWatchdogSec=180",
 	} {
 		if !strings.Contains(byPath[file], want) {
 			t.Errorf("%s does not say %q", file, want)
