@@ -274,6 +274,10 @@ func (v *view) worker() (State, []Action) {
 	if s, acts := v.workerOrder(rec); acts != nil {
 		return s, acts
 	}
+	// A worker holds none of the cluster's data.
+	if !v.K3s.API && v.serverOf(rec.UID) == nil && v.replaced(rec.UID) != nil {
+		return v.aside(RoleNone, nil, "My cluster has long been silent, and a person had another one founded in its place. I join that.")
+	}
 	if v.newer(rec) {
 		r, _ := v.Docs.Newest(rec.UID)
 		v.extra = append(v.extra, Action{Kind: KeepRecord, Record: &r, Reason: "The list of servers changed."})
@@ -285,10 +289,6 @@ func (v *view) worker() (State, []Action) {
 		return v.prepare(rec, pl)
 	}
 	if !v.K3s.API && v.serverOf(rec.UID) == nil {
-		// A worker holds none of the cluster's data.
-		if v.replaced(rec.UID) != nil {
-			return v.aside(RoleNone, nil, "My cluster has long been silent, and a person had another one founded in its place. I join that.")
-		}
 		s, acts := v.absent("No server of the cluster answers. What runs on me goes on.")
 		return s, acts
 	}
