@@ -13,7 +13,7 @@ STATICCHECK := honnef.co/go/tools/cmd/staticcheck@v0.8.2
 SHARD       ?= 1
 FUZZTIME    ?= 60s
 
-.PHONY: help build standin lab test test-fast test-full bench fuzz fuzz-long lint sim generate fresh-check clean FORCE
+.PHONY: help build standin lab test test-fast test-full bench fuzz fuzz-long lint sim generate deb fresh-check clean FORCE
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -68,6 +68,10 @@ sim: ## simulate sites: SEEDS=N plays N seeds of each kind; SEED=S KIND=K V=1 re
 
 lint: ## gofmt, go vet, staticcheck
 	@internal/dev/test lint
+
+deb: bin/muster ## bin/muster_VERSION_ARCH.deb: the centre, its unit, manual pages, shell completion
+	@internal/dev/deb
+	@internal/dev/deb-check
 
 generate: ## protobuf and SQL code (needs protoc)
 	@internal/dev/prerequisites generate

@@ -495,7 +495,13 @@ func (s *Server) managementHandler() http.Handler {
 func (s *Server) addServices(mux *http.ServeMux) {
 	path, h := musterv1connect.NewManagementServiceHandler(management{Server: s}, connect.WithReadMaxBytes(bodyLimit))
 	mux.Handle(path, s.authenticate(atLeisure(h)))
+	path, h = musterv1connect.NewAccessServiceHandler(accessService{Server: s}, connect.WithReadMaxBytes(accessLimit))
+	mux.Handle(path, s.authenticate(atLeisure(h)))
 }
+
+// accessLimit bounds calls of the access service, one of which strangers may
+// make.
+const accessLimit = 64 << 10
 
 func (s *Server) operatorHandler() http.Handler {
 	mux := http.NewServeMux()

@@ -40,5 +40,9 @@ var knownMethods = func() map[string]bool {
 	for p := range methods {
 		m[p] = true
 	}
+	for p := range selfService {
+		m[p] = true
+	}
+	m[musterv1connect.AccessServiceLoginProcedure] = true
 	return m
 }()

@@ -93,6 +93,12 @@ var methods = map[string]permission{
 	musterv1connect.ManagementServiceApplyProcedure:               {access.Site, access.Change},
 	musterv1connect.ManagementServiceLabelObjectProcedure:         {access.Site, access.Change},
 	musterv1connect.ManagementServiceDeleteObjectProcedure:        {access.Site, access.Change},
+	musterv1connect.AccessServiceListBindingsProcedure:            {access.User, access.Read},
+	musterv1connect.AccessServiceGrantProcedure:                   {access.User, access.Change},
+	musterv1connect.AccessServiceRevokeProcedure:                  {access.User, access.Change},
+	musterv1connect.AccessServiceInviteProcedure:                  {access.User, access.Change},
+	musterv1connect.AccessServiceCreateTenantProcedure:            {access.Tenant, access.Change},
+	musterv1connect.AccessServiceHandOverTenantProcedure:          {access.User, access.Change},
 }
 
 // routes are the same for what is no method: paths that begin so.
@@ -101,9 +107,9 @@ var routes = map[string]permission{
 	blobsPath: {access.Image, access.Change},
 }
 
-// tenantHeader names the tenant that a call acts in. Without it, it is the
+// TenantHeader names the tenant that a call acts in. Without it, it is the
 // home of the credential.
-const tenantHeader = "Muster-Tenant"
+const TenantHeader = "Muster-Tenant"
 
 // caller is who makes a management call.
 type caller struct {
@@ -133,10 +139,15 @@ func (s *Server) authenticate(next http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		p, inside := access.FromContext(r.Context())
 		var err error
-		if !inside {
-			p, err = s.principalOfRequest(r)
-		}
-		if err == nil {
+		switch {
+		case r.URL.Path == musterv1connect.AccessServiceLoginProcedure:
+			// It is how people get a right to anything; here they have none.
+			p = access.Principal{Source: sourceOf(r.RemoteAddr)}
+		case !inside:
+			if p, err = s.principalOfRequest(r); err == nil {
+				err = gate(p, r.URL.Path)
+			}
+		default:
 			err = gate(p, r.URL.Path)
 		}
 		if err != nil {
@@ -192,7 +203,7 @@ func (s *Server) principalOfRequest(r *http.Request) (access.Principal, error) {
 	if !found || !strings.HasPrefix(token, tokenPrefix) || len(token) > 128 {
 		return access.Principal{}, connect.NewError(connect.CodeUnauthenticated, errors.New("this endpoint wants a bearer token: use the admin.yaml of the centre's data directory, or log in: muster login"))
 	}
-	return s.principalOfToken(r.Context(), token, r.Header.Get(tenantHeader), sourceOf(r.RemoteAddr), bearerKinds)
+	return s.principalOfToken(r.Context(), token, r.Header.Get(TenantHeader), sourceOf(r.RemoteAddr), bearerKinds)
 }
 
 // bearerKinds are the credentials that work as a bearer token. Those that only
@@ -283,7 +294,14 @@ func userSubject(name string) string  { return "user:" + name }
 func groupSubject(name string) string { return "group:" + name }
 
 // selfService are methods about the caller alone: who is let in may call them.
-var selfService = map[string]bool{}
+var selfService = map[string]bool{
+	musterv1connect.AccessServiceWhoAmIProcedure:      true,
+	musterv1connect.AccessServiceLogoutProcedure:      true,
+	musterv1connect.AccessServiceCreateTokenProcedure: true,
+	musterv1connect.AccessServiceListTokensProcedure:  true,
+	musterv1connect.AccessServiceRevokeTokenProcedure: true,
+	musterv1connect.AccessServiceListTenantsProcedure: true,
+}
 
 // randomID is the random part of an ID.
 func randomID() string { return strings.ToLower(rand.Text()[:16]) }

@@ -30,12 +30,38 @@ func (s *Server) sweep(ctx context.Context) error {
 		if err := s.tidyBlobs(ctx); err != nil && ctx.Err() == nil {
 			s.log.Error("files not tidied", logError, err)
 		}
+		if err := s.tidyCredentials(ctx); err != nil && ctx.Err() == nil {
+			s.log.Error("ended credentials not forgotten", logError, err)
+		}
 		select {
 		case <-tick.C:
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// Ended credentials are shown for a while, for those who ask what became of
+// them; the audit log has them for ever.
+const (
+	keepSessions = 30 * 24 * time.Hour
+	keepTokens   = 366 * 24 * time.Hour
+)
+
+// tidyCredentials forgets what has long let nobody in.
+func (s *Server) tidyCredentials(ctx context.Context) error {
+	return s.store.Update(ctx, func(t store.Tx) error {
+		now := s.cfg.Now()
+		for kind, keep := range map[store.CredentialKind]time.Duration{
+			store.CredentialSession: keepSessions, store.CredentialStart: keepTokens, store.CredentialPersonal: keepTokens,
+			store.CredentialToken: keepTokens, store.CredentialInvitation: keepTokens,
+		} {
+			if err := t.DropCredentials(kind, now.Add(-keep)); err != nil {
+				return err
+			}
+		}
+		return t.DropLoginStates(now)
+	})
 }
 
 func (s *Server) expire(ctx context.Context) error {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -24,12 +25,13 @@ import (
 )
 
 // access says how to reach a centre.
-type access struct{ config, data string }
+type access struct{ config, data, tenant string }
 
 // accessFlags adds --config and --data.
 func accessFlags(cmd *cobra.Command) *access {
 	a := &access{}
 	cmd.Flags().StringVar(&a.config, "config", "", "file with the centre's address, CA and token (default: $MUSTER_CONFIG, then ~/.config/muster/config.yaml)")
+	cmd.Flags().StringVar(&a.tenant, "tenant", "", "tenant to act in (default: $MUSTER_TENANT, then the home of your token)")
 	cmd.Flags().StringVar(&a.data, "data", "", "data directory of a centre on this host: uses its admin.yaml")
 	return a
 }
@@ -80,10 +82,11 @@ func (a *access) load() (central.AdminConfig, string, error) {
 // centre is a connection to the management API.
 type centre struct {
 	musterv1connect.ManagementServiceClient
+	access       musterv1connect.AccessServiceClient
 	server, file string
-	// http and token are for files, which have no methods.
-	http  *http.Client
-	token string
+	// http and who are for files, which have no methods.
+	http *http.Client
+	who  bearer
 }
 
 // connect makes a client. It trusts the CA in the configuration alone.
@@ -104,19 +107,28 @@ func (a *access) connect() (*centre, error) {
 		ResponseHeaderTimeout: 60 * time.Second,
 		ForceAttemptHTTP2:     true,
 	}}
+	who := bearer{c.Token, cmp.Or(a.tenant, os.Getenv("MUSTER_TENANT"))}
+	base, with := strings.TrimSuffix(c.Server, "/"), connect.WithInterceptors(who)
 	return &centre{
-		musterv1connect.NewManagementServiceClient(client, strings.TrimSuffix(c.Server, "/"), connect.WithInterceptors(bearer(c.Token))),
-		c.Server, name, client, c.Token,
+		musterv1connect.NewManagementServiceClient(client, base, with), musterv1connect.NewAccessServiceClient(client, base, with),
+		c.Server, name, client, who,
 	}, nil
 }
 
-// bearer puts the token into each call.
-type bearer string
+// bearer puts the token, and the tenant if one is chosen, into each call.
+type bearer struct{ token, tenant string }
+
+func (b bearer) put(h http.Header) {
+	h.Set("Authorization", "Bearer "+b.token)
+	if b.tenant != "" {
+		h.Set(central.TenantHeader, b.tenant)
+	}
+}
 
 // WrapUnary implements connect.Interceptor.
 func (b bearer) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 	return func(ctx context.Context, r connect.AnyRequest) (connect.AnyResponse, error) {
-		r.Header().Set("Authorization", "Bearer "+string(b))
+		b.put(r.Header())
 		return next(ctx, r)
 	}
 }
@@ -125,7 +137,7 @@ func (b bearer) WrapUnary(next connect.UnaryFunc) connect.UnaryFunc {
 func (b bearer) WrapStreamingClient(next connect.StreamingClientFunc) connect.StreamingClientFunc {
 	return func(ctx context.Context, s connect.Spec) connect.StreamingClientConn {
 		c := next(ctx, s)
-		c.RequestHeader().Set("Authorization", "Bearer "+string(b))
+		b.put(c.RequestHeader())
 		return c
 	}
 }

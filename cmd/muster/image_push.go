@@ -209,7 +209,7 @@ func (e *finalError) Error() string { return e.text }
 func (c *centre) blobCall(ctx context.Context, method, url string, body io.Reader) (*http.Request, error) {
 	r, err := http.NewRequestWithContext(ctx, method, url, body)
 	if err == nil {
-		r.Header.Set("Authorization", "Bearer "+c.token)
+		c.who.put(r.Header)
 	}
 	return r, err
 }

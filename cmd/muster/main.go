@@ -66,11 +66,19 @@ func rootCommand() *cobra.Command {
 		scanCommand(),
 		eventsCommand(),
 		auditCommand(),
+		loginCommand(),
+		logoutCommand(),
+		whoamiCommand(),
+		tokenCommand(),
+		rolesCommand(),
+		tenantCommand(),
 		rootsCommand(),
 		caCommand(),
 		restoredCommand(), backupCommand(), restoreCommand(), databaseCommand(),
 		bootCommand(),
 		configCommand(),
+		supportCommand(),
+		manCommand(),
 	)
 	root.SetFlagErrorFunc(onFlagError)
 	root.SuggestionsMinimumDistance = 2

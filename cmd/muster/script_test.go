@@ -53,6 +53,7 @@ func TestScripts(t *testing.T) {
 			"serve": scriptServe, "halt": scriptHalt, "seed": scriptSeed, "tamper": scriptTamper, "rootcert": scriptRoot,
 			"manifest": scriptManifest, "pick": scriptPick, "rc": scriptExit, "enrolled": scriptEnrolled, "isolate": scriptIsolate, "clean": scriptClean,
 			"reported": scriptReported, "sealed": scriptSealed, "offers": scriptOffers, "truncate": scriptTruncate,
+			"canaries": scriptCanaries, "bundled": scriptBundled,
 		},
 	})
 }
