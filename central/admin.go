@@ -58,7 +58,8 @@ func (s *Server) newStartToken(ctx context.Context) error {
 	if err != nil {
 		host = "this host"
 	}
-	cred.Name = AdminFile + " of " + text.Clean(host, 64)
+	// Hosts and directories that serve from one database have one each.
+	cred.Name = text.Clean(host+":"+s.data.file(AdminFile), 200)
 	// The file appears last: a crash before that leaves a token that nobody
 	// has and no file, and the next start replaces both.
 	tmp, err := renameio.NewPendingFile(name, renameio.WithPermissions(0o600))
