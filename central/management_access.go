@@ -300,7 +300,7 @@ func (s accessService) RevokeToken(ctx context.Context, q *musterv1.RevokeTokenR
 // tenant.
 func (s accessService) findToken(t store.Reader, c caller, id string) (store.Credential, error) {
 	none := &errNoSuch{fmt.Sprintf("there is no token %.80q that you may revoke", id), "`muster token list` lists them"}
-	if len(id) < 3 || len(id) > 64 {
+	if id == "" || len(id) > 64 {
 		return store.Credential{}, none
 	}
 	var found []store.Credential
