@@ -20,6 +20,7 @@ import (
 	"github.com/muster-edge/muster/cluster-bootstrap/k3s"
 	"github.com/muster-edge/muster/discovery"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/turns"
 )
 
 // Journal is what the node must not forget; *journal.Journal has it.
@@ -83,6 +84,7 @@ type Conn interface {
 	Status(ctx context.Context) (cb.Status, bool, error)
 	JoinMaterial(ctx context.Context, as cb.Role, plan string) (peer.Material, error)
 	Lease(ctx context.Context, plan string) (time.Duration, error)
+	Turn(ctx context.Context, ask turns.Ask) (turns.Reply, error)
 	KeepEscrow(ctx context.Context, b peer.Blob, data io.Reader) error
 	Close() error
 }

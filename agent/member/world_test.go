@@ -29,6 +29,7 @@ import (
 	"github.com/muster-edge/muster/cluster-bootstrap/k3s"
 	"github.com/muster-edge/muster/discovery"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/turns"
 	"github.com/muster-edge/muster/internal/sleep"
 )
 
@@ -443,6 +444,10 @@ func (c *conn) Lease(ctx context.Context, plan string) (time.Duration, error) {
 		return 0, &peer.Denied{Why: why}
 	}
 	return d, c.travel(ctx)
+}
+
+func (c *conn) Turn(context.Context, turns.Ask) (turns.Reply, error) {
+	return turns.Reply{}, &peer.Denied{Why: "no node here gives turns"}
 }
 
 func (c *conn) KeepEscrow(ctx context.Context, b peer.Blob, r io.Reader) error {

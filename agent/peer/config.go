@@ -110,6 +110,7 @@ func (l Limits) withDefaults() Limits {
 	set(&l.Proven, 8)
 	set(&l.HelloPerKey, 60)
 	set(&l.ProvePerKey, 12)
+	set(&l.TurnPerKey, 30)
 	set(&l.Strangers, 600)
 	set(&l.EscrowBlobs, 2)
 	if l.Port == 0 {
@@ -139,7 +140,7 @@ func (l Limits) Validate() error {
 		n    int64
 	}{
 		{"unproven", int64(l.Unproven)}, {"unproven_per_source", int64(l.UnprovenPerSource)}, {"per_source", int64(l.PerSource)},
-		{"proven", int64(l.Proven)}, {"hello", int64(l.Hello)}, {"hello_per_key", int64(l.HelloPerKey)}, {"prove_per_key", int64(l.ProvePerKey)}, {"strangers", int64(l.Strangers)},
+		{"proven", int64(l.Proven)}, {"hello", int64(l.Hello)}, {"hello_per_key", int64(l.HelloPerKey)}, {"prove_per_key", int64(l.ProvePerKey)}, {"turn_per_key", int64(l.TurnPerKey)}, {"strangers", int64(l.Strangers)},
 		{"idle", int64(l.Idle)}, {"escrow_blobs", int64(l.EscrowBlobs)}, {"escrow_size", l.EscrowSize}, {"escrow_total", l.EscrowTotal},
 	} {
 		if f.n < 0 {

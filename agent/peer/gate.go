@@ -29,6 +29,7 @@ type gate struct {
 	hellos    *buckets[papers.Ref]
 	strangers *buckets[struct{}]
 	provers   *buckets[papers.Ref]
+	turners   *buckets[papers.Ref]
 	// friends are sources of admitted nodes, the last seen first.
 	friends     *list.List // of netip.Addr
 	friendPlace map[netip.Addr]*list.Element
@@ -58,6 +59,7 @@ func newGate(l Limits) *gate {
 		hellos:    newBuckets[papers.Ref](l.HelloPerKey, l.HelloPerKey, maxSources),
 		strangers: newBuckets[struct{}](l.Strangers, max(1, l.Strangers/10), 1),
 		provers:   newBuckets[papers.Ref](l.ProvePerKey, l.ProvePerKey, maxSources),
+		turners:   newBuckets[papers.Ref](l.TurnPerKey, l.TurnPerKey, maxSources),
 		friends:   list.New(), friendPlace: map[netip.Addr]*list.Element{},
 	}
 }
@@ -223,6 +225,13 @@ func (g *gate) prover(now time.Time, key papers.Ref) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.provers.take(now, key)
+}
+
+// turner says whether a key may ask for its turn now.
+func (g *gate) turner(now time.Time, key papers.Ref) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.turners.take(now, key)
 }
 
 // unprovenNow counts connections that are not past hello.

@@ -22,6 +22,9 @@ type Limits struct {
 	// ProvePerKey is how many times a minute a key may have this node prove
 	// what it runs (12).
 	ProvePerKey int
+	// TurnPerKey is how many times a minute a key may ask for its turn (30):
+	// each has this node ask its cluster a few things.
+	TurnPerKey int
 	// Strangers is how many hellos a minute of keys that nobody knows are
 	// looked at (600).
 	Strangers int

@@ -121,7 +121,9 @@ type Config struct {
 	EventLog func() ([]byte, error)
 	// EscrowDir holds the blobs of peers; "" keeps none.
 	EscrowDir string
-	Limits    Limits
+	// Turns asks the cluster for workers; nil gives no turns.
+	Turns  TurnGiver
+	Limits Limits
 	// Now is the clock: its monotonic part measures ages, its wall part is
 	// shown as a hint. Default time.Now.
 	Now func() time.Time

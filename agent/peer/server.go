@@ -303,6 +303,7 @@ var procedures = map[string]int{
 	peerv1connect.PeerServiceProveProcedure:        maxSmallBody,
 	peerv1connect.PeerServiceJoinMaterialProcedure: maxSmallBody,
 	peerv1connect.PeerServiceLeaseProcedure:        maxSmallBody,
+	peerv1connect.PeerServiceTurnProcedure:         maxSmallBody,
 	peerv1connect.PeerServiceKeepEscrowProcedure:   maxChunk + maxSmallBody,
 	peerv1connect.PeerServiceGetEscrowProcedure:    maxSmallBody,
 	peerv1connect.PeerServiceListEscrowProcedure:   maxSmallBody,

@@ -4,7 +4,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"sync"
+	"slices"
 	"time"
 
 	"github.com/muster-edge/muster/firmware"
@@ -30,9 +30,11 @@ type Cluster interface {
 type TurnsConfig struct {
 	Self    fleet.NodeID
 	Cluster Cluster
-	// Clustered: this node belongs to a cluster. Server: and has an API that
-	// may be written.
+	// Clustered: this node belongs to a cluster.
 	Clustered func() bool
+	// Worker: and may not write there, so that Ask has a server do it. Optional.
+	Worker func() bool
+	Ask    func(ctx context.Context, a turns.Ask) (turns.Reply, error)
 	// Policy is the charter's.
 	Policy func() fleet.UpdatePolicy
 	// Busy is why the cluster changes its servers, "" if it does not.
@@ -52,12 +54,13 @@ type TurnsConfig struct {
 type Turns struct {
 	cfg TurnsConfig
 
-	mu sync.Mutex
+	// busy is taken by whoever asks: this node, or a worker through it.
+	busy chan struct{}
 	// seen is the ledger's version at seenAt.
 	seen   string
 	seenAt time.Duration
-	gaveUp time.Duration
-	gave   bool
+	// gaveUp is when the drain of a node was given up.
+	gaveUp map[fleet.NodeID]time.Duration
 }
 
 // NewTurns makes one.
@@ -65,7 +68,7 @@ func NewTurns(cfg TurnsConfig) *Turns {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Turns{cfg: cfg}
+	return &Turns{cfg: cfg, busy: make(chan struct{}, 1), gaveUp: map[fleet.NodeID]time.Duration{}}
 }
 
 // NeedsSnapshot implements Site.
@@ -81,45 +84,100 @@ func (t *Turns) Snapshot(ctx context.Context, image firmware.Digest) error {
 // Turn implements Site. Several steps may follow each other at once; a wait
 // ends it.
 func (t *Turns) Turn(ctx context.Context, x firmware.Target) (bool, string) {
-	f := turns.Facts{Phase: turns.Leaving, Image: x.Image.String(), Version: x.Version, K3s: x.K3s, Older: x.Older}
-	a, err := t.advance(ctx, f)
+	r, err := t.ask(ctx, turns.Ask{Phase: turns.Leaving, Image: x.Image.String(), Version: x.Version, K3s: x.K3s, Older: x.Older})
 	if err != nil {
 		return false, "the cluster cannot be asked: " + err.Error()
 	}
-	return a.Step == turns.Go, a.Reason
+	return r.Go, r.Reason
 }
 
 // Settled implements Site.
 func (t *Turns) Settled(ctx context.Context, image firmware.Digest, version string, failed *firmware.FailedImage) error {
-	f := turns.Facts{Phase: turns.Settled, Image: image.String(), Version: version}
+	a := turns.Ask{Phase: turns.Settled, Image: image.String(), Version: version}
 	if failed != nil {
-		f.Image, f.Version, f.Failed = failed.Image.String(), failed.Version, failed.Reason
-		if f.Failed == "" {
-			f.Failed = "no reason was noted"
+		a.Image, a.Version, a.Failed = failed.Image.String(), failed.Version, failed.Reason
+		if a.Failed == "" {
+			a.Failed = "no reason was noted"
 		}
 	}
-	_, err := t.advance(ctx, f)
+	_, err := t.ask(ctx, a)
 	return err
 }
 
 // Judging implements Site.
 func (t *Turns) Judging(ctx context.Context) {
-	if _, err := t.advance(ctx, turns.Facts{Phase: turns.Judging}); err != nil {
+	if _, err := t.ask(ctx, turns.Ask{Phase: turns.Judging}); err != nil {
 		t.cfg.Log.Debug("a turn was not renewed", "err", err)
 	}
+}
+
+func (t *Turns) worker() bool {
+	return t.cfg.Worker != nil && t.cfg.Clustered() && t.cfg.Worker()
+}
+
+// ask is for this node: with its own rights, or through a server.
+func (t *Turns) ask(ctx context.Context, ask turns.Ask) (turns.Reply, error) {
+	if t.worker() {
+		r, err := t.cfg.Ask(ctx, ask)
+		r.Go = r.Go && err == nil && ask.Phase == turns.Leaving
+		return r, err
+	}
+	a, err := t.advance(ctx, t.cfg.Self, ask)
+	return reply(a), err
+}
+
+func reply(a turns.Answer) turns.Reply {
+	return turns.Reply{State: a.State, Go: a.Step == turns.Go, Reason: a.Reason}
+}
+
+// For asks the cluster for a worker, whose key the caller has checked, and does
+// what comes out to that worker's node and to no other.
+func (t *Turns) For(ctx context.Context, node fleet.NodeID, ask turns.Ask) (turns.Reply, error) {
+	switch {
+	case !t.cfg.Clustered() || t.worker():
+		return turns.Reply{}, fmt.Errorf("%w: this node is no server of a cluster", turns.ErrDenied)
+	case node == t.cfg.Self:
+		return turns.Reply{}, fmt.Errorf("%w: this is the node itself", turns.ErrDenied)
+	}
+	if err := ask.Validate(); err != nil {
+		return turns.Reply{}, err
+	}
+	a, err := t.advance(ctx, node, ask)
+	if err != nil {
+		return turns.Reply{}, fmt.Errorf("slots: turn for %s: %w", node, err)
+	}
+	return reply(a), nil
+}
+
+// mayAsk says no to a node for which this server must not act.
+func mayAsk(f turns.Facts) error {
+	i := slices.IndexFunc(f.Nodes, func(n turns.Node) bool { return n.ID == f.Self })
+	switch {
+	case !f.API:
+		return fmt.Errorf("%w: the cluster does not answer here", turns.ErrDenied)
+	case i < 0:
+		return fmt.Errorf("%w: the cluster does not know this node", turns.ErrDenied)
+	case f.Nodes[i].Server:
+		return fmt.Errorf("%w: a server asks the cluster itself", turns.ErrDenied)
+	}
+	return nil
 }
 
 // steps bounds how many steps follow each other in one call: cordon, last sign
 // of life, go.
 const steps = 6
 
-func (t *Turns) advance(ctx context.Context, ask turns.Facts) (turns.Answer, error) {
-	t.mu.Lock()
-	defer t.mu.Unlock()
+func (t *Turns) advance(ctx context.Context, node fleet.NodeID, ask turns.Ask) (turns.Answer, error) {
 	var a turns.Answer
+	select {
+	case t.busy <- struct{}{}:
+		defer func() { <-t.busy }()
+	case <-ctx.Done():
+		return a, ctx.Err()
+	}
 	for range steps {
-		f := ask
-		f.Self, f.Now, f.Clustered, f.Busy = t.cfg.Self, t.cfg.Now(), t.cfg.Clustered(), t.cfg.Busy()
+		f := ask.Facts()
+		f.Self, f.Now, f.Clustered, f.Busy = node, t.cfg.Now(), t.cfg.Clustered(), t.cfg.Busy()
 		p := t.cfg.Policy()
 		f.Open, f.Opens = p.Open(f.Now)
 		f.DrainLimit, f.Force = time.Duration(p.DrainTimeout)*time.Second, p.DrainForce
@@ -130,20 +188,25 @@ func (t *Turns) advance(ctx context.Context, ask turns.Facts) (turns.Answer, err
 				return a, err
 			}
 		}
+		if node != t.cfg.Self {
+			if err := mayAsk(f); err != nil {
+				return a, err
+			}
+		}
 		now := t.cfg.Mono()
 		if version != t.seen {
 			t.seen, t.seenAt = version, now
 		}
 		f.LedgerFor = now - t.seenAt
-		if t.gave {
-			f.GaveUp = max(now-t.gaveUp, 1)
+		if at, ok := t.gaveUp[node]; ok {
+			f.GaveUp = max(now-at, 1)
 		}
 		a = turns.Decide(f)
 		if a.GiveUp {
-			t.gave, t.gaveUp = true, now
+			t.gaveUp[node] = now // a node of the cluster, so that there is an end of them
 		}
 		if a.Step != turns.Wait {
-			t.cfg.Log.Info("turn", "state", a.State.String(), "step", a.Step.String(), "reason", a.Reason)
+			t.cfg.Log.Info("turn", "node", string(node), "state", a.State.String(), "step", a.Step.String(), "reason", a.Reason)
 		}
 		switch a.Step {
 		case turns.Write:

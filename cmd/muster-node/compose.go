@@ -178,7 +178,7 @@ func (a *nodeAgent) join(ctx context.Context, p parts) error {
 	}
 	pr, err := peer.New(peer.Config{
 		Self: p.id, Signer: p.dev.Signer(), Papers: p.papers, Node: m, TPM: p.dev, EventLog: a.o.readEventLog,
-		EscrowDir: filepath.Join(a.o.paths.State, "escrow"), Log: a.log,
+		EscrowDir: filepath.Join(a.o.paths.State, "escrow"), Turns: a.giveTurn, Log: a.log,
 	})
 	if err != nil {
 		return err

@@ -25,6 +25,7 @@ import (
 	"github.com/muster-edge/muster/firmware/disk"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/statement"
+	"github.com/muster-edge/muster/fleet/turns"
 )
 
 // system is the agent's part for its own system: nothing of it exists where no
@@ -37,6 +38,7 @@ type system struct {
 	up     *uplink.Uplink
 	man    *k3s.Manager
 	k      *k3s.Turns
+	turns  *slots.Turns
 	images *metal.Images
 	paths  k3s.Paths
 	log    *slog.Logger
@@ -64,14 +66,15 @@ func (a *nodeAgent) newSystem(p parts, m *member.Member, up *uplink.Uplink) (*sy
 	}
 	s := &system{box: b, m: m, p: p, up: up, paths: a.o.paths.WithDefaults(), log: a.log, start: member.Boottime()}
 	s.k = &k3s.Turns{Paths: s.paths, Now: p.clock.now}
+	s.turns = slots.NewTurns(slots.TurnsConfig{
+		Self: p.id, Cluster: s.k, Clustered: s.clustered, Worker: s.worker, Ask: m.AskTurn, Policy: s.policy, Busy: s.busy,
+		SnapshotTaken: s.snapshotTaken, TakeSnapshot: m.TakeUpdateSnapshot, Now: p.clock.now, Mono: member.Boottime, Log: a.log,
+	})
 	s.images = &metal.Images{Dir: filepath.Join(a.o.paths.State, "images"), ReleaseKeys: keys, Arch: runtime.GOARCH, Parts: b.sys.Parts,
 		Fetcher: s.fetcher, Manifest: s.manifest, WriteSlot: install.WriteSlot}
 	s.keeper, err = slots.New(slots.Config{
 		Record: b.record(), ESP: b.esp, Loader: metal.Loader{}, Images: s.images, Running: b.running,
-		Site: slots.NewTurns(slots.TurnsConfig{
-			Self: p.id, Cluster: s.k, Clustered: s.clustered, Policy: s.policy, Busy: s.busy,
-			SnapshotTaken: s.snapshotTaken, TakeSnapshot: m.TakeUpdateSnapshot, Now: p.clock.now, Mono: member.Boottime, Log: a.log,
-		}),
+		Site:   s.turns,
 		Health: s.health, Wanted: s.wanted, Target: s.target, Done: s.done,
 		Dir: filepath.Join(a.o.paths.State, "slots"), Run: a.o.paths.Run, Tells: m.Tell, Log: a.log,
 	})
@@ -90,6 +93,23 @@ func (s *system) policy() fleet.UpdatePolicy {
 func (s *system) clustered() bool {
 	_, role := s.m.Observed()
 	return role != cb.RoleNone
+}
+
+// worker: a kubelet may not write the turns of the site.
+func (s *system) worker() bool {
+	_, role := s.m.Observed()
+	return role == cb.RoleWorker
+}
+
+// giveTurn asks the cluster for another node.
+func (a *nodeAgent) giveTurn(ctx context.Context, node fleet.NodeID, ask turns.Ask) (turns.Reply, error) {
+	a.mu.Lock()
+	s := a.system
+	a.mu.Unlock()
+	if s == nil {
+		return turns.Reply{}, fmt.Errorf("%w: this node runs no system of its own", turns.ErrDenied)
+	}
+	return s.turns.For(ctx, node, ask)
 }
 
 // busy: servers change while a plan, a lease or a reset is under way.

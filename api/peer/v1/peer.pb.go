@@ -2138,6 +2138,166 @@ func (x *StatusResponse) GetRevision() uint64 {
 	return 0
 }
 
+type TurnRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// leaving, judging or settled.
+	Phase string `protobuf:"bytes,1,opt,name=phase,proto3" json:"phase,omitempty"`
+	// SHA-256 of the image in hex, "" if only judging; what people call it, and
+	// the k3s in it.
+	Image   string `protobuf:"bytes,2,opt,name=image,proto3" json:"image,omitempty"`
+	Version string `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	K3S     string `protobuf:"bytes,4,opt,name=k3s,proto3" json:"k3s,omitempty"`
+	// It is a way back, for which an order was given.
+	Older bool `protobuf:"varint,5,opt,name=older,proto3" json:"older,omitempty"`
+	// Settled only: why the image did not work.
+	Failed        string `protobuf:"bytes,6,opt,name=failed,proto3" json:"failed,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TurnRequest) Reset() {
+	*x = TurnRequest{}
+	mi := &file_peer_v1_peer_proto_msgTypes[28]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TurnRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TurnRequest) ProtoMessage() {}
+
+func (x *TurnRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[28]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TurnRequest.ProtoReflect.Descriptor instead.
+func (*TurnRequest) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+}
+
+func (x *TurnRequest) GetPhase() string {
+	if x != nil {
+		return x.Phase
+	}
+	return ""
+}
+
+func (x *TurnRequest) GetImage() string {
+	if x != nil {
+		return x.Image
+	}
+	return ""
+}
+
+func (x *TurnRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *TurnRequest) GetK3S() string {
+	if x != nil {
+		return x.K3S
+	}
+	return ""
+}
+
+func (x *TurnRequest) GetOlder() bool {
+	if x != nil {
+		return x.Older
+	}
+	return false
+}
+
+func (x *TurnRequest) GetFailed() string {
+	if x != nil {
+		return x.Failed
+	}
+	return ""
+}
+
+type TurnResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// idle, queued, draining, down, back or stopped, and why.
+	State  string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
+	Reason string `protobuf:"bytes,2,opt,name=reason,proto3" json:"reason,omitempty"`
+	// The caller may restart now.
+	Go bool `protobuf:"varint,3,opt,name=go,proto3" json:"go,omitempty"`
+	// Set: the server gives no turns to this caller; ask another.
+	Denied        string `protobuf:"bytes,4,opt,name=denied,proto3" json:"denied,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *TurnResponse) Reset() {
+	*x = TurnResponse{}
+	mi := &file_peer_v1_peer_proto_msgTypes[29]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *TurnResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*TurnResponse) ProtoMessage() {}
+
+func (x *TurnResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_peer_v1_peer_proto_msgTypes[29]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use TurnResponse.ProtoReflect.Descriptor instead.
+func (*TurnResponse) Descriptor() ([]byte, []int) {
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{29}
+}
+
+func (x *TurnResponse) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *TurnResponse) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *TurnResponse) GetGo() bool {
+	if x != nil {
+		return x.Go
+	}
+	return false
+}
+
+func (x *TurnResponse) GetDenied() string {
+	if x != nil {
+		return x.Denied
+	}
+	return ""
+}
+
 // KeepEscrowRequest: the first message has a header and no data, all others
 // data and no header.
 type KeepEscrowRequest struct {
@@ -2151,7 +2311,7 @@ type KeepEscrowRequest struct {
 
 func (x *KeepEscrowRequest) Reset() {
 	*x = KeepEscrowRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_peer_v1_peer_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2163,7 +2323,7 @@ func (x *KeepEscrowRequest) String() string {
 func (*KeepEscrowRequest) ProtoMessage() {}
 
 func (x *KeepEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[28]
+	mi := &file_peer_v1_peer_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2176,7 +2336,7 @@ func (x *KeepEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepEscrowRequest.ProtoReflect.Descriptor instead.
 func (*KeepEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{28}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *KeepEscrowRequest) GetHeader() *EscrowBlob {
@@ -2201,7 +2361,7 @@ type KeepEscrowResponse struct {
 
 func (x *KeepEscrowResponse) Reset() {
 	*x = KeepEscrowResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_peer_v1_peer_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2213,7 +2373,7 @@ func (x *KeepEscrowResponse) String() string {
 func (*KeepEscrowResponse) ProtoMessage() {}
 
 func (x *KeepEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[29]
+	mi := &file_peer_v1_peer_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2226,7 +2386,7 @@ func (x *KeepEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use KeepEscrowResponse.ProtoReflect.Descriptor instead.
 func (*KeepEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{29}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{31}
 }
 
 type GetEscrowRequest struct {
@@ -2238,7 +2398,7 @@ type GetEscrowRequest struct {
 
 func (x *GetEscrowRequest) Reset() {
 	*x = GetEscrowRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[30]
+	mi := &file_peer_v1_peer_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +2410,7 @@ func (x *GetEscrowRequest) String() string {
 func (*GetEscrowRequest) ProtoMessage() {}
 
 func (x *GetEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[30]
+	mi := &file_peer_v1_peer_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +2423,7 @@ func (x *GetEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEscrowRequest.ProtoReflect.Descriptor instead.
 func (*GetEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{30}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *GetEscrowRequest) GetSha256() []byte {
@@ -2282,7 +2442,7 @@ type GetEscrowResponse struct {
 
 func (x *GetEscrowResponse) Reset() {
 	*x = GetEscrowResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[31]
+	mi := &file_peer_v1_peer_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2294,7 +2454,7 @@ func (x *GetEscrowResponse) String() string {
 func (*GetEscrowResponse) ProtoMessage() {}
 
 func (x *GetEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[31]
+	mi := &file_peer_v1_peer_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2307,7 +2467,7 @@ func (x *GetEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetEscrowResponse.ProtoReflect.Descriptor instead.
 func (*GetEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{31}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetEscrowResponse) GetData() []byte {
@@ -2325,7 +2485,7 @@ type ListEscrowRequest struct {
 
 func (x *ListEscrowRequest) Reset() {
 	*x = ListEscrowRequest{}
-	mi := &file_peer_v1_peer_proto_msgTypes[32]
+	mi := &file_peer_v1_peer_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2337,7 +2497,7 @@ func (x *ListEscrowRequest) String() string {
 func (*ListEscrowRequest) ProtoMessage() {}
 
 func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[32]
+	mi := &file_peer_v1_peer_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2350,7 +2510,7 @@ func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowRequest.ProtoReflect.Descriptor instead.
 func (*ListEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{32}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{34}
 }
 
 type ListEscrowResponse struct {
@@ -2363,7 +2523,7 @@ type ListEscrowResponse struct {
 
 func (x *ListEscrowResponse) Reset() {
 	*x = ListEscrowResponse{}
-	mi := &file_peer_v1_peer_proto_msgTypes[33]
+	mi := &file_peer_v1_peer_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2375,7 +2535,7 @@ func (x *ListEscrowResponse) String() string {
 func (*ListEscrowResponse) ProtoMessage() {}
 
 func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[33]
+	mi := &file_peer_v1_peer_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2388,7 +2548,7 @@ func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowResponse.ProtoReflect.Descriptor instead.
 func (*ListEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{33}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListEscrowResponse) GetBlobs() []*EscrowBlob {
@@ -2416,7 +2576,7 @@ type EscrowBlob struct {
 
 func (x *EscrowBlob) Reset() {
 	*x = EscrowBlob{}
-	mi := &file_peer_v1_peer_proto_msgTypes[34]
+	mi := &file_peer_v1_peer_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2428,7 +2588,7 @@ func (x *EscrowBlob) String() string {
 func (*EscrowBlob) ProtoMessage() {}
 
 func (x *EscrowBlob) ProtoReflect() protoreflect.Message {
-	mi := &file_peer_v1_peer_proto_msgTypes[34]
+	mi := &file_peer_v1_peer_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2441,7 +2601,7 @@ func (x *EscrowBlob) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EscrowBlob.ProtoReflect.Descriptor instead.
 func (*EscrowBlob) Descriptor() ([]byte, []int) {
-	return file_peer_v1_peer_proto_rawDescGZIP(), []int{34}
+	return file_peer_v1_peer_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *EscrowBlob) GetSha256() []byte {
@@ -2654,7 +2814,19 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x06status\x18\x01 \x01(\v2\x13.peer.v1.NodeStatusR\x06status\x12*\n" +
 	"\x05peers\x18\x02 \x03(\v2\x14.peer.v1.PeerAddressR\x05peers\x12,\n" +
 	"\x03now\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x03now\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x04R\brevision\"T\n" +
+	"\brevision\x18\x04 \x01(\x04R\brevision\"\x93\x01\n" +
+	"\vTurnRequest\x12\x14\n" +
+	"\x05phase\x18\x01 \x01(\tR\x05phase\x12\x14\n" +
+	"\x05image\x18\x02 \x01(\tR\x05image\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12\x10\n" +
+	"\x03k3s\x18\x04 \x01(\tR\x03k3s\x12\x14\n" +
+	"\x05older\x18\x05 \x01(\bR\x05older\x12\x16\n" +
+	"\x06failed\x18\x06 \x01(\tR\x06failed\"d\n" +
+	"\fTurnResponse\x12\x14\n" +
+	"\x05state\x18\x01 \x01(\tR\x05state\x12\x16\n" +
+	"\x06reason\x18\x02 \x01(\tR\x06reason\x12\x0e\n" +
+	"\x02go\x18\x03 \x01(\bR\x02go\x12\x16\n" +
+	"\x06denied\x18\x04 \x01(\tR\x06denied\"T\n" +
 	"\x11KeepEscrowRequest\x12+\n" +
 	"\x06header\x18\x01 \x01(\v2\x13.peer.v1.EscrowBlobR\x06header\x12\x12\n" +
 	"\x04data\x18\x02 \x01(\fR\x04data\"\x14\n" +
@@ -2677,7 +2849,7 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x06JoinAs\x12\x17\n" +
 	"\x13JOIN_AS_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eJOIN_AS_WORKER\x10\x01\x12\x12\n" +
-	"\x0eJOIN_AS_SERVER\x10\x022\x8b\x06\n" +
+	"\x0eJOIN_AS_SERVER\x10\x022\xc0\x06\n" +
 	"\vPeerService\x126\n" +
 	"\x05Hello\x12\x15.peer.v1.HelloRequest\x1a\x16.peer.v1.HelloResponse\x12B\n" +
 	"\tDocuments\x12\x19.peer.v1.DocumentsRequest\x1a\x1a.peer.v1.DocumentsResponse\x129\n" +
@@ -2687,7 +2859,8 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x04Keys\x12\x14.peer.v1.KeysRequest\x1a\x15.peer.v1.KeysResponse\x126\n" +
 	"\x05Prove\x12\x15.peer.v1.ProveRequest\x1a\x16.peer.v1.ProveResponse\x12K\n" +
 	"\fJoinMaterial\x12\x1c.peer.v1.JoinMaterialRequest\x1a\x1d.peer.v1.JoinMaterialResponse\x126\n" +
-	"\x05Lease\x12\x15.peer.v1.LeaseRequest\x1a\x16.peer.v1.LeaseResponse\x12G\n" +
+	"\x05Lease\x12\x15.peer.v1.LeaseRequest\x1a\x16.peer.v1.LeaseResponse\x123\n" +
+	"\x04Turn\x12\x14.peer.v1.TurnRequest\x1a\x15.peer.v1.TurnResponse\x12G\n" +
 	"\n" +
 	"KeepEscrow\x12\x1a.peer.v1.KeepEscrowRequest\x1a\x1b.peer.v1.KeepEscrowResponse(\x01\x12D\n" +
 	"\tGetEscrow\x12\x19.peer.v1.GetEscrowRequest\x1a\x1a.peer.v1.GetEscrowResponse0\x01\x12E\n" +
@@ -2707,7 +2880,7 @@ func file_peer_v1_peer_proto_rawDescGZIP() []byte {
 }
 
 var file_peer_v1_peer_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 35)
+var file_peer_v1_peer_proto_msgTypes = make([]protoimpl.MessageInfo, 37)
 var file_peer_v1_peer_proto_goTypes = []any{
 	(JoinAs)(0),                   // 0: peer.v1.JoinAs
 	(*Document)(nil),              // 1: peer.v1.Document
@@ -2738,24 +2911,26 @@ var file_peer_v1_peer_proto_goTypes = []any{
 	(*Plan)(nil),                  // 26: peer.v1.Plan
 	(*StatusRequest)(nil),         // 27: peer.v1.StatusRequest
 	(*StatusResponse)(nil),        // 28: peer.v1.StatusResponse
-	(*KeepEscrowRequest)(nil),     // 29: peer.v1.KeepEscrowRequest
-	(*KeepEscrowResponse)(nil),    // 30: peer.v1.KeepEscrowResponse
-	(*GetEscrowRequest)(nil),      // 31: peer.v1.GetEscrowRequest
-	(*GetEscrowResponse)(nil),     // 32: peer.v1.GetEscrowResponse
-	(*ListEscrowRequest)(nil),     // 33: peer.v1.ListEscrowRequest
-	(*ListEscrowResponse)(nil),    // 34: peer.v1.ListEscrowResponse
-	(*EscrowBlob)(nil),            // 35: peer.v1.EscrowBlob
-	(*timestamppb.Timestamp)(nil), // 36: google.protobuf.Timestamp
+	(*TurnRequest)(nil),           // 29: peer.v1.TurnRequest
+	(*TurnResponse)(nil),          // 30: peer.v1.TurnResponse
+	(*KeepEscrowRequest)(nil),     // 31: peer.v1.KeepEscrowRequest
+	(*KeepEscrowResponse)(nil),    // 32: peer.v1.KeepEscrowResponse
+	(*GetEscrowRequest)(nil),      // 33: peer.v1.GetEscrowRequest
+	(*GetEscrowResponse)(nil),     // 34: peer.v1.GetEscrowResponse
+	(*ListEscrowRequest)(nil),     // 35: peer.v1.ListEscrowRequest
+	(*ListEscrowResponse)(nil),    // 36: peer.v1.ListEscrowResponse
+	(*EscrowBlob)(nil),            // 37: peer.v1.EscrowBlob
+	(*timestamppb.Timestamp)(nil), // 38: google.protobuf.Timestamp
 }
 var file_peer_v1_peer_proto_depIdxs = []int32{
 	1,  // 0: peer.v1.HelloRequest.charter:type_name -> peer.v1.Document
 	1,  // 1: peer.v1.HelloRequest.admission:type_name -> peer.v1.Document
 	1,  // 2: peer.v1.HelloRequest.cluster_record:type_name -> peer.v1.Document
-	36, // 3: peer.v1.HelloRequest.now:type_name -> google.protobuf.Timestamp
+	38, // 3: peer.v1.HelloRequest.now:type_name -> google.protobuf.Timestamp
 	1,  // 4: peer.v1.HelloResponse.charter:type_name -> peer.v1.Document
 	1,  // 5: peer.v1.HelloResponse.admission:type_name -> peer.v1.Document
 	1,  // 6: peer.v1.HelloResponse.cluster_record:type_name -> peer.v1.Document
-	36, // 7: peer.v1.HelloResponse.now:type_name -> google.protobuf.Timestamp
+	38, // 7: peer.v1.HelloResponse.now:type_name -> google.protobuf.Timestamp
 	5,  // 8: peer.v1.HelloResponse.peers:type_name -> peer.v1.PeerAddress
 	1,  // 9: peer.v1.HelloResponse.your_admission:type_name -> peer.v1.Document
 	2,  // 10: peer.v1.DocumentsRequest.held:type_name -> peer.v1.DocumentRef
@@ -2776,9 +2951,9 @@ var file_peer_v1_peer_proto_depIdxs = []int32{
 	5,  // 25: peer.v1.StatusRequest.peers:type_name -> peer.v1.PeerAddress
 	21, // 26: peer.v1.StatusResponse.status:type_name -> peer.v1.NodeStatus
 	5,  // 27: peer.v1.StatusResponse.peers:type_name -> peer.v1.PeerAddress
-	36, // 28: peer.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
-	35, // 29: peer.v1.KeepEscrowRequest.header:type_name -> peer.v1.EscrowBlob
-	35, // 30: peer.v1.ListEscrowResponse.blobs:type_name -> peer.v1.EscrowBlob
+	38, // 28: peer.v1.StatusResponse.now:type_name -> google.protobuf.Timestamp
+	37, // 29: peer.v1.KeepEscrowRequest.header:type_name -> peer.v1.EscrowBlob
+	37, // 30: peer.v1.ListEscrowResponse.blobs:type_name -> peer.v1.EscrowBlob
 	3,  // 31: peer.v1.PeerService.Hello:input_type -> peer.v1.HelloRequest
 	6,  // 32: peer.v1.PeerService.Documents:input_type -> peer.v1.DocumentsRequest
 	27, // 33: peer.v1.PeerService.Status:input_type -> peer.v1.StatusRequest
@@ -2788,23 +2963,25 @@ var file_peer_v1_peer_proto_depIdxs = []int32{
 	15, // 37: peer.v1.PeerService.Prove:input_type -> peer.v1.ProveRequest
 	17, // 38: peer.v1.PeerService.JoinMaterial:input_type -> peer.v1.JoinMaterialRequest
 	19, // 39: peer.v1.PeerService.Lease:input_type -> peer.v1.LeaseRequest
-	29, // 40: peer.v1.PeerService.KeepEscrow:input_type -> peer.v1.KeepEscrowRequest
-	31, // 41: peer.v1.PeerService.GetEscrow:input_type -> peer.v1.GetEscrowRequest
-	33, // 42: peer.v1.PeerService.ListEscrow:input_type -> peer.v1.ListEscrowRequest
-	4,  // 43: peer.v1.PeerService.Hello:output_type -> peer.v1.HelloResponse
-	7,  // 44: peer.v1.PeerService.Documents:output_type -> peer.v1.DocumentsResponse
-	28, // 45: peer.v1.PeerService.Status:output_type -> peer.v1.StatusResponse
-	9,  // 46: peer.v1.PeerService.Challenge:output_type -> peer.v1.ChallengeResponse
-	12, // 47: peer.v1.PeerService.Attest:output_type -> peer.v1.AttestResponse
-	14, // 48: peer.v1.PeerService.Keys:output_type -> peer.v1.KeysResponse
-	16, // 49: peer.v1.PeerService.Prove:output_type -> peer.v1.ProveResponse
-	18, // 50: peer.v1.PeerService.JoinMaterial:output_type -> peer.v1.JoinMaterialResponse
-	20, // 51: peer.v1.PeerService.Lease:output_type -> peer.v1.LeaseResponse
-	30, // 52: peer.v1.PeerService.KeepEscrow:output_type -> peer.v1.KeepEscrowResponse
-	32, // 53: peer.v1.PeerService.GetEscrow:output_type -> peer.v1.GetEscrowResponse
-	34, // 54: peer.v1.PeerService.ListEscrow:output_type -> peer.v1.ListEscrowResponse
-	43, // [43:55] is the sub-list for method output_type
-	31, // [31:43] is the sub-list for method input_type
+	29, // 40: peer.v1.PeerService.Turn:input_type -> peer.v1.TurnRequest
+	31, // 41: peer.v1.PeerService.KeepEscrow:input_type -> peer.v1.KeepEscrowRequest
+	33, // 42: peer.v1.PeerService.GetEscrow:input_type -> peer.v1.GetEscrowRequest
+	35, // 43: peer.v1.PeerService.ListEscrow:input_type -> peer.v1.ListEscrowRequest
+	4,  // 44: peer.v1.PeerService.Hello:output_type -> peer.v1.HelloResponse
+	7,  // 45: peer.v1.PeerService.Documents:output_type -> peer.v1.DocumentsResponse
+	28, // 46: peer.v1.PeerService.Status:output_type -> peer.v1.StatusResponse
+	9,  // 47: peer.v1.PeerService.Challenge:output_type -> peer.v1.ChallengeResponse
+	12, // 48: peer.v1.PeerService.Attest:output_type -> peer.v1.AttestResponse
+	14, // 49: peer.v1.PeerService.Keys:output_type -> peer.v1.KeysResponse
+	16, // 50: peer.v1.PeerService.Prove:output_type -> peer.v1.ProveResponse
+	18, // 51: peer.v1.PeerService.JoinMaterial:output_type -> peer.v1.JoinMaterialResponse
+	20, // 52: peer.v1.PeerService.Lease:output_type -> peer.v1.LeaseResponse
+	30, // 53: peer.v1.PeerService.Turn:output_type -> peer.v1.TurnResponse
+	32, // 54: peer.v1.PeerService.KeepEscrow:output_type -> peer.v1.KeepEscrowResponse
+	34, // 55: peer.v1.PeerService.GetEscrow:output_type -> peer.v1.GetEscrowResponse
+	36, // 56: peer.v1.PeerService.ListEscrow:output_type -> peer.v1.ListEscrowResponse
+	44, // [44:57] is the sub-list for method output_type
+	31, // [31:44] is the sub-list for method input_type
 	31, // [31:31] is the sub-list for extension type_name
 	31, // [31:31] is the sub-list for extension extendee
 	0,  // [0:31] is the sub-list for field type_name
@@ -2821,7 +2998,7 @@ func file_peer_v1_peer_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_peer_v1_peer_proto_rawDesc), len(file_peer_v1_peer_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   35,
+			NumMessages:   37,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -68,6 +68,8 @@ const (
 	PeerServiceJoinMaterialProcedure = "/peer.v1.PeerService/JoinMaterial"
 	// PeerServiceLeaseProcedure is the fully-qualified name of the PeerService's Lease RPC.
 	PeerServiceLeaseProcedure = "/peer.v1.PeerService/Lease"
+	// PeerServiceTurnProcedure is the fully-qualified name of the PeerService's Turn RPC.
+	PeerServiceTurnProcedure = "/peer.v1.PeerService/Turn"
 	// PeerServiceKeepEscrowProcedure is the fully-qualified name of the PeerService's KeepEscrow RPC.
 	PeerServiceKeepEscrowProcedure = "/peer.v1.PeerService/KeepEscrow"
 	// PeerServiceGetEscrowProcedure is the fully-qualified name of the PeerService's GetEscrow RPC.
@@ -100,6 +102,10 @@ type PeerServiceClient interface {
 	// Lease renews the right of a candidate to run k3s as a server until the
 	// plan is confirmed. It wants a good Attest.
 	Lease(context.Context, *v1.LeaseRequest) (*v1.LeaseResponse, error)
+	// Turn asks a server of the cluster for the caller's turn to restart into
+	// another version: to take it, to keep it, to tell how it went and give it
+	// back. The server decides and acts on the caller's own node only.
+	Turn(context.Context, *v1.TurnRequest) (*v1.TurnResponse, error)
 	// KeepEscrow hands over a sealed blob. The answer comes after it is on disk.
 	KeepEscrow(context.Context) (*connect.ClientStreamForClientSimple[v1.KeepEscrowRequest, v1.KeepEscrowResponse], error)
 	// GetEscrow gives a kept blob back, to any admitted node.
@@ -173,6 +179,12 @@ func NewPeerServiceClient(httpClient connect.HTTPClient, baseURL string, opts ..
 			connect.WithSchema(peerServiceMethods.ByName("Lease")),
 			connect.WithClientOptions(opts...),
 		),
+		turn: connect.NewClient[v1.TurnRequest, v1.TurnResponse](
+			httpClient,
+			baseURL+PeerServiceTurnProcedure,
+			connect.WithSchema(peerServiceMethods.ByName("Turn")),
+			connect.WithClientOptions(opts...),
+		),
 		keepEscrow: connect.NewClient[v1.KeepEscrowRequest, v1.KeepEscrowResponse](
 			httpClient,
 			baseURL+PeerServiceKeepEscrowProcedure,
@@ -205,6 +217,7 @@ type peerServiceClient struct {
 	prove        *connect.Client[v1.ProveRequest, v1.ProveResponse]
 	joinMaterial *connect.Client[v1.JoinMaterialRequest, v1.JoinMaterialResponse]
 	lease        *connect.Client[v1.LeaseRequest, v1.LeaseResponse]
+	turn         *connect.Client[v1.TurnRequest, v1.TurnResponse]
 	keepEscrow   *connect.Client[v1.KeepEscrowRequest, v1.KeepEscrowResponse]
 	getEscrow    *connect.Client[v1.GetEscrowRequest, v1.GetEscrowResponse]
 	listEscrow   *connect.Client[v1.ListEscrowRequest, v1.ListEscrowResponse]
@@ -291,6 +304,15 @@ func (c *peerServiceClient) Lease(ctx context.Context, req *v1.LeaseRequest) (*v
 	return nil, err
 }
 
+// Turn calls peer.v1.PeerService.Turn.
+func (c *peerServiceClient) Turn(ctx context.Context, req *v1.TurnRequest) (*v1.TurnResponse, error) {
+	response, err := c.turn.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // KeepEscrow calls peer.v1.PeerService.KeepEscrow.
 func (c *peerServiceClient) KeepEscrow(ctx context.Context) (*connect.ClientStreamForClientSimple[v1.KeepEscrowRequest, v1.KeepEscrowResponse], error) {
 	return c.keepEscrow.CallClientStreamSimple(ctx)
@@ -334,6 +356,10 @@ type PeerServiceHandler interface {
 	// Lease renews the right of a candidate to run k3s as a server until the
 	// plan is confirmed. It wants a good Attest.
 	Lease(context.Context, *v1.LeaseRequest) (*v1.LeaseResponse, error)
+	// Turn asks a server of the cluster for the caller's turn to restart into
+	// another version: to take it, to keep it, to tell how it went and give it
+	// back. The server decides and acts on the caller's own node only.
+	Turn(context.Context, *v1.TurnRequest) (*v1.TurnResponse, error)
 	// KeepEscrow hands over a sealed blob. The answer comes after it is on disk.
 	KeepEscrow(context.Context, *connect.ClientStream[v1.KeepEscrowRequest]) (*v1.KeepEscrowResponse, error)
 	// GetEscrow gives a kept blob back, to any admitted node.
@@ -403,6 +429,12 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 		connect.WithSchema(peerServiceMethods.ByName("Lease")),
 		connect.WithHandlerOptions(opts...),
 	)
+	peerServiceTurnHandler := connect.NewUnaryHandlerSimple(
+		PeerServiceTurnProcedure,
+		svc.Turn,
+		connect.WithSchema(peerServiceMethods.ByName("Turn")),
+		connect.WithHandlerOptions(opts...),
+	)
 	peerServiceKeepEscrowHandler := connect.NewClientStreamHandlerSimple(
 		PeerServiceKeepEscrowProcedure,
 		svc.KeepEscrow,
@@ -441,6 +473,8 @@ func NewPeerServiceHandler(svc PeerServiceHandler, opts ...connect.HandlerOption
 			peerServiceJoinMaterialHandler.ServeHTTP(w, r)
 		case PeerServiceLeaseProcedure:
 			peerServiceLeaseHandler.ServeHTTP(w, r)
+		case PeerServiceTurnProcedure:
+			peerServiceTurnHandler.ServeHTTP(w, r)
 		case PeerServiceKeepEscrowProcedure:
 			peerServiceKeepEscrowHandler.ServeHTTP(w, r)
 		case PeerServiceGetEscrowProcedure:
@@ -490,6 +524,10 @@ func (UnimplementedPeerServiceHandler) JoinMaterial(context.Context, *v1.JoinMat
 
 func (UnimplementedPeerServiceHandler) Lease(context.Context, *v1.LeaseRequest) (*v1.LeaseResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("peer.v1.PeerService.Lease is not implemented"))
+}
+
+func (UnimplementedPeerServiceHandler) Turn(context.Context, *v1.TurnRequest) (*v1.TurnResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("peer.v1.PeerService.Turn is not implemented"))
 }
 
 func (UnimplementedPeerServiceHandler) KeepEscrow(context.Context, *connect.ClientStream[v1.KeepEscrowRequest]) (*v1.KeepEscrowResponse, error) {
