@@ -22,7 +22,7 @@ const slotUsage = `usage: muster-node slot COMMAND
   mark-bad a|b REASON     never start the system in the other slot by itself again
   forgive [DIGEST]        try an image again that failed here (default: all)
   recover REASON          restart into the recovery image
-  trial                   restart if a new system is on trial and its agent is dead`
+  trial                   restart if a new system is on trial and its agent does not live`
 
 // runDir is the agent's volatile directory.
 const runDir = "/run/muster"
@@ -152,10 +152,11 @@ func orNothing(s string) string {
 	return text.Clean(s, 80)
 }
 
-// Trial: a new system whose agent never comes up can be judged by nobody. A
-// timer asks; an agent that answers, whatever it says, is left alone.
+// Trial: a new system whose agent never comes up, or dies again and again, can
+// be judged by nobody. A timer asks; an agent that lives from one question to
+// the next is left alone, whatever it says: it judges at once when it starts.
 const (
-	trialAsks  = 3
+	trialAsks  = 4
 	trialPause = 20 * time.Second
 )
 
@@ -171,17 +172,32 @@ func trial(d slots.Desk) error {
 	if !onTrial {
 		return nil
 	}
+	if lives(func() (int, error) {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		return local.Process(ctx, filepath.Join(runDir, local.SocketName))
+	}, func() { time.Sleep(trialPause) }) {
+		return nil
+	}
+	fmt.Println("The new system is on trial, and its node agent does not live: restarting.")
+	return restart()
+}
+
+// lives reports whether one process answers twice running.
+func lives(ask func() (pid int, err error), pause func()) bool {
+	last := 0
 	for i := range trialAsks {
 		if i > 0 {
-			time.Sleep(trialPause)
+			pause()
 		}
-		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
-		_, err := local.Ask(ctx, filepath.Join(runDir, local.SocketName))
-		cancel()
+		pid, err := ask()
+		if err == nil && pid == last {
+			return true
+		}
+		last = 0
 		if err == nil {
-			return nil
+			last = pid
 		}
 	}
-	fmt.Println("The new system is on trial, and its node agent does not answer: restarting.")
-	return restart()
+	return false
 }

@@ -27,6 +27,8 @@ func TestUnitsSayWhatTheAgentNeeds(t *testing.T) {
 			"RuntimeDirectoryPreserve=yes", "ExecStart=/usr/local/bin/muster-node agent --log text"},
 		"muster-k3s.service": {"Type=notify", "KillMode=process", "Delegate=yes", "TimeoutStopSec=120", "Restart=always",
 			"RestartPreventExitStatus=2 3", "ExecStart=/usr/local/bin/muster-node k3s --stop-timeout 90s"},
+		"muster-trial.service": {"Type=oneshot", "ExecStart=/usr/local/bin/muster-node slot trial"},
+		"muster-trial.timer":   {"OnBootSec=16min", "OnUnitInactiveSec=5min", "WantedBy=timers.target"},
 	} {
 		text := unit(t, name)
 		for _, w := range want {
@@ -62,7 +64,7 @@ func TestSystemdTakesTheUnits(t *testing.T) {
 	}
 	dir := t.TempDir()
 	var files []string
-	for _, name := range []string{"muster-agent.service", "muster-k3s.service"} {
+	for _, name := range []string{"muster-agent.service", "muster-k3s.service", "muster-trial.service", "muster-trial.timer"} {
 		// The programs need not be installed where the test runs.
 		text := strings.ReplaceAll(strings.ReplaceAll(unit(t, name), "/usr/local/bin/muster-node", "/bin/true"), "/sbin/modprobe", "/bin/true")
 		f := filepath.Join(dir, name)

@@ -6,5 +6,5 @@ import "embed"
 
 // Units are the files, by name.
 //
-//go:embed *.service
+//go:embed *.service *.timer
 var Units embed.FS

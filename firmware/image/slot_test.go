@@ -79,6 +79,8 @@ func TestOverlayFiles(t *testing.T) {
 		"etc/systemd/system/muster-k3s.service":               "Type=notify",
 		"etc/systemd/system/muster-agent.service.d/slot.conf": "Requires=muster-data.service",
 		"etc/systemd/system/muster-data.service":              "Before=muster-agent.service muster-k3s.service",
+		"etc/systemd/system/muster-trial.timer":               "OnBootSec=16min",
+		"etc/systemd/system/muster-trial.service":             "muster-node slot trial",
 		"etc/systemd/system.conf.d/muster.conf":               "RuntimeWatchdogSec=180",
 	} {
 		if !strings.Contains(byPath[file], want) {

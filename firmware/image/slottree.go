@@ -66,6 +66,7 @@ var enabled = map[string][]string{
 		"systemd-networkd.service", "systemd-resolved.service", "chrony.service",
 	},
 	"sockets.target.wants": {"systemd-networkd.socket"},
+	"timers.target.wants":  {"muster-trial.timer"},
 }
 
 // masked are units that must not run, each with its reason.

@@ -13,6 +13,8 @@ import (
 	"os"
 	"path/filepath"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // SocketName is the name of the socket in the run directory.
@@ -91,20 +93,57 @@ func (s Server) answer(c net.Conn) {
 
 // Ask returns what the agent with the socket at path says.
 func Ask(ctx context.Context, path string) ([]byte, error) {
+	b, _, err := ask(ctx, path)
+	return b, err
+}
+
+// Process returns the process ID of an agent that answers.
+func Process(ctx context.Context, path string) (int, error) {
+	_, pid, err := ask(ctx, path)
+	return pid, err
+}
+
+func ask(ctx context.Context, path string) (answer []byte, pid int, err error) {
 	var d net.Dialer
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	c, err := d.DialContext(ctx, "unix", path)
 	if err != nil {
-		return nil, fmt.Errorf("local: ask the node agent: %w", err)
+		return nil, 0, fmt.Errorf("local: ask the node agent: %w", err)
 	}
 	defer c.Close()
 	if at, ok := ctx.Deadline(); ok {
 		_ = c.SetDeadline(at)
 	}
-	b, err := io.ReadAll(io.LimitReader(c, maxAnswer))
-	if err != nil {
-		return nil, fmt.Errorf("local: ask the node agent: %w", err)
+	if answer, err = io.ReadAll(io.LimitReader(c, maxAnswer)); err != nil {
+		return nil, 0, fmt.Errorf("local: ask the node agent: %w", err)
 	}
-	return b, nil
+	if len(answer) == 0 {
+		return nil, 0, errors.New("local: ask the node agent: it says nothing")
+	}
+	if pid, err = listener(c); err != nil {
+		return nil, 0, fmt.Errorf("local: ask the node agent: %w", err)
+	}
+	return answer, pid, nil
+}
+
+// listener is who listens at the other end, by the kernel's word.
+func listener(c net.Conn) (int, error) {
+	u, ok := c.(*net.UnixConn)
+	if !ok {
+		return 0, errors.New("it is no unix socket")
+	}
+	raw, err := u.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var cred *unix.Ucred
+	var cerr error
+	if err := raw.Control(func(fd uintptr) { cred, cerr = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) }); err != nil {
+		return 0, err
+	}
+	if cerr != nil {
+		return 0, cerr
+	}
+	return int(cred.Pid), nil
 }

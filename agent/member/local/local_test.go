@@ -36,6 +36,9 @@ func serve(t *testing.T, s Server) {
 
 func TestAsk(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "run", SocketName)
+	if _, err := Process(t.Context(), path); err == nil {
+		t.Fatal("nobody answers, and a process")
+	}
 	if _, err := Ask(t.Context(), path); err == nil {
 		t.Fatal("nobody answers, and no error")
 	}
@@ -54,6 +57,9 @@ func TestAsk(t *testing.T) {
 	b, err := Ask(t.Context(), path)
 	if err != nil || string(b) != string(answer) {
 		t.Fatalf("%q, %v", b, err)
+	}
+	if pid, err := Process(t.Context(), path); err != nil || pid != os.Getpid() {
+		t.Errorf("process %d, %v", pid, err)
 	}
 	fi, err := os.Stat(path)
 	if err != nil || fi.Mode().Perm() != 0o600 {
