@@ -39,7 +39,6 @@ type bench struct {
 	fsLabel string
 	stored  bool // somebody has put something into it
 	mounted bool
-	plain   bool
 	said    string // what the TPM says when it does not release the key
 	torn    bool   // the next format is cut off in the middle
 	runs    []string

@@ -75,7 +75,6 @@ type rig struct {
 	withdrawn map[string]bool
 	timeless  bool
 	missing   string
-	noESP     bool
 	now       time.Time
 	done      map[string]fleet.OrderState
 	restarted bool
