@@ -350,8 +350,12 @@ func (s *Server) Run(ctx context.Context) (err error) {
 	}
 	base, cut := context.WithCancel(context.WithoutCancel(ctx))
 	defer cut()
+	forOperators, err := s.operatorHandler()
+	if err != nil {
+		return err
+	}
 	servers := []*http.Server{
-		httpServer(s.measured("operators", s.operatorHandler()), cert.tls(tls.NoClientCert), base, s.log, time.Minute, 0),
+		httpServer(s.measured("operators", forOperators), cert.tls(tls.NoClientCert), base, s.log, time.Minute, 0),
 		// Collect holds a call for up to 30 s.
 		httpServer(s.measured("nodes", s.nodeHandler()), cert.tls(tls.RequestClientCert), base, s.log, time.Minute, 2*time.Minute),
 	}
@@ -503,13 +507,18 @@ func (s *Server) addServices(mux *http.ServeMux) {
 // make.
 const accessLimit = 64 << 10
 
-func (s *Server) operatorHandler() http.Handler {
+func (s *Server) operatorHandler() (http.Handler, error) {
 	mux := http.NewServeMux()
 	s.addServices(mux)
 	s.addLogin(mux)
 	mux.Handle(blobsPath+"{sha256}", s.authenticate(atLeisure(http.HandlerFunc(s.uploads))))
 	s.addHealth(mux)
-	return mux
+	pages, err := s.consoleHandler()
+	if err != nil {
+		return nil, err
+	}
+	mux.Handle("/", pages)
+	return mux, nil
 }
 
 func (s *Server) nodeHandler() http.Handler {

@@ -1,10 +1,9 @@
 package central
 
 import (
-	"io"
 	"net/http"
-	"sync"
 
+	"github.com/muster-edge/muster/central/console"
 	"github.com/muster-edge/muster/fleet/access"
 )
 
@@ -15,9 +14,13 @@ import (
 //
 //	client := musterv1connect.NewManagementServiceClient(&http.Client{Transport: s.Inside()}, "http://inside")
 //	answer, err := client.ListNodes(access.NewContext(r.Context(), principal), &musterv1.ListNodesRequest{})
-func (s *Server) Inside() http.RoundTripper { return inside{s.managementHandler()} }
+func (s *Server) Inside() http.RoundTripper {
+	return inside{console.InProcess(s.managementHandler(), func(v any, stack []byte) {
+		s.log.Error("call inside failed", "panic", v, "stack", string(stack))
+	})}
+}
 
-type inside struct{ handler http.Handler }
+type inside struct{ next http.RoundTripper }
 
 // RoundTrip implements http.RoundTripper.
 func (i inside) RoundTrip(r *http.Request) (*http.Response, error) {
@@ -26,57 +29,5 @@ func (i inside) RoundTrip(r *http.Request) (*http.Response, error) {
 		// look like one of the user's.
 		return nil, errNoPrincipal
 	}
-	in := r.Clone(r.Context())
-	in.RequestURI = r.URL.RequestURI()
-	if in.Body == nil {
-		in.Body = http.NoBody
-	}
-	body, pipe := io.Pipe()
-	w := &pipeWriter{pipe: pipe, header: make(http.Header), ready: make(chan struct{})}
-	go func() {
-		defer in.Body.Close()
-		i.handler.ServeHTTP(w, in)
-		w.WriteHeader(http.StatusOK)
-		_ = pipe.Close() // always nil
-	}()
-	select {
-	case <-w.ready:
-	case <-r.Context().Done():
-		_ = body.CloseWithError(r.Context().Err()) // always nil; writes fail from here on
-		return nil, r.Context().Err()
-	}
-	return &http.Response{
-		Status: http.StatusText(w.status), StatusCode: w.status, Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-		Header: w.sent, Body: body, ContentLength: -1, Request: r,
-	}, nil
+	return i.next.RoundTrip(r)
 }
-
-// pipeWriter hands what a handler writes to who reads the pipe.
-type pipeWriter struct {
-	pipe   *io.PipeWriter
-	header http.Header
-	once   sync.Once
-	ready  chan struct{}
-	status int
-	sent   http.Header
-}
-
-// Header implements http.ResponseWriter.
-func (w *pipeWriter) Header() http.Header { return w.header }
-
-// WriteHeader implements http.ResponseWriter.
-func (w *pipeWriter) WriteHeader(status int) {
-	w.once.Do(func() {
-		w.status, w.sent = status, w.header.Clone()
-		close(w.ready)
-	})
-}
-
-// Write implements http.ResponseWriter.
-func (w *pipeWriter) Write(b []byte) (int, error) {
-	w.WriteHeader(http.StatusOK)
-	return w.pipe.Write(b)
-}
-
-// Flush implements http.Flusher: nothing is held back.
-func (w *pipeWriter) Flush() { w.WriteHeader(http.StatusOK) }

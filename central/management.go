@@ -95,6 +95,7 @@ func (s management) GetCentre(ctx context.Context, _ *musterv1.GetCentreRequest)
 	out := &musterv1.GetCentreResponse{
 		Version: s.cfg.Version, Now: timestamppb.New(s.cfg.Now()), Actor: c.actor(), Role: c.Role().String(),
 		Requests: make(map[string]uint32), Nodes: make(map[string]uint32),
+		StaleAfterSeconds: uint32(staleReports * s.cfg.ReportEvery / time.Second),
 	}
 	err := s.store.View(ctx, func(t store.Reader) error {
 		tenant, err := t.Tenant(c.Tenant)
@@ -168,28 +169,29 @@ func (s management) ListRequests(ctx context.Context, q *musterv1.ListRequestsRe
 			return nil, invalid("%v", err)
 		}
 	}
-	if q.After != "" && fleet.RequestID(q.After).Validate() != nil {
-		return nil, invalid("after is no request ID")
+	if err := checkListing(q); err != nil {
+		return nil, err
 	}
 	limit := limitOf(q.Limit)
 	out := &musterv1.ListRequestsResponse{}
 	err := s.store.View(ctx, func(t store.Reader) error {
-		lab, err := labOf(t, c.Tenant)
+		tenant, err := t.Tenant(c.Tenant)
 		if err != nil {
 			return err
 		}
-		out.Lab = lab
-		requests, err := some(c.part(t), access.Request, limit+1, func(count int) ([]fleet.Request, error) {
-			if q.After != "" {
-				return t.RequestsAfter(c.Tenant, state, fleet.RequestID(q.After), count)
-			}
-			return t.Requests(c.Tenant, state, count)
-		}, func(r fleet.Request) string { return r.Site })
+		out.Lab = tenant.Lab
+		requests, err := listRequests(c.part(t), state, q, limit+1, out)
 		if len(requests) > limit {
 			requests, out.More = requests[:limit], true
+			if q.ByTrust {
+				out.Next = queueKey(requests[limit-1])
+			}
 		}
+		policy := s.approvalPolicy(tenant)
 		for _, r := range requests {
-			out.Requests = append(out.Requests, api.RequestToProto(s.shown(r)))
+			r = s.shown(r)
+			out.Requests = append(out.Requests, api.RequestToProto(r))
+			out.Refusals = append(out.Refusals, refusalOf(policy, r))
 		}
 		return err
 	})
@@ -241,11 +243,7 @@ func (s management) GetRequest(ctx context.Context, q *musterv1.GetRequestReques
 		if err := explain(look, r, out); err != nil {
 			return err
 		}
-		if r.State == fleet.RequestPending {
-			if err := s.approvalPolicy(tenant).Check(r.Identity, r.Boot); err != nil {
-				out.Refusal = err.Error()
-			}
-		}
+		out.Refusal = refusalOf(s.approvalPolicy(tenant), r)
 		return nil
 	})
 	return out, s.coded(ctx, "reading the request", err)
@@ -444,24 +442,6 @@ func (s management) TrustReleaseKey(ctx context.Context, q *musterv1.TrustReleas
 		return err
 	})
 	return out, s.coded(ctx, "trusting the release key", err)
-}
-
-// ListAudit implements the management service.
-func (s management) ListAudit(ctx context.Context, q *musterv1.ListAuditRequest) (*musterv1.ListAuditResponse, error) {
-	c := callerOf(ctx)
-	limit := limitOf(q.Limit)
-	out := &musterv1.ListAuditResponse{}
-	err := s.store.View(ctx, func(t store.Reader) error {
-		records, err := t.Audit(c.Tenant, q.After, limit+1)
-		if len(records) > limit {
-			records, out.More = records[:limit], true
-		}
-		for _, r := range records {
-			out.Records = append(out.Records, api.AuditRecordToProto(r))
-		}
-		return err
-	})
-	return out, s.coded(ctx, "listing the audit log", err)
 }
 
 // VerifyAudit implements the management service.

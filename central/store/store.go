@@ -84,6 +84,11 @@ type Reader interface {
 	// is unverified.
 	CountUnverified(tenant string) (int, error)
 	CountRequests(tenant string) (map[fleet.RequestState]int, error)
+	// Queue returns at most count requests of a state and an identity, oldest
+	// first, that stand behind a key; the zero key is the front.
+	Queue(tenant string, state fleet.RequestState, identity fleet.IdentityTrust, after QueueKey, count int) ([]fleet.Request, error)
+	// CountQueue counts the requests of a state by identity.
+	CountQueue(tenant string, state fleet.RequestState) (map[fleet.IdentityTrust]int, error)
 	// Issued returns what was issued last for a request.
 	Issued(tenant string, id fleet.RequestID) (Issued, error)
 	IssuedToNode(tenant string, id fleet.NodeID) ([]Issued, error)
@@ -259,6 +264,12 @@ type Tx interface {
 	TakeLoginState(hash fleet.Digest) (LoginState, error)
 	// DropLoginStates forgets those that ended at or before a time.
 	DropLoginStates(at time.Time) error
+}
+
+// QueueKey is a place in the queue of one state and identity.
+type QueueKey struct {
+	FirstSeen time.Time
+	ID        fleet.RequestID
 }
 
 // Issued is one certificate with the documents that went with it.

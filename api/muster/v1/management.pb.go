@@ -81,9 +81,11 @@ type GetCentreResponse struct {
 	Requests map[string]uint32 `protobuf:"bytes,7,rep,name=requests,proto3" json:"requests,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	Nodes    map[string]uint32 `protobuf:"bytes,8,rep,name=nodes,proto3" json:"nodes,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"varint,2,opt,name=value"`
 	// Sentences about the centre itself that a person should read.
-	Warnings      []string `protobuf:"bytes,9,rep,name=warnings,proto3" json:"warnings,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	Warnings []string `protobuf:"bytes,9,rep,name=warnings,proto3" json:"warnings,omitempty"`
+	// A node that was not heard of for so long is shown as stale.
+	StaleAfterSeconds uint32 `protobuf:"varint,10,opt,name=stale_after_seconds,json=staleAfterSeconds,proto3" json:"stale_after_seconds,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *GetCentreResponse) Reset() {
@@ -179,14 +181,30 @@ func (x *GetCentreResponse) GetWarnings() []string {
 	return nil
 }
 
+func (x *GetCentreResponse) GetStaleAfterSeconds() uint32 {
+	if x != nil {
+		return x.StaleAfterSeconds
+	}
+	return 0
+}
+
 type ListRequestsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Empty: all states.
 	State string `protobuf:"bytes,1,opt,name=state,proto3" json:"state,omitempty"`
 	// At most 1,000, which is also the default.
 	Limit uint32 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
-	// The ID of the last request of the page before.
-	After         string `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	// To go on: the ID of the last request of the page before; by trust, what
+	// the answer before said as next.
+	After string `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	// Only these identities; none: all. Wants by_trust.
+	Identities []IdentityTrust `protobuf:"varint,4,rep,packed,name=identities,proto3,enum=muster.v1.IdentityTrust" json:"identities,omitempty"`
+	// The most trusted identities first, the oldest first within each. Wants a
+	// state.
+	ByTrust bool `protobuf:"varint,5,opt,name=by_trust,json=byTrust,proto3" json:"by_trust,omitempty"`
+	// Only requests whose ID, node ID or words begin with this, or whose serial
+	// number or UUID is this. Goes with a limit and nothing else.
+	Search        string `protobuf:"bytes,6,opt,name=search,proto3" json:"search,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -242,13 +260,40 @@ func (x *ListRequestsRequest) GetAfter() string {
 	return ""
 }
 
+func (x *ListRequestsRequest) GetIdentities() []IdentityTrust {
+	if x != nil {
+		return x.Identities
+	}
+	return nil
+}
+
+func (x *ListRequestsRequest) GetByTrust() bool {
+	if x != nil {
+		return x.ByTrust
+	}
+	return false
+}
+
+func (x *ListRequestsRequest) GetSearch() string {
+	if x != nil {
+		return x.Search
+	}
+	return ""
+}
+
 type ListRequestsResponse struct {
 	state    protoimpl.MessageState `protogen:"open.v1"`
 	Requests []*Request             `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
 	// The tenant trusts a lab root, or did once.
 	Lab bool `protobuf:"varint,2,opt,name=lab,proto3" json:"lab,omitempty"`
 	// There are more than the limit.
-	More          bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	More bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	// What policy says about approving each now, same order; "" if a person may.
+	Refusals []string `protobuf:"bytes,4,rep,name=refusals,proto3" json:"refusals,omitempty"`
+	// Where to go on, if there are more. By trust only.
+	Next string `protobuf:"bytes,5,opt,name=next,proto3" json:"next,omitempty"`
+	// How many there are in all. By trust only.
+	Total         uint32 `protobuf:"varint,6,opt,name=total,proto3" json:"total,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -302,6 +347,27 @@ func (x *ListRequestsResponse) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+func (x *ListRequestsResponse) GetRefusals() []string {
+	if x != nil {
+		return x.Refusals
+	}
+	return nil
+}
+
+func (x *ListRequestsResponse) GetNext() string {
+	if x != nil {
+		return x.Next
+	}
+	return ""
+}
+
+func (x *ListRequestsResponse) GetTotal() uint32 {
+	if x != nil {
+		return x.Total
+	}
+	return 0
 }
 
 type GetRequestRequest struct {
@@ -6498,9 +6564,17 @@ func (x *WatchEventsResponse) GetEvent() *Event {
 }
 
 type ListAuditRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	After         uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
-	Limit         uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	After uint64                 `protobuf:"varint,1,opt,name=after,proto3" json:"after,omitempty"`
+	Limit uint32                 `protobuf:"varint,2,opt,name=limit,proto3" json:"limit,omitempty"`
+	// The newest record first, from before this number (0: from the end). The
+	// filters go with this order: exact actor, beginning of the kind, exact
+	// object.
+	NewestFirst   bool   `protobuf:"varint,3,opt,name=newest_first,json=newestFirst,proto3" json:"newest_first,omitempty"`
+	Before        uint64 `protobuf:"varint,4,opt,name=before,proto3" json:"before,omitempty"`
+	Actor         string `protobuf:"bytes,5,opt,name=actor,proto3" json:"actor,omitempty"`
+	Kind          string `protobuf:"bytes,6,opt,name=kind,proto3" json:"kind,omitempty"`
+	Object        string `protobuf:"bytes,7,opt,name=object,proto3" json:"object,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6549,10 +6623,48 @@ func (x *ListAuditRequest) GetLimit() uint32 {
 	return 0
 }
 
+func (x *ListAuditRequest) GetNewestFirst() bool {
+	if x != nil {
+		return x.NewestFirst
+	}
+	return false
+}
+
+func (x *ListAuditRequest) GetBefore() uint64 {
+	if x != nil {
+		return x.Before
+	}
+	return 0
+}
+
+func (x *ListAuditRequest) GetActor() string {
+	if x != nil {
+		return x.Actor
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ListAuditRequest) GetObject() string {
+	if x != nil {
+		return x.Object
+	}
+	return ""
+}
+
 type ListAuditResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Records       []*AuditRecord         `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
-	More          bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Records []*AuditRecord         `protobuf:"bytes,1,rep,name=records,proto3" json:"records,omitempty"`
+	More    bool                   `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	// What to give as before to go on; 0: there is no more. One call looks at a
+	// bounded number of records, so that a page may be short and not the last.
+	Next          uint64 `protobuf:"varint,3,opt,name=next,proto3" json:"next,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6599,6 +6711,13 @@ func (x *ListAuditResponse) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+func (x *ListAuditResponse) GetNext() uint64 {
+	if x != nil {
+		return x.Next
+	}
+	return 0
 }
 
 type VerifyAuditRequest struct {
@@ -6720,7 +6839,7 @@ var File_muster_v1_management_proto protoreflect.FileDescriptor
 const file_muster_v1_management_proto_rawDesc = "" +
 	"\n" +
 	"\x1amuster/v1/management.proto\x12\tmuster.v1\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x17muster/v1/objects.proto\"\x12\n" +
-	"\x10GetCentreRequest\"\xe0\x03\n" +
+	"\x10GetCentreRequest\"\x90\x04\n" +
 	"\x11GetCentreResponse\x12)\n" +
 	"\x06tenant\x18\x01 \x01(\v2\x11.muster.v1.TenantR\x06tenant\x12\x18\n" +
 	"\aversion\x18\x02 \x01(\tR\aversion\x12,\n" +
@@ -6730,22 +6849,32 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x04role\x18\x06 \x01(\tR\x04role\x12F\n" +
 	"\brequests\x18\a \x03(\v2*.muster.v1.GetCentreResponse.RequestsEntryR\brequests\x12=\n" +
 	"\x05nodes\x18\b \x03(\v2'.muster.v1.GetCentreResponse.NodesEntryR\x05nodes\x12\x1a\n" +
-	"\bwarnings\x18\t \x03(\tR\bwarnings\x1a;\n" +
+	"\bwarnings\x18\t \x03(\tR\bwarnings\x12.\n" +
+	"\x13stale_after_seconds\x18\n" +
+	" \x01(\rR\x11staleAfterSeconds\x1a;\n" +
 	"\rRequestsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\x1a8\n" +
 	"\n" +
 	"NodesEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"W\n" +
+	"\x05value\x18\x02 \x01(\rR\x05value:\x028\x01\"\xc4\x01\n" +
 	"\x13ListRequestsRequest\x12\x14\n" +
 	"\x05state\x18\x01 \x01(\tR\x05state\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12\x14\n" +
-	"\x05after\x18\x03 \x01(\tR\x05after\"l\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\x128\n" +
+	"\n" +
+	"identities\x18\x04 \x03(\x0e2\x18.muster.v1.IdentityTrustR\n" +
+	"identities\x12\x19\n" +
+	"\bby_trust\x18\x05 \x01(\bR\abyTrust\x12\x16\n" +
+	"\x06search\x18\x06 \x01(\tR\x06search\"\xb2\x01\n" +
 	"\x14ListRequestsResponse\x12.\n" +
 	"\brequests\x18\x01 \x03(\v2\x12.muster.v1.RequestR\brequests\x12\x10\n" +
 	"\x03lab\x18\x02 \x01(\bR\x03lab\x12\x12\n" +
-	"\x04more\x18\x03 \x01(\bR\x04more\"#\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\x12\x1a\n" +
+	"\brefusals\x18\x04 \x03(\tR\brefusals\x12\x12\n" +
+	"\x04next\x18\x05 \x01(\tR\x04next\x12\x14\n" +
+	"\x05total\x18\x06 \x01(\rR\x05total\"#\n" +
 	"\x11GetRequestRequest\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\"\xd6\x01\n" +
 	"\x12GetRequestResponse\x12,\n" +
@@ -7212,13 +7341,19 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x04tail\x18\x02 \x01(\rR\x04tail\x12\x16\n" +
 	"\x06follow\x18\x03 \x01(\bR\x06follow\"=\n" +
 	"\x13WatchEventsResponse\x12&\n" +
-	"\x05event\x18\x01 \x01(\v2\x10.muster.v1.EventR\x05event\">\n" +
+	"\x05event\x18\x01 \x01(\v2\x10.muster.v1.EventR\x05event\"\xbb\x01\n" +
 	"\x10ListAuditRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x14\n" +
-	"\x05limit\x18\x02 \x01(\rR\x05limit\"Y\n" +
+	"\x05limit\x18\x02 \x01(\rR\x05limit\x12!\n" +
+	"\fnewest_first\x18\x03 \x01(\bR\vnewestFirst\x12\x16\n" +
+	"\x06before\x18\x04 \x01(\x04R\x06before\x12\x14\n" +
+	"\x05actor\x18\x05 \x01(\tR\x05actor\x12\x12\n" +
+	"\x04kind\x18\x06 \x01(\tR\x04kind\x12\x16\n" +
+	"\x06object\x18\a \x01(\tR\x06object\"m\n" +
 	"\x11ListAuditResponse\x120\n" +
 	"\arecords\x18\x01 \x03(\v2\x16.muster.v1.AuditRecordR\arecords\x12\x12\n" +
-	"\x04more\x18\x02 \x01(\bR\x04more\"\x14\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\x12\x12\n" +
+	"\x04next\x18\x03 \x01(\x04R\x04next\"\x14\n" +
 	"\x12VerifyAuditRequest\"\x86\x01\n" +
 	"\x13VerifyAuditResponse\x12\x0e\n" +
 	"\x02ok\x18\x01 \x01(\bR\x02ok\x12\x18\n" +
@@ -7417,11 +7552,11 @@ var file_muster_v1_management_proto_goTypes = []any{
 	nil,                                 // 117: muster.v1.LabelObjectResponse.LabelsEntry
 	(*Tenant)(nil),                      // 118: muster.v1.Tenant
 	(*timestamppb.Timestamp)(nil),       // 119: google.protobuf.Timestamp
-	(*Request)(nil),                     // 120: muster.v1.Request
-	(*Event)(nil),                       // 121: muster.v1.Event
-	(*Node)(nil),                        // 122: muster.v1.Node
-	(*PreApproval)(nil),                 // 123: muster.v1.PreApproval
-	(IdentityTrust)(0),                  // 124: muster.v1.IdentityTrust
+	(IdentityTrust)(0),                  // 120: muster.v1.IdentityTrust
+	(*Request)(nil),                     // 121: muster.v1.Request
+	(*Event)(nil),                       // 122: muster.v1.Event
+	(*Node)(nil),                        // 123: muster.v1.Node
+	(*PreApproval)(nil),                 // 124: muster.v1.PreApproval
 	(BootTrust)(0),                      // 125: muster.v1.BootTrust
 	(*SystemReport)(nil),                // 126: muster.v1.SystemReport
 	(*NodeReport)(nil),                  // 127: muster.v1.NodeReport
@@ -7444,192 +7579,193 @@ var file_muster_v1_management_proto_depIdxs = []int32{
 	119, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
 	105, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
 	106, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
-	120, // 4: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
-	120, // 5: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
-	121, // 6: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
-	107, // 7: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
-	120, // 8: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
-	120, // 9: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
-	120, // 10: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
-	122, // 11: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
-	120, // 12: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
-	108, // 13: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
-	123, // 14: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
-	15,  // 15: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
-	109, // 16: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
-	123, // 17: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
-	110, // 18: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
-	124, // 19: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
-	125, // 20: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
-	123, // 21: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
-	123, // 22: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
-	123, // 23: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
-	111, // 24: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
-	26,  // 25: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
-	122, // 26: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
-	126, // 27: muster.v1.ListNodesResponse.systems:type_name -> muster.v1.SystemReport
-	122, // 28: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
-	120, // 29: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
-	127, // 30: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
-	126, // 31: muster.v1.GetNodeResponse.system:type_name -> muster.v1.SystemReport
-	128, // 32: muster.v1.GetNodeResponse.orders:type_name -> muster.v1.IssuedOrder
-	129, // 33: muster.v1.GetNodeResponse.desired:type_name -> muster.v1.StackRef
-	119, // 34: muster.v1.GetNodeResponse.now:type_name -> google.protobuf.Timestamp
-	122, // 35: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
-	122, // 36: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
-	130, // 37: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
-	130, // 38: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
-	131, // 39: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
-	122, // 40: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
-	127, // 41: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
-	128, // 42: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
-	119, // 43: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
-	126, // 44: muster.v1.GetSiteResponse.systems:type_name -> muster.v1.SystemReport
-	53,  // 45: muster.v1.GetSiteResponse.drift:type_name -> muster.v1.SiteDrift
-	132, // 46: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
-	130, // 47: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
-	131, // 48: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
-	130, // 49: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
-	112, // 50: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
-	122, // 51: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
-	133, // 52: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
-	122, // 53: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
-	134, // 54: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
-	113, // 55: muster.v1.AssignStackRequest.labels:type_name -> muster.v1.AssignStackRequest.LabelsEntry
-	130, // 56: muster.v1.AssignedSite.site:type_name -> muster.v1.Site
-	49,  // 57: muster.v1.AssignStackResponse.sites:type_name -> muster.v1.AssignedSite
-	114, // 58: muster.v1.GetDriftRequest.labels:type_name -> muster.v1.GetDriftRequest.LabelsEntry
-	119, // 59: muster.v1.NodeDrift.last_heard:type_name -> google.protobuf.Timestamp
-	135, // 60: muster.v1.NodeDrift.state:type_name -> muster.v1.SystemState
-	119, // 61: muster.v1.SiteDrift.last_heard:type_name -> google.protobuf.Timestamp
-	52,  // 62: muster.v1.SiteDrift.outliers:type_name -> muster.v1.NodeDrift
-	53,  // 63: muster.v1.GetDriftResponse.outliers:type_name -> muster.v1.SiteDrift
-	119, // 64: muster.v1.GetDriftResponse.now:type_name -> google.protobuf.Timestamp
-	136, // 65: muster.v1.StackSummary.stack:type_name -> muster.v1.Stack
-	137, // 66: muster.v1.StackSummary.versions:type_name -> muster.v1.PublishedVersion
-	115, // 67: muster.v1.StackSummary.sites:type_name -> muster.v1.StackSummary.SitesEntry
-	56,  // 68: muster.v1.ListStacksResponse.stacks:type_name -> muster.v1.StackSummary
-	56,  // 69: muster.v1.GetStackResponse.stack:type_name -> muster.v1.StackSummary
-	137, // 70: muster.v1.PublishStackVersionResponse.version:type_name -> muster.v1.PublishedVersion
-	62,  // 71: muster.v1.ApplyRequest.documents:type_name -> muster.v1.ApplyDocument
-	65,  // 72: muster.v1.ApplyResponse.objects:type_name -> muster.v1.AppliedObject
-	64,  // 73: muster.v1.ApplyResponse.problems:type_name -> muster.v1.ApplyProblem
-	116, // 74: muster.v1.LabelObjectRequest.set:type_name -> muster.v1.LabelObjectRequest.SetEntry
-	117, // 75: muster.v1.LabelObjectResponse.labels:type_name -> muster.v1.LabelObjectResponse.LabelsEntry
-	128, // 76: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	128, // 77: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
-	128, // 78: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	138, // 79: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
-	138, // 80: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
-	84,  // 81: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
-	138, // 82: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
-	139, // 83: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
-	139, // 84: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
-	119, // 85: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
-	92,  // 86: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
-	92,  // 87: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
-	119, // 88: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
-	121, // 89: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
-	140, // 90: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
-	0,   // 91: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
-	2,   // 92: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
-	4,   // 93: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
-	6,   // 94: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
-	8,   // 95: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
-	10,  // 96: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
-	12,  // 97: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
-	14,  // 98: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
-	17,  // 99: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
-	19,  // 100: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
-	21,  // 101: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
-	23,  // 102: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
-	25,  // 103: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
-	28,  // 104: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
-	30,  // 105: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
-	32,  // 106: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
-	34,  // 107: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
-	44,  // 108: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
-	46,  // 109: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
-	36,  // 110: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
-	38,  // 111: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
-	40,  // 112: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
-	42,  // 113: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
-	48,  // 114: muster.v1.ManagementService.AssignStack:input_type -> muster.v1.AssignStackRequest
-	51,  // 115: muster.v1.ManagementService.GetDrift:input_type -> muster.v1.GetDriftRequest
-	55,  // 116: muster.v1.ManagementService.ListStacks:input_type -> muster.v1.ListStacksRequest
-	58,  // 117: muster.v1.ManagementService.GetStack:input_type -> muster.v1.GetStackRequest
-	60,  // 118: muster.v1.ManagementService.PublishStackVersion:input_type -> muster.v1.PublishStackVersionRequest
-	63,  // 119: muster.v1.ManagementService.Apply:input_type -> muster.v1.ApplyRequest
-	67,  // 120: muster.v1.ManagementService.LabelObject:input_type -> muster.v1.LabelObjectRequest
-	69,  // 121: muster.v1.ManagementService.DeleteObject:input_type -> muster.v1.DeleteObjectRequest
-	71,  // 122: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
-	73,  // 123: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
-	75,  // 124: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
-	77,  // 125: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
-	79,  // 126: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
-	81,  // 127: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
-	83,  // 128: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
-	86,  // 129: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
-	88,  // 130: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
-	90,  // 131: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
-	93,  // 132: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
-	95,  // 133: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
-	97,  // 134: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
-	99,  // 135: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
-	101, // 136: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
-	103, // 137: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
-	1,   // 138: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
-	3,   // 139: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
-	5,   // 140: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
-	7,   // 141: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
-	9,   // 142: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
-	11,  // 143: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
-	13,  // 144: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
-	16,  // 145: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
-	18,  // 146: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
-	20,  // 147: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
-	22,  // 148: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
-	24,  // 149: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
-	27,  // 150: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
-	29,  // 151: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
-	31,  // 152: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
-	33,  // 153: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
-	35,  // 154: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
-	45,  // 155: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
-	47,  // 156: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
-	37,  // 157: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
-	39,  // 158: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
-	41,  // 159: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
-	43,  // 160: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
-	50,  // 161: muster.v1.ManagementService.AssignStack:output_type -> muster.v1.AssignStackResponse
-	54,  // 162: muster.v1.ManagementService.GetDrift:output_type -> muster.v1.GetDriftResponse
-	57,  // 163: muster.v1.ManagementService.ListStacks:output_type -> muster.v1.ListStacksResponse
-	59,  // 164: muster.v1.ManagementService.GetStack:output_type -> muster.v1.GetStackResponse
-	61,  // 165: muster.v1.ManagementService.PublishStackVersion:output_type -> muster.v1.PublishStackVersionResponse
-	66,  // 166: muster.v1.ManagementService.Apply:output_type -> muster.v1.ApplyResponse
-	68,  // 167: muster.v1.ManagementService.LabelObject:output_type -> muster.v1.LabelObjectResponse
-	70,  // 168: muster.v1.ManagementService.DeleteObject:output_type -> muster.v1.DeleteObjectResponse
-	72,  // 169: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
-	74,  // 170: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
-	76,  // 171: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
-	78,  // 172: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
-	80,  // 173: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
-	82,  // 174: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
-	85,  // 175: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
-	87,  // 176: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
-	89,  // 177: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
-	91,  // 178: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
-	94,  // 179: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
-	96,  // 180: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
-	98,  // 181: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
-	100, // 182: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
-	102, // 183: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
-	104, // 184: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
-	138, // [138:185] is the sub-list for method output_type
-	91,  // [91:138] is the sub-list for method input_type
-	91,  // [91:91] is the sub-list for extension type_name
-	91,  // [91:91] is the sub-list for extension extendee
-	0,   // [0:91] is the sub-list for field type_name
+	120, // 4: muster.v1.ListRequestsRequest.identities:type_name -> muster.v1.IdentityTrust
+	121, // 5: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
+	121, // 6: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
+	122, // 7: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
+	107, // 8: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
+	121, // 9: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
+	121, // 10: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
+	121, // 11: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
+	123, // 12: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
+	121, // 13: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
+	108, // 14: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
+	124, // 15: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	15,  // 16: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
+	109, // 17: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
+	124, // 18: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
+	110, // 19: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
+	120, // 20: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
+	125, // 21: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
+	124, // 22: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
+	124, // 23: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
+	124, // 24: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	111, // 25: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
+	26,  // 26: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
+	123, // 27: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
+	126, // 28: muster.v1.ListNodesResponse.systems:type_name -> muster.v1.SystemReport
+	123, // 29: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
+	121, // 30: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
+	127, // 31: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
+	126, // 32: muster.v1.GetNodeResponse.system:type_name -> muster.v1.SystemReport
+	128, // 33: muster.v1.GetNodeResponse.orders:type_name -> muster.v1.IssuedOrder
+	129, // 34: muster.v1.GetNodeResponse.desired:type_name -> muster.v1.StackRef
+	119, // 35: muster.v1.GetNodeResponse.now:type_name -> google.protobuf.Timestamp
+	123, // 36: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
+	123, // 37: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
+	130, // 38: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
+	130, // 39: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
+	131, // 40: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
+	123, // 41: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
+	127, // 42: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
+	128, // 43: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
+	119, // 44: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
+	126, // 45: muster.v1.GetSiteResponse.systems:type_name -> muster.v1.SystemReport
+	53,  // 46: muster.v1.GetSiteResponse.drift:type_name -> muster.v1.SiteDrift
+	132, // 47: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
+	130, // 48: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
+	131, // 49: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
+	130, // 50: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
+	112, // 51: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
+	123, // 52: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
+	133, // 53: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
+	123, // 54: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
+	134, // 55: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
+	113, // 56: muster.v1.AssignStackRequest.labels:type_name -> muster.v1.AssignStackRequest.LabelsEntry
+	130, // 57: muster.v1.AssignedSite.site:type_name -> muster.v1.Site
+	49,  // 58: muster.v1.AssignStackResponse.sites:type_name -> muster.v1.AssignedSite
+	114, // 59: muster.v1.GetDriftRequest.labels:type_name -> muster.v1.GetDriftRequest.LabelsEntry
+	119, // 60: muster.v1.NodeDrift.last_heard:type_name -> google.protobuf.Timestamp
+	135, // 61: muster.v1.NodeDrift.state:type_name -> muster.v1.SystemState
+	119, // 62: muster.v1.SiteDrift.last_heard:type_name -> google.protobuf.Timestamp
+	52,  // 63: muster.v1.SiteDrift.outliers:type_name -> muster.v1.NodeDrift
+	53,  // 64: muster.v1.GetDriftResponse.outliers:type_name -> muster.v1.SiteDrift
+	119, // 65: muster.v1.GetDriftResponse.now:type_name -> google.protobuf.Timestamp
+	136, // 66: muster.v1.StackSummary.stack:type_name -> muster.v1.Stack
+	137, // 67: muster.v1.StackSummary.versions:type_name -> muster.v1.PublishedVersion
+	115, // 68: muster.v1.StackSummary.sites:type_name -> muster.v1.StackSummary.SitesEntry
+	56,  // 69: muster.v1.ListStacksResponse.stacks:type_name -> muster.v1.StackSummary
+	56,  // 70: muster.v1.GetStackResponse.stack:type_name -> muster.v1.StackSummary
+	137, // 71: muster.v1.PublishStackVersionResponse.version:type_name -> muster.v1.PublishedVersion
+	62,  // 72: muster.v1.ApplyRequest.documents:type_name -> muster.v1.ApplyDocument
+	65,  // 73: muster.v1.ApplyResponse.objects:type_name -> muster.v1.AppliedObject
+	64,  // 74: muster.v1.ApplyResponse.problems:type_name -> muster.v1.ApplyProblem
+	116, // 75: muster.v1.LabelObjectRequest.set:type_name -> muster.v1.LabelObjectRequest.SetEntry
+	117, // 76: muster.v1.LabelObjectResponse.labels:type_name -> muster.v1.LabelObjectResponse.LabelsEntry
+	128, // 77: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	128, // 78: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
+	128, // 79: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	138, // 80: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
+	138, // 81: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
+	84,  // 82: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
+	138, // 83: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
+	139, // 84: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
+	139, // 85: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
+	119, // 86: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
+	92,  // 87: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
+	92,  // 88: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
+	119, // 89: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
+	122, // 90: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
+	140, // 91: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
+	0,   // 92: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
+	2,   // 93: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
+	4,   // 94: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
+	6,   // 95: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
+	8,   // 96: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
+	10,  // 97: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
+	12,  // 98: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
+	14,  // 99: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
+	17,  // 100: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
+	19,  // 101: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
+	21,  // 102: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
+	23,  // 103: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
+	25,  // 104: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
+	28,  // 105: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
+	30,  // 106: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
+	32,  // 107: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
+	34,  // 108: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
+	44,  // 109: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
+	46,  // 110: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
+	36,  // 111: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
+	38,  // 112: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
+	40,  // 113: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
+	42,  // 114: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
+	48,  // 115: muster.v1.ManagementService.AssignStack:input_type -> muster.v1.AssignStackRequest
+	51,  // 116: muster.v1.ManagementService.GetDrift:input_type -> muster.v1.GetDriftRequest
+	55,  // 117: muster.v1.ManagementService.ListStacks:input_type -> muster.v1.ListStacksRequest
+	58,  // 118: muster.v1.ManagementService.GetStack:input_type -> muster.v1.GetStackRequest
+	60,  // 119: muster.v1.ManagementService.PublishStackVersion:input_type -> muster.v1.PublishStackVersionRequest
+	63,  // 120: muster.v1.ManagementService.Apply:input_type -> muster.v1.ApplyRequest
+	67,  // 121: muster.v1.ManagementService.LabelObject:input_type -> muster.v1.LabelObjectRequest
+	69,  // 122: muster.v1.ManagementService.DeleteObject:input_type -> muster.v1.DeleteObjectRequest
+	71,  // 123: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
+	73,  // 124: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
+	75,  // 125: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
+	77,  // 126: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
+	79,  // 127: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
+	81,  // 128: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
+	83,  // 129: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
+	86,  // 130: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
+	88,  // 131: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
+	90,  // 132: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
+	93,  // 133: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
+	95,  // 134: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
+	97,  // 135: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
+	99,  // 136: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
+	101, // 137: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
+	103, // 138: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
+	1,   // 139: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
+	3,   // 140: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
+	5,   // 141: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
+	7,   // 142: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
+	9,   // 143: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
+	11,  // 144: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
+	13,  // 145: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
+	16,  // 146: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
+	18,  // 147: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
+	20,  // 148: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
+	22,  // 149: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
+	24,  // 150: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
+	27,  // 151: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
+	29,  // 152: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
+	31,  // 153: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
+	33,  // 154: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
+	35,  // 155: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
+	45,  // 156: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
+	47,  // 157: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
+	37,  // 158: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
+	39,  // 159: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
+	41,  // 160: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
+	43,  // 161: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
+	50,  // 162: muster.v1.ManagementService.AssignStack:output_type -> muster.v1.AssignStackResponse
+	54,  // 163: muster.v1.ManagementService.GetDrift:output_type -> muster.v1.GetDriftResponse
+	57,  // 164: muster.v1.ManagementService.ListStacks:output_type -> muster.v1.ListStacksResponse
+	59,  // 165: muster.v1.ManagementService.GetStack:output_type -> muster.v1.GetStackResponse
+	61,  // 166: muster.v1.ManagementService.PublishStackVersion:output_type -> muster.v1.PublishStackVersionResponse
+	66,  // 167: muster.v1.ManagementService.Apply:output_type -> muster.v1.ApplyResponse
+	68,  // 168: muster.v1.ManagementService.LabelObject:output_type -> muster.v1.LabelObjectResponse
+	70,  // 169: muster.v1.ManagementService.DeleteObject:output_type -> muster.v1.DeleteObjectResponse
+	72,  // 170: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
+	74,  // 171: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
+	76,  // 172: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
+	78,  // 173: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
+	80,  // 174: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
+	82,  // 175: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
+	85,  // 176: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
+	87,  // 177: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
+	89,  // 178: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
+	91,  // 179: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
+	94,  // 180: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
+	96,  // 181: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
+	98,  // 182: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
+	100, // 183: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
+	102, // 184: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
+	104, // 185: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
+	139, // [139:186] is the sub-list for method output_type
+	92,  // [92:139] is the sub-list for method input_type
+	92,  // [92:92] is the sub-list for extension type_name
+	92,  // [92:92] is the sub-list for extension extendee
+	0,   // [0:92] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_management_proto_init() }

@@ -1,0 +1,147 @@
+package console
+
+import (
+	"errors"
+	"fmt"
+	"html/template"
+	"log/slog"
+	"net/http"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/muster-edge/muster/api/muster/v1/musterv1connect"
+)
+
+// Config says what a Console shows, and to whom.
+type Config struct {
+	// API leads to the management service, with its checks, inside the
+	// process. Calls have a context of Gate.As.
+	API http.RoundTripper
+	// Gate knows who is logged in.
+	Gate Gate
+	// LoginLinks are further ways to log in.
+	LoginLinks []Link
+	Log        *slog.Logger
+	// Now is the clock; default time.Now.
+	Now func() time.Time
+	// Stopping, if set, is closed when the centre begins to stop: live
+	// updates end then, since they would hold it up.
+	Stopping <-chan struct{}
+	// Streams bounds the open live updates of one session (default 8) and of
+	// all together (default 512).
+	StreamsPerSession, Streams int
+	// LoginBurst and LoginEvery bound failed logins of one address: so many
+	// at once, then one each so often. Default 5 and 6 s.
+	LoginBurst int
+	LoginEvery time.Duration
+}
+
+func (c *Config) setDefaults() {
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Now == nil {
+		c.Now = time.Now
+	}
+	if c.StreamsPerSession <= 0 {
+		c.StreamsPerSession = 8
+	}
+	if c.Streams <= 0 {
+		c.Streams = 512
+	}
+	if c.LoginBurst <= 0 {
+		c.LoginBurst = 5
+	}
+	if c.LoginEvery <= 0 {
+		c.LoginEvery = 6 * time.Second
+	}
+}
+
+func (c *Config) validate() error {
+	var errs []error
+	if c.API == nil {
+		errs = append(errs, errors.New("console: config: API is missing"))
+	}
+	if c.Gate == nil {
+		errs = append(errs, errors.New("console: config: Gate is missing"))
+	}
+	for _, l := range c.LoginLinks {
+		if localPath(l.Href) != l.Href || l.Text == "" {
+			errs = append(errs, fmt.Errorf("console: config: login link %.80q to %.80q: want a text and a path of this server", l.Text, l.Href))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Console serves the pages.
+type Console struct {
+	cfg     Config
+	api     musterv1connect.ManagementServiceClient
+	pages   map[string]*template.Template
+	assets  assets
+	cross   *http.CrossOriginProtection
+	logins  *limiter
+	streams *streams
+}
+
+// New returns a Console; its Handler serves it.
+func New(cfg Config) (*Console, error) {
+	cfg.setDefaults()
+	if err := cfg.validate(); err != nil {
+		return nil, err
+	}
+	c := &Console{
+		cfg: cfg, assets: loadAssets(), cross: http.NewCrossOriginProtection(),
+		logins: newLimiter(cfg.LoginBurst, cfg.LoginEvery), streams: newStreams(cfg.Streams, cfg.StreamsPerSession),
+	}
+	client := &http.Client{Transport: cfg.API}
+	// The address is never dialled.
+	c.api = musterv1connect.NewManagementServiceClient(client, "https://console.invalid", connect.WithReadMaxBytes(64<<20))
+	var err error
+	c.pages, err = parsePages(c.assets)
+	return c, err
+}
+
+// Handler serves the console. It owns every path but those of the API.
+func (c *Console) Handler() http.Handler {
+	mux := http.NewServeMux()
+	mux.Handle("GET "+assetPrefix, c.assets)
+	mux.HandleFunc("GET /favicon.ico", func(w http.ResponseWriter, r *http.Request) {
+		http.Redirect(w, r, c.assets.byName["favicon.svg"].url, http.StatusFound)
+	})
+	mux.HandleFunc("GET /login", c.loginPage)
+	mux.HandleFunc("POST /login", c.login)
+	mux.HandleFunc("POST /theme", c.setTheme)
+	for pattern, h := range map[string]func(*visit) error{
+		"GET /{$}":                    c.queue,
+		"GET /requests":               c.requests,
+		"GET /requests/{id}":          c.request,
+		"POST /requests/{id}/approve": c.approve,
+		"POST /requests/{id}/reject":  c.reject,
+		"POST /requests/{id}/release": c.release,
+		"POST /bulk":                  c.bulk,
+		"POST /bulk/apply":            c.bulkApply,
+		"GET /nodes":                  c.nodes,
+		"GET /nodes/{id}":             c.node,
+		"POST /nodes/{id}/deny":       c.deny,
+		"POST /nodes/{id}/allow":      c.allow,
+		"POST /nodes/{id}/assign":     c.assign,
+		"POST /nodes/{id}/remove":     c.remove,
+		"GET /sites":                  c.sites,
+		"GET /sites/{name}":           c.site,
+		"GET /images":                 c.images,
+		"GET /events":                 c.events,
+		"GET /audit":                  c.audit,
+		"GET /access":                 c.access,
+		"GET /help":                   c.help,
+		"GET /live":                   c.live,
+		"POST /logout":                c.logout,
+	} {
+		mux.Handle(pattern, c.guarded(h))
+	}
+	mux.Handle("/", c.guarded(func(v *visit) error {
+		return &problem{http.StatusNotFound, "There is no such page", "The address may be mistyped, or the page has moved."}
+	}))
+	return c.secured(mux)
+}
