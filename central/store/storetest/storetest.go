@@ -51,6 +51,7 @@ func Run(t *testing.T, open Open) {
 		{"when records are added then the chain holds", (*suite).chain},
 		{"when somebody searches by prefix then IDs and words are found", (*suite).find},
 		{"when there are many requests then pages show each once", (*suite).pages},
+		{"when the queue is read then in its order, page by page", (*suite).queue},
 		{"when EKs are listed then their lines are found by them", (*suite).listed},
 		{"when there is a claim code then it is found by its hash alone", (*suite).claims},
 		{"when a pre-approval is used then never more than it may be", (*suite).uses},
