@@ -113,6 +113,9 @@ type limiter struct {
 
 	mu   sync.Mutex
 	full map[string]time.Time // when the bucket is full again
+	// swept is when buckets that are full again were last dropped: a flood
+	// shall not make each attempt look at all of them.
+	swept time.Time
 }
 
 const (
@@ -155,9 +158,12 @@ func (l *limiter) failed(now time.Time, source string) {
 	defer l.mu.Unlock()
 	key := networkOf(source)
 	if len(l.full) >= maxLimited {
-		for k, t := range l.full {
-			if t.Before(now) {
-				delete(l.full, k)
+		if now.Sub(l.swept) >= l.every {
+			l.swept = now
+			for k, t := range l.full {
+				if t.Before(now) {
+					delete(l.full, k)
+				}
 			}
 		}
 		// A botnet: who is new shares one bucket.
