@@ -293,12 +293,14 @@ func TestPlans(t *testing.T) {
 	}
 	for name, want := range map[string][]string{
 		"ListLookAlikes":           {"requests_by_serial (tenant=? AND serial=?)", "requests_by_uuid (tenant=? AND uuid=?)"},
-		"CountUnverified":          {"requests_by_identity (tenant=? AND identity=? AND state=?)"},
+		"CountUnverified":          {"requests_by_trust (tenant=? AND state=? AND identity=?)"},
 		"ListRequests":             {"requests_by_time (tenant=?)"},
 		"ListRequestsBefore":       {"requests_by_time (tenant=? AND first_seen<?)"},
 		"ListRequestsByState":      {"requests_by_state (tenant=? AND state=?)"},
 		"ListRequestsByStateAfter": {"requests_by_state (tenant=? AND state=? AND first_seen>?)"},
 		"FindRequests":             {"(tenant=? AND id>? AND id<?)", "requests_by_node (tenant=? AND node>? AND node<?)", "requests_by_words (tenant=? AND words>? AND words<?)"},
+		"ListQueue":                {"requests_by_trust (tenant=? AND state=? AND identity=? AND first_seen>?)"},
+		"CountQueue":               {"requests_by_trust (tenant=? AND state=?)"},
 		"FindNodes":                {"nodes_by_words (tenant=? AND words>? AND words<?)"},
 	} {
 		text := statements[name]

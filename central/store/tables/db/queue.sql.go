@@ -50,7 +50,7 @@ func (q *Queries) CountQueue(ctx context.Context, arg CountQueueParams) ([]Count
 const listQueue = `-- name: ListQueue :many
 SELECT tenant, id, node, words, state, identity, serial, uuid, digest, first_seen, revision, body FROM requests
 WHERE tenant = ?1 AND state = ?2 AND identity = ?3
-  AND (first_seen > ?4 OR (first_seen = ?4 AND id > ?5))
+  AND first_seen >= ?4 AND (first_seen > ?4 OR id > ?5)
 ORDER BY first_seen, id LIMIT ?6
 `
 
