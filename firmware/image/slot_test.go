@@ -6,8 +6,10 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"encoding/json"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -22,6 +24,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/firmware"
+	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/lab/machine"
 )
 
@@ -89,6 +92,47 @@ func TestOverlayFiles(t *testing.T) {
 	}
 }
 
+// k3s finds the system's container images, those of the system before are gone
+// from its folder, and files of people stay.
+func TestLinkImages(t *testing.T) {
+	script, err := filepath.Abs("slotfs/usr/lib/muster/link-images")
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, to := filepath.Join(t.TempDir(), "images"), filepath.Join(t.TempDir(), "k3s", "images")
+	put := func(name, text string) {
+		t.Helper()
+		if err := errors.Join(os.MkdirAll(filepath.Dir(name), 0o755), os.WriteFile(name, []byte(text), 0o644)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	link := func() {
+		t.Helper()
+		if out, err := exec.Command("/bin/sh", script, from, to).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %s", err, out)
+		}
+	}
+	link() // a system without images
+	put(filepath.Join(from, "k3s 1.tar.zst"), "one")
+	put(filepath.Join(from, "mine.tar"), "the system's")
+	put(filepath.Join(to, "mine.tar"), "a person's")
+	link()
+	link()
+	got := func(name string) string { b, _ := os.ReadFile(filepath.Join(to, name)); return string(b) }
+	if got("k3s 1.tar.zst") != "one" || got("mine.tar") != "a person's" {
+		t.Errorf("k3s sees %q and %q", got("k3s 1.tar.zst"), got("mine.tar"))
+	}
+	// Another system starts.
+	if err := os.Remove(filepath.Join(from, "k3s 1.tar.zst")); err != nil {
+		t.Fatal(err)
+	}
+	put(filepath.Join(from, "k3s 2.tar.zst"), "two")
+	link()
+	if _, err := os.Lstat(filepath.Join(to, "k3s 1.tar.zst")); err == nil || got("k3s 2.tar.zst") != "two" || got("mine.tar") != "a person's" {
+		t.Errorf("after an update k3s sees %q and %q (%v)", got("k3s 2.tar.zst"), got("mine.tar"), err)
+	}
+}
+
 func TestBillOfMaterials(t *testing.T) {
 	m := firmware.Manifest{Name: "edge", Version: "1", Created: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Inputs: []firmware.Input{
 		{Name: "linux-image-6.1.0-56-cloud-amd64", Version: "6.1.192-2"}, {Name: "k3s", Version: "v1"}, {Name: "bash", Version: "5"},
@@ -147,15 +191,27 @@ base64 -w 200 /sys/kernel/security/tpm0/binary_bios_measurements | sed 's/^/prob
 echo "probe: failed $(systemctl --failed --plain --no-legend | awk '{print $1}' | tr '\n' ' ')"
 echo "probe: watchdog $(cat /sys/class/watchdog/watchdog0/state 2>/dev/null) id $(cat /etc/machine-id) iptables $(iptables -V)"
 echo "probe: writable $(touch /usr/x 2>&1; touch /etc/x && echo etc)"
+echo "probe: agent $(systemctl is-active muster-agent) data $(findmnt -no SOURCE /var/lib/rancher) $(findmnt -no FSTYPE /var/lib/kubelet)"
+echo "probe: time $(systemd-analyze time | head -1)"
 echo "probe: end"
 `
 	const unit = "[Unit]\nAfter=muster-started.service\n[Service]\nType=oneshot\nExecStart=/usr/local/bin/probe\n"
+	orders, err := x509.MarshalPKIXPublicKey(key.Public())
+	if err != nil {
+		t.Fatal(err)
+	}
 	return SlotConfig{
 		OutDir: t.TempDir(), Version: "1.0", Flavour: FlavourCloud, NodeBinary: node, Release: key, Note: t.Logf,
+		// A centre that does not answer: the system must come up all the same.
+		Site: fleet.SiteConfig{Centre: []string{"https://centre.invalid:7444"}, RootsPEM: rootPEM(t, true),
+			OrdersKeysPEM: string(pem.EncodeToMemory(&pem.Block{Type: "PUBLIC KEY", Bytes: orders}))},
 		extra:      []treeFile{{"usr/local/bin/probe", 0o755, []byte(probe)}, {"etc/systemd/system/probe.service", 0o644, []byte(unit)}},
 		extraUnits: []string{"probe.service"},
 	}
 }
+
+// slotTime bounds one start, without hardware virtualization.
+const slotTime = 12 * time.Minute
 
 // slotDisk is a disk as an installation leaves it, with the image in one slot.
 type slotDisk struct {
@@ -238,10 +294,16 @@ func (d *slotDisk) install(dir string, m firmware.Manifest, slot firmware.SlotID
 	}
 	d.put(filepath.Join(dir, m.File), "EFI/Linux/"+firmware.CountedName(m.Entry(), firmware.Tries, 0))
 	conf := filepath.Join(d.t.TempDir(), "loader.conf")
-	if err := os.WriteFile(conf, []byte("timeout menu-disabled\neditor no\n"), 0o644); err != nil {
+	if err := os.WriteFile(conf, []byte(firmware.LoaderConf), 0o644); err != nil {
 		d.t.Fatal(err)
 	}
 	d.put(conf, "loader/loader.conf")
+}
+
+// clear takes all boot files away.
+func (d *slotDisk) clear() {
+	d.run("mdeltree", "-i", d.esp(), "::/EFI/Linux")
+	d.run("mmd", "-i", d.esp(), "::/EFI/Linux")
 }
 
 func (d *slotDisk) entries() string {
@@ -275,6 +337,12 @@ func TestSlotStarts(t *testing.T) {
 	}
 	checkSlotVerify(t, cfg, one)
 
+	next := cfg
+	next.OutDir, next.Version = t.TempDir(), "1.1"
+	later, err := BuildSlot(t.Context(), next)
+	if err != nil {
+		t.Fatal(err)
+	}
 	dir, err := os.MkdirTemp("", "slot")
 	if err != nil {
 		t.Fatal(err)
@@ -287,9 +355,10 @@ func TestSlotStarts(t *testing.T) {
 			// The other slot must not be what starts.
 			disk.writeAt(firmware.LabelRootA, 0, make([]byte, 8192))
 			disk.writeAt(firmware.LabelRootB, 0, make([]byte, 8192))
+			disk.clear()
 			disk.install(cfg.OutDir, one.Manifest, slot)
-			m := startSlot(t, filepath.Join(dir, slot.String()), disk.file)
-			up := m.wait(`muster: slot is up: (.*)$`, 6*time.Minute)
+			m := startSlot(t, filepath.Join(dir, "m"), disk.file)
+			up := m.wait(`muster: slot is up: (.*)$`, slotTime)
 			if !strings.Contains(up.Text, `"slot":"`+slot.String()+`"`) || !strings.Contains(up.Text, `"counted":true`) {
 				t.Errorf("it says %s", up.Text)
 			}
@@ -304,16 +373,24 @@ func TestSlotStarts(t *testing.T) {
 	}
 	t.Run("damaged", func(t *testing.T) {
 		disk.t = t
-		disk.run("mdel", "-i", disk.esp(), "::/EFI/Linux/*")
-		disk.install(cfg.OutDir, one.Manifest, firmware.SlotB)
+		disk.clear()
+		disk.install(cfg.OutDir, one.Manifest, firmware.SlotA)
+		// Slot A was found good: its boot file is not counted.
+		disk.run("mmove", "-i", disk.esp(), "::/EFI/Linux/"+firmware.CountedName(one.Manifest.Entry(), firmware.Tries, 0), "::/EFI/Linux/"+one.Manifest.Entry())
+		disk.install(next.OutDir, later.Manifest, firmware.SlotB)
 		// The superblock stays, what it points at does not.
 		disk.writeAt(firmware.LabelRootB, 8192, make([]byte, 1<<20))
-		m := startSlot(t, filepath.Join(dir, "d"), disk.file)
-		m.wait(`this slot does not start|dm-verity device corrupted|Kernel panic`, 4*time.Minute)
-		m.wait(`slot initrd started`, 4*time.Minute)
-		m.wait(`slot initrd started`, 4*time.Minute)
+		m := startSlot(t, filepath.Join(dir, "m"), disk.file)
+		for range firmware.Tries {
+			m.wait(`slot initrd started`, slotTime)
+			m.wait(`this slot does not start|dm-verity device corrupted|Kernel panic`, slotTime)
+		}
+		up := m.wait(`muster: slot is up: (.*)$`, slotTime)
 		m.cut()
-		if got := disk.entries(); !strings.Contains(got, "+1-2") && !strings.Contains(got, "+0-3") {
+		if !strings.Contains(up.Text, `"slot":"a"`) || !strings.Contains(up.Text, `"counted":false`) || !strings.Contains(up.Text, one.Manifest.Slot.RootHash.String()) {
+			t.Errorf("it says %s", up.Text)
+		}
+		if got := disk.entries(); !strings.Contains(got, fmt.Sprintf("+0-%d", firmware.Tries)) {
 			t.Errorf("the loader has not counted down: %s", got)
 		}
 	})
@@ -414,11 +491,11 @@ func (m *slotMachine) cut() {
 // where MUSTER_KEEP_LOG names a folder, for the tests of package pki.
 func (m *slotMachine) check(want firmware.Manifest) {
 	m.t.Helper()
-	pcrs := map[int]string{}
+	pcrs, told := map[int]string{}, map[string]string{}
 	var log strings.Builder
 	for _, l := range m.Serial().Tail(100000) {
 		f := strings.Fields(l.Text)
-		if len(f) < 3 || f[0] != "probe:" {
+		if len(f) < 2 || f[0] != "probe:" || f[1] == "end" {
 			continue
 		}
 		switch f[1] {
@@ -429,6 +506,14 @@ func (m *slotMachine) check(want firmware.Manifest) {
 			log.WriteString(f[2])
 		default:
 			m.t.Log(l.Text)
+			told[f[1]] = strings.Join(f[2:], " ")
+		}
+	}
+	// No unit failed (empty), the agent runs, k3s' state is on the encrypted
+	// partition, the watchdog ticks, and the root is read-only.
+	for what, want := range map[string]string{"failed": "^$", "agent": `^active data /dev/mapper/muster-data\S* ext4$`, "watchdog": "^active id [0-9a-f]{32} iptables iptables v", "writable": "Read-only file system"} {
+		if got, ok := told[what]; !ok || !regexp.MustCompile(want).MatchString(got) {
+			m.t.Errorf("probe %q says %q, want %q", what, got, want)
 		}
 	}
 	if got := pcrs[11]; got != want.Measurements.PCR11.String() {
