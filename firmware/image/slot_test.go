@@ -192,7 +192,6 @@ echo "probe: failed $(systemctl --failed --plain --no-legend | awk '{print $1}' 
 echo "probe: watchdog $(cat /sys/class/watchdog/watchdog0/state 2>/dev/null) id $(cat /etc/machine-id) iptables $(iptables -V)"
 echo "probe: writable $(touch /usr/x 2>&1; touch /etc/x && echo etc)"
 echo "probe: agent $(systemctl is-active muster-agent) data $(findmnt -no SOURCE /var/lib/rancher) $(findmnt -no FSTYPE /var/lib/kubelet)"
-echo "probe: time $(systemd-analyze time | head -1)"
 echo "probe: end"
 `
 	const unit = "[Unit]\nAfter=muster-started.service\n[Service]\nType=oneshot\nExecStart=/usr/local/bin/probe\n"
@@ -495,7 +494,7 @@ func (m *slotMachine) check(want firmware.Manifest) {
 	var log strings.Builder
 	for _, l := range m.Serial().Tail(100000) {
 		f := strings.Fields(l.Text)
-		if len(f) < 2 || f[0] != "probe:" || f[1] == "end" {
+		if len(f) < 2 || f[0] != "probe:" || f[1] == "end" || len(f) < 3 && f[1] != "failed" {
 			continue
 		}
 		switch f[1] {
