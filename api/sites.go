@@ -150,7 +150,7 @@ func NodeReportFromProto(m *musterv1.NodeReport) (fleet.NodeReport, error) {
 func EscrowBlobToProto(b fleet.EscrowBlob) *musterv1.EscrowBlob {
 	return &musterv1.EscrowBlob{
 		Tenant: b.Tenant, Site: b.Site, Id: b.ID, Sha256: b.SHA256, Size: b.Size, Node: string(b.Node), For: string(b.For),
-		Cluster: b.Cluster, Epoch: b.Epoch, Taken: stamp(b.Taken), Stored: stamp(b.Stored), KeyId: b.KeyID,
+		Cluster: b.Cluster, Epoch: b.Epoch, Taken: stamp(b.Taken), Stored: stamp(b.Stored), KeyId: b.KeyID, Kind: b.Kind,
 	}
 }
 
@@ -160,7 +160,7 @@ func EscrowBlobFromProto(m *musterv1.EscrowBlob) (fleet.EscrowBlob, error) {
 	b := fleet.EscrowBlob{
 		Tenant: m.GetTenant(), Site: m.GetSite(), ID: m.GetId(), SHA256: m.GetSha256(), Size: m.GetSize(),
 		Node: fleet.NodeID(m.GetNode()), For: fleet.NodeID(m.GetFor()), Cluster: m.GetCluster(), Epoch: m.GetEpoch(),
-		Taken: r.time("taken", m.GetTaken()), Stored: r.time("stored", m.GetStored()), KeyID: m.GetKeyId(),
+		Taken: r.time("taken", m.GetTaken()), Stored: r.time("stored", m.GetStored()), KeyID: m.GetKeyId(), Kind: m.GetKind(),
 	}
 	return b, r.err("escrow blob")
 }

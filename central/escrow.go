@@ -79,6 +79,8 @@ const (
 	// Of each node the newest so many blobs are kept; a node cannot push out
 	// what others stored.
 	escrowPerNode = 4
+	// And of its disk's recovery key, which snapshots must not push out.
+	diskKeysPerNode = 2
 	// handoversPerNode and handoverLife bound what operators leave for a node.
 	handoversPerNode = 4
 	handoverLife     = 7 * 24 * time.Hour
@@ -289,12 +291,15 @@ func keepBlob(t store.Tx, b fleet.EscrowBlob, perSite int64) (gone []string, err
 		return nil, err
 	}
 	limit := escrowPerNode
-	if b.For != "" {
+	switch {
+	case b.For != "":
 		limit = handoversPerNode
+	case b.Kind == escrow.KindDiskKey:
+		limit = diskKeysPerNode
 	}
 	used, own := b.Size, 1
 	for _, o := range all { // newest first
-		mine := o.For == b.For && (b.For != "" || o.Node == b.Node)
+		mine := o.For == b.For && (b.For != "" || o.Node == b.Node && o.Kind == b.Kind)
 		// A handover that nobody fetched in a week is not waited for.
 		old := o.For != "" && b.Stored.Sub(o.Stored) > handoverLife
 		if mine {
@@ -329,8 +334,14 @@ func (s nodeService) PutEscrow(ctx context.Context, in *connect.ClientStream[mus
 		return nil, err
 	}
 	b := fleet.EscrowBlob{
-		Tenant: e.tenant, Site: e.site, ID: fleet.EscrowID([32]byte(h.Sha256)), SHA256: h.Sha256, Size: h.Size, Node: c.id,
+		Tenant: e.tenant, Site: e.site, ID: fleet.EscrowID([32]byte(h.Sha256)), SHA256: h.Sha256, Size: h.Size, Node: c.id, Kind: h.Kind,
 		Stored: s.cfg.Now().UTC(),
+	}
+	switch {
+	case b.Kind != escrow.KindSnapshot && b.Kind != escrow.KindDiskKey:
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("kind %.40q is not known", b.Kind))
+	case b.Kind == escrow.KindDiskKey && b.Size > escrow.MaxDiskKey:
+		return nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("a sealed disk key has at most %d bytes", escrow.MaxDiskKey))
 	}
 	var key []byte
 	existed := false
@@ -344,7 +355,10 @@ func (s nodeService) PutEscrow(ctx context.Context, in *connect.ClientStream[mus
 		if err != nil {
 			return err
 		}
-		if e.site == "" || !n.Admitted() || !n.MayServe {
+		switch {
+		case e.site == "" || !n.Admitted():
+			return connect.NewError(connect.CodePermissionDenied, errors.New("only nodes of a site put anything into escrow"))
+		case b.Kind == escrow.KindSnapshot && !n.MayServe:
 			return connect.NewError(connect.CodePermissionDenied, errors.New("only nodes that may be servers of a site put snapshots into escrow"))
 		}
 		old, err := t.Escrow(e.tenant, b.ID)
@@ -385,6 +399,9 @@ func (s nodeService) PutEscrow(ctx context.Context, in *connect.ClientStream[mus
 	if head.Tenant != e.tenant || head.Site != e.site {
 		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("the blob is of another site"))
 	}
+	if head.Kind != b.Kind || b.Kind == escrow.KindDiskKey && head.Node != c.id {
+		return nil, connect.NewError(connect.CodeInvalidArgument, errors.New("the blob is of another kind than announced, or the disk key of another node"))
+	}
 	b.Cluster, b.Epoch, b.Taken, b.KeyID = head.Cluster, head.Epoch, head.Taken.UTC(), head.KeyID
 	gone, err := s.keep(ctx, b, existed, nil)
 	if err != nil {
@@ -405,6 +422,9 @@ func (s *Server) keep(ctx context.Context, b fleet.EscrowBlob, there bool, also 
 			}
 			text := fmt.Sprintf("%s of site %s put a snapshot of cluster %s into escrow: %s", fleet.Words(b.Node), b.Site, b.Cluster, b.ID)
 			node := b.Node
+			if b.Kind == escrow.KindDiskKey {
+				text = fmt.Sprintf("%s of site %s put the recovery key of its disk into escrow: %s", fleet.Words(b.Node), b.Site, b.ID)
+			}
 			if b.For != "" {
 				text, node = fmt.Sprintf("a snapshot of cluster %s waits for %s: %s", b.Cluster, fleet.Words(b.For), b.ID), b.For
 			}
@@ -571,7 +591,7 @@ func (s management) FetchEscrow(ctx context.Context, q *musterv1.FetchEscrowRequ
 			return err
 		}
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		return by.record(t, c.Tenant, audit.EscrowFetched, "escrow/"+b.ID, nil, map[string]any{"site": b.Site, "cluster": b.Cluster}, "")
+		return by.record(t, c.Tenant, audit.EscrowFetched, "escrow/"+b.ID, nil, map[string]any{"site": b.Site, "cluster": b.Cluster, "kind": b.Kind, "node": b.Node}, "")
 	})
 	if err != nil {
 		return s.coded(ctx, "fetching from escrow", err)
@@ -647,6 +667,9 @@ func (s management) PutHandover(ctx context.Context, in *connect.ClientStream[mu
 			s.dropUnnamed(ctx, c.Tenant, id)
 		}
 	}()
+	if head.Kind != escrow.KindSnapshot {
+		return nil, s.coded(ctx, "handing over", &enroll.Refused{Why: "only snapshots are handed over", Do: "open a disk key with muster escrow open --out, and type it at the box"})
+	}
 	if head.Tenant != c.Tenant || head.Site != n.Site || head.KeyID != escrow.KeyID(h.Key) {
 		return nil, s.coded(ctx, "handing over", &enroll.Refused{Why: "the snapshot is of another site or sealed to another key"})
 	}

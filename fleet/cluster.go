@@ -164,8 +164,10 @@ type EscrowBlob struct {
 	SHA256 HexBytes `json:"sha256"`
 	Size   int64    `json:"size"`
 	// Node is who sent it; For is set if an operator sealed it for that node.
-	Node    NodeID `json:"node,omitempty"`
-	For     NodeID `json:"for,omitempty"`
+	Node NodeID `json:"node,omitempty"`
+	For  NodeID `json:"for,omitempty"`
+	// Kind is that of package escrow: "" for a snapshot, or disk-key.
+	Kind    string `json:"kind,omitempty"`
 	Cluster string `json:"cluster,omitempty"`
 	Epoch   uint64 `json:"epoch,omitempty"`
 	// Taken is the node's claim, Stored the centre's clock.

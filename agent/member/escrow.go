@@ -1,6 +1,7 @@
 package member
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"crypto/sha256"
@@ -189,6 +190,43 @@ func (m *Member) seal(docs cb.Documents, rec cb.Record, snap k3s.Snapshot, token
 	return sealed{blob: b, path: path, taken: taken, keyID: escrow.KeyID(docs.Charter.EscrowKey)}, nil
 }
 
+// EscrowDiskKey gives the sealed recovery key of this node's disk to the centre
+// and to one peer. Both may have it already. centre and peer say who
+// acknowledged it now; err says why one did not.
+func (m *Member) EscrowDiskKey(ctx context.Context, blob []byte) (centre, kept bool, err error) {
+	h, err := escrow.Inspect(bytes.NewReader(blob))
+	if err != nil {
+		return false, false, fmt.Errorf("member: keep disk key elsewhere: %w", err)
+	}
+	if h.Kind != escrow.KindDiskKey || h.Node != m.cfg.Self || len(blob) > escrow.MaxDiskKey {
+		return false, false, errors.New("member: keep disk key elsewhere: it is not the key of this node's disk")
+	}
+	b := peer.Blob{Kind: escrow.KindDiskKey, Size: int64(len(blob)), Name: escrow.KindDiskKey, SHA256: sha256.Sum256(blob)}
+	var errs []error
+	for _, id := range m.keepers() {
+		if err := m.handTo(ctx, id, b, bytes.NewReader(blob)); err != nil {
+			errs = append(errs, fmt.Errorf("%s: %w", fleet.Words(id), err))
+			continue
+		}
+		kept, errs = true, nil
+		break
+	}
+	if !kept && len(errs) == 0 {
+		errs = append(errs, errors.New("no peer is heard"))
+	}
+	if m.cfg.Centre == nil {
+		errs = append(errs, errors.New("there is no centre"))
+	} else if err := m.cfg.Centre.PutEscrow(ctx, b, h.Taken, h.KeyID, bytes.NewReader(blob)); err != nil {
+		errs = append(errs, fmt.Errorf("centre: %w", err))
+	} else {
+		centre = true
+	}
+	if err := errors.Join(errs...); err != nil {
+		return centre, kept, fmt.Errorf("member: keep disk key elsewhere: %w", err)
+	}
+	return centre, kept, nil
+}
+
 // giveTo gives the blob to a peer, over a connection of its own: it takes long.
 func (m *Member) giveTo(ctx context.Context, id fleet.NodeID, x sealed) error {
 	f, err := os.Open(x.path)
@@ -196,6 +234,10 @@ func (m *Member) giveTo(ctx context.Context, id fleet.NodeID, x sealed) error {
 		return err
 	}
 	defer f.Close()
+	return m.handTo(ctx, id, x.blob, f)
+}
+
+func (m *Member) handTo(ctx context.Context, id fleet.NodeID, b peer.Blob, from io.Reader) error {
 	var errs []error
 	for _, at := range m.addressesOf(id) {
 		conn, g, err := m.greet(ctx, at)
@@ -204,7 +246,7 @@ func (m *Member) giveTo(ctx context.Context, id fleet.NodeID, x sealed) error {
 			continue
 		}
 		if g.Node == id {
-			err = conn.KeepEscrow(ctx, x.blob, f)
+			err = conn.KeepEscrow(ctx, b, from)
 		} else {
 			err = fmt.Errorf("another node answers at %s", at)
 		}

@@ -14,6 +14,7 @@ import (
 	peerv1 "github.com/muster-edge/muster/api/peer/v1"
 	clusterbootstrap "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/escrow"
 	"github.com/muster-edge/muster/fleet/text"
 )
 
@@ -319,7 +320,7 @@ func oneLine(b []byte) bool {
 }
 
 func blobToProto(b Blob) *peerv1.EscrowBlob {
-	return &peerv1.EscrowBlob{Sha256: slices.Clone(b.SHA256[:]), Size: uint64(max(0, b.Size)), Name: b.Name, Owner: string(b.Owner), Uid: b.UID, Epoch: b.Epoch}
+	return &peerv1.EscrowBlob{Sha256: slices.Clone(b.SHA256[:]), Size: uint64(max(0, b.Size)), Name: b.Name, Owner: string(b.Owner), Uid: b.UID, Epoch: b.Epoch, Kind: b.Kind}
 }
 
 func blobFromProto(m *peerv1.EscrowBlob) (Blob, error) {
@@ -328,7 +329,10 @@ func blobFromProto(m *peerv1.EscrowBlob) (Blob, error) {
 	r.check(m.GetSize() > 0 && m.GetSize() <= math.MaxInt64, "size is out of range")
 	r.check(len(m.GetName()) <= maxBlobName && (m.GetName() == "" || idForm.MatchString(m.GetName())), "name is no identifier")
 	r.check(m.GetUid() == "" || fleet.ValidateClusterUID(m.GetUid()) == nil, "uid is no cluster UID")
-	b := Blob{Name: m.GetName(), Owner: r.node("owner", m.GetOwner(), true), UID: m.GetUid(), Epoch: r.epoch("epoch", m.GetEpoch())}
+	key := m.GetKind() == escrow.KindDiskKey
+	r.check(key || m.GetKind() == escrow.KindSnapshot, "kind is not known")
+	r.check(!key || m.GetSize() <= escrow.MaxDiskKey, "a disk key has not that many bytes")
+	b := Blob{Kind: m.GetKind(), Name: m.GetName(), Owner: r.node("owner", m.GetOwner(), true), UID: m.GetUid(), Epoch: r.epoch("epoch", m.GetEpoch())}
 	if err := r.err("blob"); err != nil {
 		return Blob{}, err
 	}

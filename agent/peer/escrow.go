@@ -24,6 +24,7 @@ import (
 	"github.com/muster-edge/muster/agent/papers"
 	peerv1 "github.com/muster-edge/muster/api/peer/v1"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/escrow"
 	"github.com/muster-edge/muster/internal/failpoint"
 )
 
@@ -47,12 +48,13 @@ type keptBlob struct {
 	Owner  fleet.NodeID   `json:"owner"`
 	UID    string         `json:"uid,omitempty"`
 	Epoch  uint64         `json:"epoch,omitempty"`
+	Kind   string         `json:"kind,omitempty"`
 	// N grows with each blob that is taken in.
 	N uint64 `json:"n"`
 }
 
 func (k keptBlob) blob() Blob {
-	return Blob{SHA256: papers.Ref(k.SHA256), Size: k.Size, Name: k.Name, Owner: k.Owner, UID: k.UID, Epoch: k.Epoch}
+	return Blob{SHA256: papers.Ref(k.SHA256), Size: k.Size, Name: k.Name, Owner: k.Owner, UID: k.UID, Epoch: k.Epoch, Kind: k.Kind}
 }
 
 const (
@@ -249,7 +251,7 @@ func (i *incoming) commit() error {
 func (s *store) note(b Blob) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	k := keptBlob{SHA256: slices.Clone(b.SHA256[:]), Size: b.Size, Name: b.Name, Owner: b.Owner, UID: b.UID, Epoch: b.Epoch, N: s.next}
+	k := keptBlob{SHA256: slices.Clone(b.SHA256[:]), Size: b.Size, Name: b.Name, Owner: b.Owner, UID: b.UID, Epoch: b.Epoch, Kind: b.Kind, N: s.next}
 	meta, err := json.Marshal(k)
 	if err != nil {
 		return fmt.Errorf("peer: keep blob: %w", err)
@@ -265,11 +267,15 @@ func (s *store) note(b Blob) error {
 	s.blobs = append(s.blobs, k)
 	var own []keptBlob
 	for _, x := range s.blobs {
-		if x.Owner == b.Owner {
+		if x.Owner == b.Owner && x.Kind == b.Kind {
 			own = append(own, x)
 		}
 	}
-	for _, old := range own[:max(0, len(own)-s.limits.EscrowBlobs)] {
+	limit := s.limits.EscrowBlobs
+	if b.Kind == escrow.KindDiskKey {
+		limit = 1
+	}
+	for _, old := range own[:max(0, len(own)-limit)] {
 		ref := papers.Ref(old.SHA256)
 		failpoint.Hit("escrow/before-remove")
 		// The description goes first: a blob without one is nothing.

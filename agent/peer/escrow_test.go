@@ -12,6 +12,7 @@ import (
 
 	"github.com/muster-edge/muster/agent/papers"
 	peerv1 "github.com/muster-edge/muster/api/peer/v1"
+	"github.com/muster-edge/muster/fleet/escrow"
 )
 
 func blobOf(data []byte) Blob {
@@ -181,5 +182,45 @@ func TestEscrowHasBounds(t *testing.T) {
 	_ = stream.Send(&peerv1.KeepEscrowRequest{Data: []byte("x")})
 	if _, err := stream.CloseAndReceive(); err == nil {
 		t.Error("a blob without header was kept")
+	}
+}
+
+func TestADiskKeyHasAPlaceOfItsOwn(t *testing.T) {
+	_, a, b := pair(t)
+	c := a.meet(b)
+	keep := func(data []byte, kind string) error {
+		x := blobOf(data)
+		if x.Kind = kind; kind != "" {
+			x.UID, x.Epoch = "", 0
+		}
+		return c.KeepEscrow(t.Context(), x, bytes.NewReader(data))
+	}
+	key := payload(1, 900)
+	if err := keep(key, escrow.KindDiskKey); err != nil {
+		t.Fatal(err)
+	}
+	for i := range 4 {
+		if err := keep(payload(10+i, 2000), ""); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := get(t, c, sha256.Sum256(key)); err != nil || !bytes.Equal(got, key) {
+		t.Fatal("snapshots pushed the disk key out:", err)
+	}
+	if err := keep(payload(2, 900), escrow.KindDiskKey); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := get(t, c, sha256.Sum256(key)); !errors.Is(err, ErrNotKept) {
+		t.Error("two disk keys of one node:", err)
+	}
+	list, err := c.ListEscrow(t.Context())
+	if err != nil || len(list) != 3 || list[2].Kind != escrow.KindDiskKey {
+		t.Errorf("%+v, %v", list, err)
+	}
+	if err := keep(payload(3, escrow.MaxDiskKey+1), escrow.KindDiskKey); err == nil {
+		t.Error("a disk key of any size was kept")
+	}
+	if err := keep(payload(4, 900), "soup"); err == nil {
+		t.Error("a blob of no kind was kept")
 	}
 }

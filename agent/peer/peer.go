@@ -184,4 +184,6 @@ type Blob struct {
 	Owner fleet.NodeID
 	UID   string
 	Epoch uint64
+	// Kind is that of fleet/escrow: "" for a snapshot, or disk-key.
+	Kind string
 }

@@ -198,6 +198,7 @@ func (a *nodeAgent) join(ctx context.Context, p parts) error {
 	g, ctx := errgroup.WithContext(ctx)
 	if sys != nil {
 		g.Go(func() error { return sys.keeper.Run(ctx) })
+		g.Go(func() error { return sys.key.run(ctx) })
 	}
 	g.Go(func() error { return m.Run(ctx, member.DialPeers(pr)) })
 	g.Go(func() error { return pr.Run(ctx, ln) })
@@ -405,6 +406,9 @@ func (a *nodeAgent) answer() ([]byte, error) {
 		r.NeedsPerson = r.NeedsPerson || now.NeedsPerson
 	}
 	if d, err := data.ReadReport(dataReport()); err == nil && d.State != "" {
+		if sys != nil {
+			sys.key.seen(&d)
+		}
 		r.Data = &d
 	}
 	r.Boot = bootOf(secure, a.o.readEventLog)

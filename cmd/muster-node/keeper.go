@@ -39,6 +39,7 @@ type system struct {
 	man    *k3s.Manager
 	k      *k3s.Turns
 	turns  *slots.Turns
+	key    *diskKey
 	images *metal.Images
 	paths  k3s.Paths
 	log    *slog.Logger
@@ -70,6 +71,15 @@ func (a *nodeAgent) newSystem(p parts, m *member.Member, up *uplink.Uplink) (*sy
 		Self: p.id, Cluster: s.k, Clustered: s.clustered, Worker: s.worker, Ask: m.AskTurn, Policy: s.policy, Busy: s.busy,
 		SnapshotTaken: s.snapshotTaken, TakeSnapshot: m.TakeUpdateSnapshot, Now: p.clock.now, Mono: member.Boottime, Log: a.log,
 	})
+	s.key = &diskKey{
+		read: func() ([]byte, error) { return metal.Shelf{Dir: espDir(a.o.paths.Run)}.Get(data.KeyBlob) },
+		give: m.EscrowDiskKey, note: filepath.Join(a.o.paths.State, "disk-key.kept"),
+		say: func(err error) {
+			if err != nil {
+				a.log.Warn("the recovery key of the disk is not kept everywhere", "err", err)
+			}
+		},
+	}
 	s.images = &metal.Images{Dir: filepath.Join(a.o.paths.State, "images"), ReleaseKeys: keys, Arch: runtime.GOARCH, Parts: b.sys.Parts,
 		Fetcher: s.fetcher, Manifest: s.manifest, WriteSlot: install.WriteSlot}
 	s.keeper, err = slots.New(slots.Config{

@@ -154,7 +154,7 @@ func escrowListCommand() *cobra.Command {
 			now := time.Now()
 			blobs := []fleet.EscrowBlob{}
 			t := table{
-				lab: out.Lab, columns: []string{"ID", "SITE", "CLUSTER", "EPOCH", "TAKEN", "SIZE", "KEY", "FROM", "FOR"}, empty: "no sealed snapshots",
+				lab: out.Lab, columns: []string{"ID", "KIND", "SITE", "CLUSTER", "EPOCH", "TAKEN", "SIZE", "KEY", "FROM", "FOR"}, empty: "no sealed snapshots",
 			}
 			for _, m := range out.Blobs {
 				b, err := api.EscrowBlobFromProto(m)
@@ -166,7 +166,11 @@ func escrowListCommand() *cobra.Command {
 				if b.For != "" {
 					from = "an operator"
 				}
-				t.rows = append(t.rows, []string{b.ID, b.Site, b.Cluster, fmt.Sprint(b.Epoch), ago(now, b.Taken) + " ago", fmt.Sprintf("%.1f MB", float64(b.Size)/1e6), b.KeyID, from, fleet.Words(b.For)})
+				kind, epoch := "snapshot", fmt.Sprint(b.Epoch)
+				if b.Kind != escrow.KindSnapshot {
+					kind, epoch = b.Kind, ""
+				}
+				t.rows = append(t.rows, []string{b.ID, kind, b.Site, b.Cluster, epoch, ago(now, b.Taken) + " ago", fmt.Sprintf("%.1f MB", float64(b.Size)/1e6), b.KeyID, from, fleet.Words(b.For)})
 				t.names = append(t.names, "escrow/"+b.ID)
 			}
 			return blobs, t, nil
@@ -196,7 +200,11 @@ func escrowFetchCommand() *cobra.Command {
 		if err != nil {
 			return c.explain(err)
 		}
-		fmt.Fprintf(cmd.OutOrStdout(), "%s: snapshot of cluster %s at site %s, sealed to key %s\n", out, cell(b.Cluster), cell(b.Site), cell(b.KeyID))
+		what := "snapshot of cluster " + b.Cluster
+		if b.Kind == escrow.KindDiskKey {
+			what = "recovery key of the disk of " + fleet.Words(b.Node)
+		}
+		fmt.Fprintf(cmd.OutOrStdout(), "%s: %s at site %s, sealed to key %s\n", out, cell(what), cell(b.Site), cell(b.KeyID))
 		return nil
 	}
 	return cmd
@@ -255,6 +263,9 @@ func escrowOpenCommand() *cobra.Command {
 		Long: `With --out, snapshot and token are written to a new directory (0700): both are
 secrets, and whoever has them has the cluster.
 
+The recovery key of a node's disk (kind disk-key) is written to a new file (0600),
+and shown nowhere: it unlocks that node's data (muster-node data unlock).
+
 With --for, the snapshot is sealed anew, to a key that the node offers and has
 signed, and given to the centre for it; nothing readable touches a disk. The node
 takes it when it is ordered to (` + "`muster order restore`" + `). The key is told by the
@@ -266,7 +277,7 @@ screen (muster-node status) and give it as --node-key.`,
 	}
 	a := accessFlags(cmd)
 	cmd.Flags().StringVar(&keyFile, "key", "", "private escrow key")
-	cmd.Flags().StringVar(&out, "out", "", "new directory for snapshot and token")
+	cmd.Flags().StringVar(&out, "out", "", "new directory for snapshot and token; new file for a disk key")
 	cmd.Flags().StringVar(&forNode, "for", "", "the node that shall restore it")
 	cmd.Flags().StringVar(&nodeKey, "node-key", "", "SHA-256 of the node's key (hex) as its own screen shows it")
 	cmd.Flags().StringVar(&reason, "reason", "", "with --for: for the audit log")
@@ -336,6 +347,16 @@ func openTo(cmd *cobra.Command, file string, private []byte, dir string) (err er
 		return exitError{3, err}
 	}
 	defer src.Close()
+	head, err := escrow.Inspect(src)
+	if err != nil {
+		return err
+	}
+	if _, err := src.Seek(0, io.SeekStart); err != nil {
+		return err
+	}
+	if head.Kind == escrow.KindDiskKey {
+		return openDiskKey(cmd, src, private, dir)
+	}
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		return exitError{3, err}
 	}
@@ -371,6 +392,22 @@ func openTo(cmd *cobra.Command, file string, private []byte, dir string) (err er
 	return nil
 }
 
+// openDiskKey writes the recovery key of a node's disk to a new file.
+func openDiskKey(cmd *cobra.Command, src io.Reader, private []byte, file string) error {
+	var key bytes.Buffer
+	h, err := escrow.Open(&key, io.LimitReader(src, escrow.MaxDiskKey), private)
+	if err != nil {
+		return err
+	}
+	defer func() { clear(key.Bytes()) }()
+	if err := createFile(file, key.Bytes(), 0o600); err != nil {
+		return err
+	}
+	fmt.Fprintf(cmd.OutOrStdout(), "%s: recovery key of the disk of %s (%s) at site %s, made %s; delete it when you are done\n",
+		file, cell(fleet.Words(h.Node)), h.Node, cell(h.Site), stamp(h.Taken))
+	return nil
+}
+
 // handing is what handing a snapshot over takes.
 type handing struct {
 	file, dir, node, pin, reason string
@@ -395,6 +432,9 @@ func handOver(cmd *cobra.Command, c *centre, h handing) error {
 	head, err := escrow.Inspect(src)
 	if err != nil {
 		return err
+	}
+	if head.Kind != escrow.KindSnapshot {
+		return exitError{2, errors.New("only snapshots are handed over: open a disk key with --out FILE, and type it at the box (muster-node data unlock)")}
 	}
 	if _, err := src.Seek(0, io.SeekStart); err != nil {
 		return err

@@ -78,6 +78,8 @@ const (
 	// KindDiskKey holds the recovery key of a node's data partition: one line
 	// of text.
 	KindDiskKey = "disk-key"
+	// MaxDiskKey bounds a sealed one, in bytes.
+	MaxDiskKey = 16 << 10
 )
 
 // Validate reports all problems of the header.

@@ -51,7 +51,7 @@ func (u *Uplink) PutEscrow(ctx context.Context, b peer.Blob, taken time.Time, ke
 		return fmt.Errorf("uplink: put escrow: %w", u.answered(at, err))
 	}
 	err = s.Send(&musterv1.PutEscrowRequest{Part: &musterv1.PutEscrowRequest_Header{Header: &musterv1.EscrowHeader{
-		Sha256: b.SHA256[:], Size: b.Size, Cluster: b.UID, Epoch: b.Epoch, Taken: timestamppb.New(taken), KeyId: keyID,
+		Sha256: b.SHA256[:], Size: b.Size, Cluster: b.UID, Epoch: b.Epoch, Taken: timestamppb.New(taken), KeyId: keyID, Kind: b.Kind,
 	}}})
 	buf := make([]byte, chunk)
 	for err == nil {

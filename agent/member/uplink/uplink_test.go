@@ -348,11 +348,11 @@ func TestAskFounding(t *testing.T) {
 func TestPutEscrow(t *testing.T) {
 	w := enrolled(t, nil)
 	data := bytes.Repeat([]byte("0123456789"), 60_000) // more than two messages
-	b := peer.Blob{Size: int64(len(data)), UID: "u", Epoch: 3, SHA256: sha256.Sum256(data)}
+	b := peer.Blob{Kind: "disk-key", Size: int64(len(data)), UID: "u", Epoch: 3, SHA256: sha256.Sum256(data)}
 	if err := w.PutEscrow(t.Context(), b, time.Unix(5, 0), "kid", bytes.NewReader(data)); err != nil {
 		t.Fatal(err)
 	}
-	if !bytes.Equal(w.c.blob, data) || w.c.header.GetCluster() != "u" || w.c.header.GetEpoch() != 3 || w.c.header.GetKeyId() != "kid" {
+	if !bytes.Equal(w.c.blob, data) || w.c.header.GetCluster() != "u" || w.c.header.GetEpoch() != 3 || w.c.header.GetKeyId() != "kid" || w.c.header.GetKind() != "disk-key" {
 		t.Errorf("the centre got %d bytes and %v", len(w.c.blob), w.c.header)
 	}
 	if err := w.PutEscrow(t.Context(), b, time.Unix(5, 0), "kid", io.MultiReader(strings.NewReader("x"), failing{})); err == nil {

@@ -823,7 +823,9 @@ type EscrowHeader struct {
 	Epoch   uint64                 `protobuf:"varint,4,opt,name=epoch,proto3" json:"epoch,omitempty"`
 	Taken   *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=taken,proto3" json:"taken,omitempty"`
 	// First 8 bytes of SHA-256 over the public key it is sealed to, hex.
-	KeyId         string `protobuf:"bytes,6,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	KeyId string `protobuf:"bytes,6,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// "" for a snapshot of a cluster, or "disk-key".
+	Kind          string `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -896,6 +898,13 @@ func (x *EscrowHeader) GetTaken() *timestamppb.Timestamp {
 func (x *EscrowHeader) GetKeyId() string {
 	if x != nil {
 		return x.KeyId
+	}
+	return ""
+}
+
+func (x *EscrowHeader) GetKind() string {
+	if x != nil {
+		return x.Kind
 	}
 	return ""
 }
@@ -1360,14 +1369,15 @@ const file_muster_v1_node_proto_rawDesc = "" +
 	"\x04node\x18\x01 \x01(\tR\x04node\x12\x10\n" +
 	"\x03uid\x18\x02 \x01(\tR\x03uid\x12\x16\n" +
 	"\x06unsure\x18\x03 \x01(\bR\x06unsure\x12\x16\n" +
-	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xb3\x01\n" +
+	"\x06reason\x18\x04 \x01(\tR\x06reason\"\xc7\x01\n" +
 	"\fEscrowHeader\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x12\n" +
 	"\x04size\x18\x02 \x01(\x03R\x04size\x12\x18\n" +
 	"\acluster\x18\x03 \x01(\tR\acluster\x12\x14\n" +
 	"\x05epoch\x18\x04 \x01(\x04R\x05epoch\x120\n" +
 	"\x05taken\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x05taken\x12\x15\n" +
-	"\x06key_id\x18\x06 \x01(\tR\x05keyId\"c\n" +
+	"\x06key_id\x18\x06 \x01(\tR\x05keyId\x12\x12\n" +
+	"\x04kind\x18\a \x01(\tR\x04kind\"c\n" +
 	"\x10PutEscrowRequest\x121\n" +
 	"\x06header\x18\x01 \x01(\v2\x17.muster.v1.EscrowHeaderH\x00R\x06header\x12\x14\n" +
 	"\x04data\x18\x02 \x01(\fH\x00R\x04dataB\x06\n" +

@@ -3713,7 +3713,7 @@ func (x *IssuedOrder) GetRevision() int64 {
 	return 0
 }
 
-// EscrowBlob describes one sealed snapshot at the centre.
+// EscrowBlob describes one sealed blob at the centre.
 type EscrowBlob struct {
 	state  protoimpl.MessageState `protogen:"open.v1"`
 	Tenant string                 `protobuf:"bytes,1,opt,name=tenant,proto3" json:"tenant,omitempty"`
@@ -3723,12 +3723,14 @@ type EscrowBlob struct {
 	Size   int64                  `protobuf:"varint,5,opt,name=size,proto3" json:"size,omitempty"`
 	Node   string                 `protobuf:"bytes,6,opt,name=node,proto3" json:"node,omitempty"`
 	// Set if an operator sealed it for that node.
-	For           string                 `protobuf:"bytes,7,opt,name=for,proto3" json:"for,omitempty"`
-	Cluster       string                 `protobuf:"bytes,8,opt,name=cluster,proto3" json:"cluster,omitempty"`
-	Epoch         uint64                 `protobuf:"varint,9,opt,name=epoch,proto3" json:"epoch,omitempty"`
-	Taken         *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=taken,proto3" json:"taken,omitempty"`
-	Stored        *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=stored,proto3" json:"stored,omitempty"`
-	KeyId         string                 `protobuf:"bytes,12,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	For     string                 `protobuf:"bytes,7,opt,name=for,proto3" json:"for,omitempty"`
+	Cluster string                 `protobuf:"bytes,8,opt,name=cluster,proto3" json:"cluster,omitempty"`
+	Epoch   uint64                 `protobuf:"varint,9,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Taken   *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=taken,proto3" json:"taken,omitempty"`
+	Stored  *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=stored,proto3" json:"stored,omitempty"`
+	KeyId   string                 `protobuf:"bytes,12,opt,name=key_id,json=keyId,proto3" json:"key_id,omitempty"`
+	// "" for a snapshot, or "disk-key".
+	Kind          string `protobuf:"bytes,13,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3843,6 +3845,13 @@ func (x *EscrowBlob) GetStored() *timestamppb.Timestamp {
 func (x *EscrowBlob) GetKeyId() string {
 	if x != nil {
 		return x.KeyId
+	}
+	return ""
+}
+
+func (x *EscrowBlob) GetKind() string {
+	if x != nil {
+		return x.Kind
 	}
 	return ""
 }
@@ -5903,7 +5912,7 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x04text\x18\x03 \x01(\tR\x04text\x12\x0e\n" +
 	"\x02by\x18\x04 \x01(\tR\x02by\x124\n" +
 	"\achanged\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\achanged\x12\x1a\n" +
-	"\brevision\x18\x06 \x01(\x03R\brevision\"\xc7\x02\n" +
+	"\brevision\x18\x06 \x01(\x03R\brevision\"\xdb\x02\n" +
 	"\n" +
 	"EscrowBlob\x12\x16\n" +
 	"\x06tenant\x18\x01 \x01(\tR\x06tenant\x12\x12\n" +
@@ -5918,7 +5927,8 @@ const file_muster_v1_objects_proto_rawDesc = "" +
 	"\x05taken\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\x05taken\x122\n" +
 	"\x06stored\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x06stored\x12\x15\n" +
-	"\x06key_id\x18\f \x01(\tR\x05keyId\"0\n" +
+	"\x06key_id\x18\f \x01(\tR\x05keyId\x12\x12\n" +
+	"\x04kind\x18\r \x01(\tR\x04kind\"0\n" +
 	"\n" +
 	"DocVersion\x12\x14\n" +
 	"\x05epoch\x18\x01 \x01(\x04R\x05epoch\x12\f\n" +

@@ -2568,8 +2568,10 @@ type EscrowBlob struct {
 	// The node that handed it over; set by who keeps it.
 	Owner string `protobuf:"bytes,4,opt,name=owner,proto3" json:"owner,omitempty"`
 	// Cluster UID and epoch that it is a copy of.
-	Uid           string `protobuf:"bytes,5,opt,name=uid,proto3" json:"uid,omitempty"`
-	Epoch         uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	Uid   string `protobuf:"bytes,5,opt,name=uid,proto3" json:"uid,omitempty"`
+	Epoch uint64 `protobuf:"varint,6,opt,name=epoch,proto3" json:"epoch,omitempty"`
+	// "" for a snapshot, or "disk-key": one of each node, at most 16 KiB.
+	Kind          string `protobuf:"bytes,7,opt,name=kind,proto3" json:"kind,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -2644,6 +2646,13 @@ func (x *EscrowBlob) GetEpoch() uint64 {
 		return x.Epoch
 	}
 	return 0
+}
+
+func (x *EscrowBlob) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
 }
 
 var File_peer_v1_peer_proto protoreflect.FileDescriptor
@@ -2837,7 +2846,7 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x04data\x18\x01 \x01(\fR\x04data\"\x13\n" +
 	"\x11ListEscrowRequest\"?\n" +
 	"\x12ListEscrowResponse\x12)\n" +
-	"\x05blobs\x18\x01 \x03(\v2\x13.peer.v1.EscrowBlobR\x05blobs\"\x8a\x01\n" +
+	"\x05blobs\x18\x01 \x03(\v2\x13.peer.v1.EscrowBlobR\x05blobs\"\x9e\x01\n" +
 	"\n" +
 	"EscrowBlob\x12\x16\n" +
 	"\x06sha256\x18\x01 \x01(\fR\x06sha256\x12\x12\n" +
@@ -2845,7 +2854,8 @@ const file_peer_v1_peer_proto_rawDesc = "" +
 	"\x04name\x18\x03 \x01(\tR\x04name\x12\x14\n" +
 	"\x05owner\x18\x04 \x01(\tR\x05owner\x12\x10\n" +
 	"\x03uid\x18\x05 \x01(\tR\x03uid\x12\x14\n" +
-	"\x05epoch\x18\x06 \x01(\x04R\x05epoch*I\n" +
+	"\x05epoch\x18\x06 \x01(\x04R\x05epoch\x12\x12\n" +
+	"\x04kind\x18\a \x01(\tR\x04kind*I\n" +
 	"\x06JoinAs\x12\x17\n" +
 	"\x13JOIN_AS_UNSPECIFIED\x10\x00\x12\x12\n" +
 	"\x0eJOIN_AS_WORKER\x10\x01\x12\x12\n" +

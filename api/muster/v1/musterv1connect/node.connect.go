@@ -67,7 +67,7 @@ type NodeServiceClient interface {
 	// mode "central"). The right is given once; whoever holds it gets the same
 	// answer again.
 	AskFounding(context.Context, *v1.AskFoundingRequest) (*v1.AskFoundingResponse, error)
-	// PutEscrow stores a sealed snapshot. The first message is the header, all
+	// PutEscrow stores a sealed blob. The first message is the header, all
 	// others are data. It is answered when the blob is on the centre's disk.
 	PutEscrow(context.Context) (*connect.ClientStreamForClientSimple[v1.PutEscrowRequest, v1.PutEscrowResponse], error)
 	// GetHandover gives a snapshot that an operator sealed for this very node,
@@ -198,7 +198,7 @@ type NodeServiceHandler interface {
 	// mode "central"). The right is given once; whoever holds it gets the same
 	// answer again.
 	AskFounding(context.Context, *v1.AskFoundingRequest) (*v1.AskFoundingResponse, error)
-	// PutEscrow stores a sealed snapshot. The first message is the header, all
+	// PutEscrow stores a sealed blob. The first message is the header, all
 	// others are data. It is answered when the blob is on the centre's disk.
 	PutEscrow(context.Context, *connect.ClientStream[v1.PutEscrowRequest]) (*v1.PutEscrowResponse, error)
 	// GetHandover gives a snapshot that an operator sealed for this very node,
