@@ -50,6 +50,9 @@ type world struct {
 	charter *fleet.Charter
 	// uploaded are the sealed snapshots at the centre.
 	uploaded [][]byte
+	// gives is the server that gives turns, asked whom nodes asked.
+	gives fleet.NodeID
+	asked []fleet.NodeID
 }
 
 // etcd is the cluster's datastore: who votes, and the ledger.
@@ -446,8 +449,17 @@ func (c *conn) Lease(ctx context.Context, plan string) (time.Duration, error) {
 	return d, c.travel(ctx)
 }
 
-func (c *conn) Turn(context.Context, turns.Ask) (turns.Reply, error) {
-	return turns.Reply{}, &peer.Denied{Why: "no node here gives turns"}
+func (c *conn) Turn(ctx context.Context, _ turns.Ask) (turns.Reply, error) {
+	if err := c.travel(ctx); err != nil {
+		return turns.Reply{}, err
+	}
+	c.x.w.mu.Lock()
+	defer c.x.w.mu.Unlock()
+	c.x.w.asked = append(c.x.w.asked, c.y.id)
+	if c.y.id != c.x.w.gives {
+		return turns.Reply{}, &peer.Denied{Why: "the cluster does not answer here"}
+	}
+	return turns.Reply{State: turns.Down, Go: true, Reason: "it is this node's turn"}, nil
 }
 
 func (c *conn) KeepEscrow(ctx context.Context, b peer.Blob, r io.Reader) error {
