@@ -3,6 +3,7 @@ package api
 import (
 	musterv1 "github.com/muster-edge/muster/api/muster/v1"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/drift"
 )
 
 func stackRefToProto(r *fleet.StackRef) *musterv1.StackRef {
@@ -90,4 +91,21 @@ func diskRuleFromProto(m *musterv1.DiskRule) *fleet.DiskRule {
 		return nil
 	}
 	return &fleet.DiskRule{Prefer: m.Prefer, Model: m.Model, Transport: m.Transport, MinBytes: m.MinBytes, MaxBytes: m.MaxBytes, Overwrite: m.Overwrite}
+}
+
+// SiteDriftToProto converts how a site compares.
+func SiteDriftToProto(r drift.Result) *musterv1.SiteDrift {
+	m := &musterv1.SiteDrift{
+		Site: r.Site, State: r.State.String(), Why: r.Why, Nodes: uint32(r.Nodes), NodesCurrent: uint32(r.Current), Stale: r.Stale, LastHeard: stamp(r.LastHeard),
+	}
+	if r.Desired != nil {
+		m.Desired = r.Desired.ID()
+	}
+	for _, n := range r.Outliers {
+		m.Outliers = append(m.Outliers, &musterv1.NodeDrift{
+			Node: string(n.ID), Words: n.Words, Stale: n.Stale, LastHeard: stamp(n.LastHeard), Running: n.Running,
+			State: musterv1.SystemState(n.System), Percent: uint32(max(n.Percent, 0)), Why: n.Why,
+		})
+	}
+	return m
 }

@@ -3,7 +3,6 @@ package central
 import (
 	"bytes"
 	"context"
-	"crypto"
 	"crypto/x509"
 	"encoding/pem"
 	"errors"
@@ -34,20 +33,9 @@ func (s *Server) registerImage(ctx context.Context, c caller, envelope []byte) (
 }
 
 func addImage(t store.Tx, by act, tenant string, envelope []byte) (fleet.Image, bool, error) {
-	stored, err := t.ReleaseKeys(tenant)
+	keys, err := releaseKeys(t, tenant)
 	if err != nil {
 		return fleet.Image{}, false, err
-	}
-	if len(stored) == 0 {
-		return fleet.Image{}, false, &enroll.Refused{Why: "the tenant trusts no release key yet", Do: "give it one: muster image register --release-pub FILE.pub, or muster serve --release-key FILE.pub"}
-	}
-	var keys []crypto.PublicKey
-	for _, k := range stored {
-		more, err := statement.ParseKeys([]byte(k.PEM))
-		if err != nil {
-			return fleet.Image{}, false, fmt.Errorf("central: read release key %s: %w", k.KeyID, err)
-		}
-		keys = append(keys, more...)
 	}
 	m, err := firmware.OpenManifest(envelope, keys)
 	if errors.Is(err, statement.ErrUntrusted) {

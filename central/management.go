@@ -303,10 +303,28 @@ func (s management) ListNodes(ctx context.Context, q *musterv1.ListNodesRequest)
 		if len(nodes) > limit {
 			nodes, out.More = nodes[:limit], true
 		}
+		if err != nil || len(nodes) == 0 {
+			return err
+		}
+		said := make(map[fleet.NodeID]fleet.SystemReport, len(nodes))
+		for after, end := fleet.NodeID(q.After), nodes[len(nodes)-1].ID; after < end; {
+			systems, err := t.Systems(c.Tenant, after, limit+1)
+			if err != nil {
+				return err
+			}
+			if len(systems) == 0 {
+				break
+			}
+			for _, r := range systems {
+				said[r.Node] = r
+			}
+			after = systems[len(systems)-1].Node
+		}
 		for _, n := range nodes {
 			out.Nodes = append(out.Nodes, api.NodeToProto(n))
+			out.Systems = append(out.Systems, api.SystemReportToProto(said[n.ID]))
 		}
-		return err
+		return nil
 	})
 	return out, s.coded(ctx, "listing nodes", err)
 }
@@ -329,6 +347,9 @@ func (s management) GetNode(ctx context.Context, q *musterv1.GetNodeRequest) (*m
 			return err
 		}
 		if err := showKey(t, n, out); err != nil {
+			return err
+		}
+		if err := s.showSystem(t, n, out); err != nil {
 			return err
 		}
 		requests, err := t.RequestsOfNode(c.Tenant, n.ID)

@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/x509"
 	"errors"
+	"slices"
 	"time"
 
 	"google.golang.org/protobuf/types/known/timestamppb"
@@ -101,6 +102,9 @@ func (s management) GetSite(ctx context.Context, q *musterv1.GetSiteRequest) (*m
 		}); err != nil {
 			return err
 		}
+		if err := s.showDrift(t, site, out); err != nil {
+			return err
+		}
 		orders, err := t.OpenOrders(c.Tenant, site.Name, "", maxNodeOrders)
 		for _, o := range orders {
 			out.Orders = append(out.Orders, api.IssuedOrderToProto(o.IssuedOrder))
@@ -150,6 +154,9 @@ func (s management) SetSite(ctx context.Context, q *musterv1.SetSiteRequest) (*m
 	if err != nil {
 		return nil, s.coded(ctx, "changing the site", err)
 	}
+	if r.changed {
+		s.installs(ctx, callerOf(ctx).Tenant, q.Name)
+	}
 	out := &musterv1.SetSiteResponse{Site: api.SiteToProto(r.site), Changed: r.changed, Created: r.created, WhyNoCharter: text.Clean(r.why, maxSentence)}
 	if r.charter != nil {
 		out.Charter = api.CharterToProto(*r.charter)
@@ -176,12 +183,13 @@ func (s management) CreateOrder(ctx context.Context, q *musterv1.CreateOrderRequ
 	if err != nil {
 		return nil, err
 	}
-	if q.Site == "" {
+	if q.Site == "" && !slices.Contains(systemOrders, fleet.OrderKind(q.Kind)) {
 		return nil, invalid("a site is needed")
 	}
 	p, err := s.order(ctx, callerOf(ctx), wish{
 		kind: fleet.OrderKind(q.Kind), node: q.Node, site: q.Site, snapshot: q.Snapshot, cluster: q.Cluster, into: q.Into, reason: reason,
 		life: time.Duration(q.ValidSeconds) * time.Second, seenEpoch: q.SeenEpoch, dry: q.DryRun,
+		disk: q.Disk, image: q.Image, keepData: q.KeepData, overwrite: q.Overwrite,
 	})
 	if err != nil {
 		return nil, s.coded(ctx, "giving the order", err)
@@ -265,5 +273,24 @@ func showKey(t store.Reader, n fleet.Node, out *musterv1.GetNodeResponse) error 
 	if err == nil {
 		out.Report = api.NodeReportToProto(r)
 	}
+	return err
+}
+
+// showDrift adds what the site's nodes said of their systems, and how that
+// compares with what they shall run.
+func (s management) showDrift(t store.Reader, site fleet.Site, out *musterv1.GetSiteResponse) error {
+	systems, err := t.SystemsOfSite(site.Tenant, site.Name)
+	if err != nil {
+		return err
+	}
+	said := make(map[string]fleet.SystemReport)
+	for _, r := range systems {
+		said[string(r.Node)] = r
+	}
+	for _, n := range out.Nodes {
+		out.Systems = append(out.Systems, api.SystemReportToProto(said[n.Id]))
+	}
+	d, err := s.driftOf(t, site, map[string][]fleet.ImageRef{})
+	out.Drift = api.SiteDriftToProto(d)
 	return err
 }

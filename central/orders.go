@@ -40,9 +40,12 @@ type wish struct {
 	kind                            fleet.OrderKind
 	node, site                      string
 	snapshot, cluster, into, reason string
-	life                            time.Duration
-	seenEpoch                       uint64
-	dry                             bool
+	// disk and image are as a person names them: see describeSystemOrder.
+	disk, image         string
+	keepData, overwrite bool
+	life                time.Duration
+	seenEpoch           uint64
+	dry                 bool
 }
 
 // promise is an order with what a person should know of it.
@@ -59,15 +62,22 @@ func (s *Server) order(ctx context.Context, c caller, w wish) (p promise, err er
 	id := newOrderID()
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		if !slices.Contains(clusterOrders, w.kind) {
-			return &enroll.Refused{Why: fmt.Sprintf("orders of kind %.40q are not given this way", w.kind), Do: "one of found, reset, restore, dissolve"}
+		onSystem := slices.Contains(systemOrders, w.kind)
+		if !onSystem && !slices.Contains(clusterOrders, w.kind) {
+			return &enroll.Refused{Why: fmt.Sprintf("there are no orders of kind %.40q", w.kind), Do: "one of install, wipe, recover, downgrade, clear-failed, found, reset, restore, dissolve"}
 		}
 		look := c.part(t)
 		n, err := look.findNode(w.node)
 		if err != nil {
 			return err
 		}
-		site, err := look.findSite(w.site)
+		at := w.site
+		if at == "" && onSystem {
+			if at = n.Site; at == "" {
+				return &enroll.Refused{Why: fmt.Sprintf("node %s belongs to no site, and orders are for nodes of a site", n.ID), Do: "muster assign " + string(n.ID) + " --site SITE"}
+			}
+		}
+		site, err := look.findSite(at)
 		if err != nil {
 			return err
 		}
@@ -77,7 +87,7 @@ func (s *Server) order(ctx context.Context, c caller, w wish) (p promise, err er
 		if !n.Admitted() || n.Site != site.Name {
 			return &enroll.Refused{Why: fmt.Sprintf("node %s does not belong to site %s", n.ID, site.Name), Do: "`muster describe site " + site.Name + "` lists its nodes"}
 		}
-		if !n.MayServe && w.kind != fleet.OrderDissolve {
+		if !n.MayServe && w.kind != fleet.OrderDissolve && !onSystem {
 			return &enroll.Refused{Why: fmt.Sprintf("node %s may not be a server", n.ID), Do: "assign it again with --role-hint server, or choose another node"}
 		}
 		if w.life <= 0 {
@@ -87,7 +97,12 @@ func (s *Server) order(ctx context.Context, c caller, w wish) (p promise, err er
 			Format: fleet.OrderFormat, ID: id, Tenant: c.Tenant, Site: site.Name, Node: n.ID, Kind: w.kind, Reason: text.Clean(w.reason, maxReason),
 			Issued: by.now.UTC(), NotAfter: by.now.Add(min(w.life, maxOrderLife)).UTC(),
 		}
-		if p, err = describeOrder(t, site, n, w, &o); err != nil {
+		if onSystem {
+			p, err = s.describeSystemOrder(t, site, n, w, &o)
+		} else {
+			p, err = describeOrder(t, site, n, w, &o)
+		}
+		if err != nil {
 			return err
 		}
 		if err := o.Validate(); err != nil {
@@ -98,7 +113,13 @@ func (s *Server) order(ctx context.Context, c caller, w wish) (p promise, err er
 			return err
 		}
 		for _, other := range open {
-			if by.now.Before(other.NotAfter) && slices.Contains(clusterOrders, other.Kind) && other.Kind != fleet.OrderDissolve && w.kind != fleet.OrderDissolve {
+			if onSystem && by.now.Before(other.NotAfter) && other.Node == n.ID && other.Kind == w.kind && w.kind != fleet.OrderClearFailed {
+				return &enroll.Refused{
+					Why: fmt.Sprintf("order %s (%s) for %s stands already", other.ID, other.Kind, fleet.Words(n.ID)),
+					Do:  "let it end, or: muster order withdraw " + other.ID,
+				}
+			}
+			if !onSystem && by.now.Before(other.NotAfter) && slices.Contains(clusterOrders, other.Kind) && other.Kind != fleet.OrderDissolve && w.kind != fleet.OrderDissolve {
 				return &enroll.Refused{
 					Why: fmt.Sprintf("order %s (%s) for %s stands at this site: two of them could make two clusters", other.ID, other.Kind, fleet.Words(other.Node)),
 					Do:  "let it end, or: muster order withdraw " + other.ID,

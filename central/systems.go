@@ -63,6 +63,9 @@ func (s nodeService) systemReport(ctx context.Context, c nodeCaller, e nodeEntry
 		return err
 	}
 	s.systems.note(c.id, mark)
+	if report.State == fleet.SystemRecovery && e.site != "" {
+		s.installByRule(ctx, e.tenant, c.id)
+	}
 	if told {
 		s.hub.changed(eventsTopic(e.tenant))
 	}

@@ -18,15 +18,24 @@ func assignCommand() *cobra.Command {
 		pairs              map[string]string
 		create             bool
 		f                  format
+		stack              string
+		q                  musterv1.AssignStackRequest
 	)
 	cmd := &cobra.Command{
-		Use:   "assign NODE --site SITE",
-		Short: "Give a node of the pool to a site",
-		Long: `The centre signs an admission: the other nodes of the site deal with it from
-then on. A node that left the site comes back as a new incarnation.`,
+		Use:   "assign NODE --site SITE | SITE... --stack NAME@VERSION",
+		Short: "Give a node of the pool to a site, or a stack version to sites",
+		Long: `With --site: the centre signs an admission: the other nodes of the site deal with it from
+then on. A node that left the site comes back as a new incarnation.
+
+With --stack: the sites shall run this stack version (none: nothing in
+particular). It is in their charters from then on; nodes fetch it and go there
+one after the other, in the site's windows. Sites are named, or chosen by
+labels with --selector.`,
 		Example: `  muster assign "amber canoe" --site shop-7 --label rack=2
-  muster assign n-abc --site shop-7 --role-hint worker`,
-		Args: usageArgs(cobra.MinimumNArgs(1), "assign which node? `muster get nodes` lists them"),
+  muster assign n-abc --site shop-7 --role-hint worker
+  muster assign shop-7 shop-8 --stack shop@2027.1
+  muster assign --selector canary=yes --stack shop@2027.1 --dry-run`,
+		Args: usageArgs(cobra.ArbitraryArgs, "assign which node? `muster get nodes` lists them"),
 	}
 	a := accessFlags(cmd)
 	formatFlag(cmd, &f)
@@ -35,9 +44,30 @@ then on. A node that left the site comes back as a new incarnation.`,
 	cmd.Flags().StringToStringVar(&pairs, "label", nil, "labels of the node (KEY=VALUE), in place of those it has")
 	cmd.Flags().BoolVar(&create, "create-site", false, "make the site if it is not there")
 	cmd.Flags().StringVar(&reason, "reason", "", "for the audit log")
+	cmd.Flags().StringVar(&stack, "stack", "", "the stack version (NAME@VERSION) that sites shall run; none: nothing in particular")
+	cmd.Flags().StringToStringVarP(&q.Labels, "selector", "l", nil, "with --stack: all sites with these labels (KEY=VALUE)")
+	cmd.Flags().BoolVar(&q.DryRun, "dry-run", false, "with --stack: say what would change, and change nothing")
+	cmd.Flags().BoolVar(&q.AcceptNoReturn, "accept-no-return", false, "with --stack: also where the step raises etcd's minor version, which cannot be undone")
+	cmd.Flags().Int64Var(&q.Generation, "generation", 0, "with --stack and one site: only if the site is at this generation")
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
+		if stack != "" {
+			if site != "" {
+				return exitError{2, errors.New("want --site (for a node) or --stack (for sites), not both")}
+			}
+			if (len(args) == 0) == (len(q.Labels) == 0) {
+				return exitError{2, errors.New("which sites? Name them, or give --selector KEY=VALUE")}
+			}
+			for _, name := range args {
+				q.Sites = append(q.Sites, strings.TrimPrefix(name, "site/"))
+			}
+			q.Reason = reason
+			return assignStack(cmd, a, f, &q, stack)
+		}
+		if len(args) == 0 {
+			return exitError{2, errors.New("assign which node? `muster get nodes` lists them")}
+		}
 		if site == "" {
-			return exitError{2, errors.New("--site SITE is missing")}
+			return exitError{2, errors.New("--site SITE is missing (or, for a site, --stack NAME@VERSION)")}
 		}
 		c, err := a.connect()
 		if err != nil {

@@ -18,12 +18,12 @@ import (
 	"github.com/muster-edge/muster/fleet/text"
 )
 
-// describeCommand is `muster describe [request|node|site] ID`.
+// describeCommand is `muster describe [request|node|site|stack] ID`.
 func describeCommand() *cobra.Command {
 	var f format
 	cmd := &cobra.Command{
-		Use:   "describe [request|node|site] ID",
-		Short: "Show all there is to know of a request, a node or a site: verdict, evidence, cluster, what changed",
+		Use:   "describe [request|node|site|stack] ID",
+		Short: "Show all there is to know of a request, a node, a site or a stack: verdict, evidence, cluster, what changed",
 		Long: `ID is the whole ID, an unambiguous beginning of it, or the words that the
 machine shows on its screen.`,
 		Example: `  muster describe request r-abc
@@ -38,6 +38,9 @@ machine shows on its screen.`,
 		c, err := a.connect()
 		if err != nil {
 			return err
+		}
+		if kind == "stack" {
+			return c.explain(describeStack(cmd, c, f, id))
 		}
 		if kind == "site" {
 			return c.explain(describeSite(cmd, c, f, id))
@@ -67,10 +70,12 @@ func kindOf(args []string) (kind, id string) {
 			return "node", strings.Join(args[1:], " ")
 		case "site", "sites":
 			return "site", strings.Join(args[1:], " ")
+		case "stack", "stacks":
+			return "stack", strings.Join(args[1:], " ")
 		}
 	}
 	id = strings.Join(args, " ")
-	for _, k := range []string{"request", "node", "site"} {
+	for _, k := range []string{"request", "node", "site", "stack"} {
 		if rest, found := strings.CutPrefix(id, k+"/"); found {
 			return k, rest
 		}
@@ -221,6 +226,7 @@ func describeNode(cmd *cobra.Command, c *centre, f format, id string) error {
 	s.line("Image", n.Image)
 	s.line("Site", placeLine(n))
 	clusterLines(s, now, out)
+	systemLines(s, now, out)
 	s.line("Took the place of", string(n.Replaces))
 	s.line("Replaced by", string(n.ReplacedBy))
 	s.line("Labels", labels(n.Labels))

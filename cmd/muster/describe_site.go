@@ -33,6 +33,7 @@ type describedSite struct {
 	Unsure       bool              `json:"unsure"`
 	Nodes        []siteNode        `json:"nodes"`
 	Orders       []issuedOrder     `json:"orders"`
+	Drift        siteDrift         `json:"drift"`
 	Lab          bool              `json:"lab,omitempty"`
 }
 
@@ -68,6 +69,7 @@ func describeSite(cmd *cobra.Command, c *centre, f format, name string) error {
 		}
 		d.Nodes = append(d.Nodes, x)
 	}
+	d.Drift = siteDriftOf(out.Drift)
 	for _, m := range out.Orders {
 		d.Orders = append(d.Orders, issuedOrderOf(m))
 	}
@@ -98,6 +100,14 @@ func writeSite(w io.Writer, now time.Time, d describedSite) {
 			why = "the centre was restored from a backup"
 		}
 		s.line("Unsure", why+"; no founding is granted until a node shows its cluster, or: muster site confirm "+d.Name)
+	}
+	s.line("Labels", labels(d.Labels))
+	if d.Drift.Desired != "" {
+		s.line("Shall run", d.Drift.Desired)
+		s.line("Systems", fmt.Sprintf("%s, %d of %d nodes current", d.Drift.State, d.Drift.Current, d.Drift.Nodes))
+		for _, n := range d.Drift.Outliers {
+			s.line("  "+n.Words, n.Why)
+		}
 	}
 	s.line("Waits for", d.Status.Blocker)
 	s.line("Reported", ago(now, d.Status.Seen)+" ago")

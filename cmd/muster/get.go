@@ -15,14 +15,14 @@ import (
 // getCommand is `muster get KIND`: lists.
 func getCommand() *cobra.Command {
 	cmd := &cobra.Command{
-		Use:   "get requests|nodes|sites|orders|images",
+		Use:   "get requests|nodes|sites|stacks|drift|orders|images",
 		Short: "List what the centre knows",
-		Args:  usageArgs(cobra.NoArgs, "want requests, nodes, sites, orders or images"),
+		Args:  usageArgs(cobra.NoArgs, "want requests, nodes, sites, stacks, drift, orders or images"),
 		RunE: func(*cobra.Command, []string) error {
-			return exitError{2, fmt.Errorf("get what? Want requests, nodes, sites, orders or images")}
+			return exitError{2, fmt.Errorf("get what? Want requests, nodes, sites, stacks, drift, orders or images")}
 		},
 	}
-	cmd.AddCommand(getRequestsCommand(), getNodesCommand(), getSitesCommand(), getOrdersCommand(), getImagesCommand())
+	cmd.AddCommand(getRequestsCommand(), getNodesCommand(), getSitesCommand(), getStacksCommand(), getDriftCommand(), getOrdersCommand(), getImagesCommand())
 	return cmd
 }
 
@@ -126,8 +126,8 @@ func getNodesCommand() *cobra.Command {
 			now := time.Now()
 			nodes := []fleet.Node{}
 			t := table{
-				columns: []string{"ID", "WORDS", "STATE", "IDENTITY", "BOOT", "SITE", "SEEN", "CERTIFICATE", "IMAGE", "REQUEST", "SOURCE"},
-				wide:    8, empty: "no nodes",
+				columns: []string{"ID", "WORDS", "STATE", "IDENTITY", "BOOT", "SITE", "SEEN", "SYSTEM", "CERTIFICATE", "IMAGE", "REQUEST", "SOURCE"},
+				wide:    9, empty: "no nodes",
 			}
 			for after := ""; ; {
 				out, err := c.ListNodes(cmd.Context(), &musterv1.ListNodesRequest{After: after})
@@ -135,7 +135,7 @@ func getNodesCommand() *cobra.Command {
 					return nil, table{}, err
 				}
 				t.lab = out.Lab
-				for _, m := range out.Nodes {
+				for i, m := range out.Nodes {
 					n, err := api.NodeFromProto(m)
 					if err != nil {
 						return nil, table{}, err
@@ -143,7 +143,7 @@ func getNodesCommand() *cobra.Command {
 					nodes = append(nodes, n)
 					t.rows = append(t.rows, []string{
 						string(n.ID), n.Words, n.State.String(), n.Identity.String(), n.Boot.String(), n.Site,
-						ago(now, n.LastSeen), certificateText(n.Certificate, now), n.Image, string(n.Request), n.Source,
+						ago(now, n.LastSeen), systemAt(out.Systems, i), certificateText(n.Certificate, now), n.Image, string(n.Request), n.Source,
 					})
 					t.names = append(t.names, "node/"+string(n.ID))
 					after = string(n.ID)
@@ -153,6 +153,13 @@ func getNodesCommand() *cobra.Command {
 				}
 			}
 		})
+}
+
+func systemAt(systems []*musterv1.SystemReport, i int) string {
+	if i >= len(systems) {
+		return ""
+	}
+	return systemText(systems[i])
 }
 
 func certificateText(c fleet.Certificate, now time.Time) string {

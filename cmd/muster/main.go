@@ -60,6 +60,8 @@ func rootCommand() *cobra.Command {
 		assignCommand(),
 		removeCommand(),
 		siteCommand(),
+		stackCommand(),
+		labelCommand(),
 		orderCommand(),
 		escrowCommand(),
 		preapproveCommand(),

@@ -24,12 +24,18 @@ type issuedOrder struct {
 	Epoch    uint64           `json:"epoch,omitempty"`
 	Into     string           `json:"into,omitempty"`
 	Snapshot string           `json:"snapshot,omitempty"`
-	Reason   string           `json:"reason,omitempty"`
-	By       string           `json:"by"`
-	Version  string           `json:"version"`
-	Issued   time.Time        `json:"issued"`
-	NotAfter time.Time        `json:"not_after"`
-	Changed  time.Time        `json:"changed"`
+	// Disk and Image are the exact targets; Digest the image that
+	// clear-failed forgets.
+	Disk     *fleet.DiskTarget `json:"disk,omitempty"`
+	Image    *fleet.ImageRef   `json:"image,omitempty"`
+	Digest   fleet.HexBytes    `json:"digest,omitempty"`
+	KeepData bool              `json:"keep_data,omitempty"`
+	Reason   string            `json:"reason,omitempty"`
+	By       string            `json:"by"`
+	Version  string            `json:"version"`
+	Issued   time.Time         `json:"issued"`
+	NotAfter time.Time         `json:"not_after"`
+	Changed  time.Time         `json:"changed"`
 	// Sentence says what it does; only where the order was just given.
 	Sentence string   `json:"sentence,omitempty"`
 	Warnings []string `json:"warnings,omitempty"`
@@ -37,20 +43,34 @@ type issuedOrder struct {
 
 func issuedOrderOf(m *musterv1.IssuedOrder) issuedOrder {
 	o := m.GetOrder()
-	return issuedOrder{
+	out := issuedOrder{
 		ID: o.GetId(), Kind: fleet.OrderKind(o.GetKind()), Site: o.GetSite(), Node: fleet.NodeID(o.GetNode()), State: fleet.OrderState(m.GetState()),
 		Text: m.GetText(), Cluster: o.GetCluster(), Epoch: o.GetEpoch(), Into: o.GetInto(), Snapshot: o.GetSnapshot(), Reason: o.GetReason(),
 		By: m.GetBy(), Version: fmt.Sprintf("%d.%d", o.GetVersion().GetEpoch(), o.GetVersion().GetN()), Issued: o.GetIssued().AsTime(),
 		NotAfter: o.GetNotAfter().AsTime(), Changed: m.GetChanged().AsTime(),
+		Digest: o.GetDigest(), KeepData: o.GetKeepData(),
 	}
+	if d := o.GetDisk(); d != nil {
+		out.Disk = &fleet.DiskTarget{Serial: d.GetSerial(), WWN: d.GetWwn(), Model: d.GetModel(), SizeBytes: d.GetSizeBytes()}
+	}
+	if i := o.GetImage(); i != nil {
+		out.Image = &fleet.ImageRef{Name: i.GetName(), Version: i.GetVersion(), Arch: i.GetArch(), SHA256: i.GetSha256()}
+	}
+	return out
 }
+
+// onSystem are the kinds that are about a node's own operating system; its
+// site need not be named.
+var onSystem = map[string]bool{"install": true, "wipe": true, "recover": true, "downgrade": true, "clear-failed": true}
 
 // orderCommand is `muster order KIND NODE`.
 func orderCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "order",
 		Short: "Tell one node of a site what no node may do on its own",
-		Long: `For a site that lost servers, and for two clusters at one site. Each order says
+		Long: `Install, wipe, recover, downgrade and clear-failed are about the node's own
+operating system; the others are for a site that lost servers, and for two
+clusters at one site. Each order says
 in a sentence what it does and wants --yes. It is signed, it is good for one
 node and until it ends, and a node that has it needs no centre to obey.
 
@@ -58,6 +78,21 @@ Found, reset and restore are carried out when the cluster has been silent for
 ten minutes, so that one too many does no harm while a server merely restarts.`,
 	}
 	cmd.AddCommand(
+		orderKindCommand("install", "Write a slot image to one disk, named exactly",
+			`The centre finds the disk in what the machine reported, by --disk or by the
+site's rule, and signs all that the disk says of itself: serial number, WWN, model
+and size. The node touches no disk that differs in any of these. Without --image
+it is the image of the site's stack version.`),
+		orderKindCommand("wipe", "Destroy what is on one disk, named exactly",
+			`For a machine that goes to somebody else. The machine itself can be denied
+afterwards: muster deny.`),
+		orderKindCommand("recover", "Restart into the recovery image and stay there",
+			`The node calls home from there and waits for the next order.`),
+		orderKindCommand("downgrade", "Go to an older image",
+			`A node never goes back by itself but to the slot it came from.`),
+		orderKindCommand("clear-failed", "Forget that an image failed on the node",
+			`A node does not try an image again that it judged bad. After what was wrong has
+been mended outside of the image, this lets it try once more.`),
 		orderKindCommand("found", "Start a new, empty cluster",
 			`For a site whose founder (--founding named) will not come, whose founding right
 went to a node that was lost, or whose cluster is lost with all its data.`),
@@ -78,10 +113,11 @@ up, and its nodes join that of --into.`),
 
 func orderKindCommand(kind, short, long string) *cobra.Command {
 	var (
-		q     musterv1.CreateOrderRequest
-		valid time.Duration
-		yes   bool
-		f     format
+		q      musterv1.CreateOrderRequest
+		valid  time.Duration
+		yes    bool
+		f      format
+		dryRun bool
 	)
 	q.Kind = kind
 	cmd := &cobra.Command{
@@ -95,7 +131,17 @@ func orderKindCommand(kind, short, long string) *cobra.Command {
 	fl.StringVar(&q.Reason, "reason", "", "for the audit log and for the node's screen")
 	fl.DurationVar(&valid, "valid", 24*time.Hour, "how long the order is good")
 	fl.BoolVar(&yes, "yes", false, "do it")
+	fl.BoolVar(&dryRun, "dry-run", false, "say what the order would do, and sign nothing")
 	switch kind {
+	case "install", "wipe":
+		fl.StringVar(&q.Disk, "disk", "", "the disk: serial=S, wwn=W, or its path")
+		if kind == "install" {
+			fl.StringVar(&q.Image, "image", "", "slot image (NAME@VERSION); default: that of the site's stack version")
+			fl.BoolVar(&q.KeepData, "keep-data", false, "a data partition of ours that is on the disk stays as it is")
+			fl.BoolVar(&q.Overwrite, "overwrite", false, "take the disk although it holds a partition table")
+		}
+	case "downgrade", "clear-failed":
+		fl.StringVar(&q.Image, "image", "", "the image (NAME@VERSION)")
 	case "reset":
 		fl.StringVar(&q.Cluster, "cluster", "", "UID of the cluster; default: the one the centre knows")
 	case "restore":
@@ -107,13 +153,20 @@ func orderKindCommand(kind, short, long string) *cobra.Command {
 	}
 	cmd.RunE = func(cmd *cobra.Command, args []string) error {
 		var missing []string
+		own := onSystem[kind]
 		for name, v := range map[string]string{"site": q.Site, "reason": strings.TrimSpace(q.Reason)} {
-			if v == "" {
+			if v == "" && !(own && name == "site") {
 				missing = append(missing, "--"+name)
 			}
 		}
 		if kind == "restore" && q.Snapshot == "" {
 			missing = append(missing, "--snapshot")
+		}
+		if kind == "wipe" && q.Disk == "" {
+			missing = append(missing, "--disk")
+		}
+		if (kind == "downgrade" || kind == "clear-failed") && q.Image == "" {
+			missing = append(missing, "--image")
 		}
 		if kind == "dissolve" && (q.Cluster == "" || q.Into == "") {
 			missing = append(missing, "--cluster and --into")
@@ -132,12 +185,29 @@ func orderKindCommand(kind, short, long string) *cobra.Command {
 		if err != nil {
 			return c.explain(err)
 		}
+		if dryRun {
+			o := issuedOrderOf(dry.Order)
+			o.ID, o.Sentence, o.Warnings = "", dry.Sentence, dry.Warnings
+			if f == "table" || f == "wide" {
+				fmt.Fprintln(cmd.OutOrStdout(), cell(dry.Sentence))
+				for _, w := range dry.Warnings {
+					fmt.Fprintf(cmd.OutOrStdout(), "  note: %s\n", cell(w))
+				}
+				return nil
+			}
+			return f.write(cmd.OutOrStdout(), o, table{names: []string{"order/"}})
+		}
 		if err := agreed(cmd, yes, dry.Sentence, dry.Warnings); err != nil {
 			return err
 		}
 		// What was shown is what is signed: the same node, cluster and epoch.
 		q.DryRun, q.SeenEpoch, q.Node = false, dry.Epoch, dry.Order.Order.Node
-		if kind != "found" {
+		if own {
+			if i := dry.Order.Order.Image; i != nil {
+				q.Image = i.Name + "@" + i.Version
+			}
+			q.Site = dry.Order.Order.Site
+		} else if kind != "found" {
 			q.Cluster = dry.Order.Order.Cluster
 		}
 		out, err := c.CreateOrder(cmd.Context(), &q)

@@ -31,7 +31,7 @@ The verbs below are about another thing, the release key, which signs what
 machines may run and is never at the centre.`,
 	}
 	releaseRequestFlags(cmd)
-	cmd.AddCommand(releaseKeygenCommand(), releaseSignCommand(), releaseVerifyCommand(), releaseSecureBootCommand())
+	cmd.AddCommand(releaseKeygenCommand(), releaseSignCommand(), releaseVerifyCommand(), releaseStackCommand(), releaseSecureBootCommand())
 	return cmd
 }
 

@@ -54,6 +54,7 @@ func TestScripts(t *testing.T) {
 			"manifest": scriptManifest, "pick": scriptPick, "rc": scriptExit, "enrolled": scriptEnrolled, "isolate": scriptIsolate, "clean": scriptClean,
 			"reported": scriptReported, "sealed": scriptSealed, "offers": scriptOffers, "truncate": scriptTruncate,
 			"canaries": scriptCanaries, "bundled": scriptBundled,
+			"slotimage": scriptSlotImage, "system": scriptSystem,
 		},
 	})
 }

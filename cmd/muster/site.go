@@ -35,6 +35,11 @@ type siteFlags struct {
 	flannel, clusterCIDR, serviceCIDR string
 	clusterDNS, nodeCIDR              string
 	title, location, reason           string
+	install                           string
+	windows                           []string
+	paused, drainForce                bool
+	drainTimeout                      time.Duration
+	rateKbit                          int64
 }
 
 func (s *siteFlags) add(cmd *cobra.Command) {
@@ -57,6 +62,12 @@ func (s *siteFlags) add(cmd *cobra.Command) {
 	f.StringVar(&s.nodeCIDR, "node-cidr", "100.96.0.0/16", "at birth: network of the nodes' in-site addresses; \"none\": their LAN addresses, which then must never change")
 	f.BoolVar(&s.secrets, "secrets-encryption", true, "at birth: Secrets are encrypted in the datastore")
 	f.StringVar(&s.delegates, "delegates", "", "file with public keys (PEM) that may admit and remove nodes beside the centre; \"none\" takes them back")
+	f.StringVar(&s.install, "install", "", "which disk the centre orders installed when a node comes and the site has a stack: only, smallest, largest or nvme-first, with conditions after commas: model=PM9*, transport=nvme, min=BYTES, max=BYTES, overwrite; \"none\": a person orders it")
+	f.StringArrayVar(&s.windows, "update-window", nil, "when nodes may restart into another version: \"[mon,tue ]HH:MM MINUTES [UTC+OFFSET_MINUTES]\"; may be repeated; \"always\" takes all back")
+	f.BoolVar(&s.paused, "update-paused", false, "no node restarts into another version")
+	f.DurationVar(&s.drainTimeout, "drain-timeout", 5*time.Minute, "how long pods may take to leave a node before it restarts")
+	f.BoolVar(&s.drainForce, "drain-force", false, "restart although pods did not leave in time")
+	f.Int64Var(&s.rateKbit, "rate-kbit", 0, "most that one node takes from the centre, in kbit/s; 0: no bound")
 	f.StringVar(&s.title, "title", "", "a name for people")
 	f.StringVar(&s.location, "location", "", "where it is")
 	f.StringVar(&s.reason, "reason", "", "for the audit log")
@@ -66,6 +77,7 @@ func (s *siteFlags) add(cmd *cobra.Command) {
 func (s *siteFlags) apply(cmd *cobra.Command, site *fleet.Site, set *fleet.SiteSettings, node func(string) (fleet.NodeID, error)) error {
 	var errs []error
 	given := cmd.Flags().Changed
+	errs = append(errs, s.applySystem(given, set))
 	if given("founding") {
 		set.Founding = fleet.Founding{Mode: fleet.FoundingMode(s.founding)}
 	}
