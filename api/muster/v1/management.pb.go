@@ -4215,311 +4215,6 @@ func (x *PublishStackVersionResponse) GetWarnings() []string {
 	return nil
 }
 
-type ApplyDocument struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// JSON of one document.
-	Json          []byte `protobuf:"bytes,1,opt,name=json,proto3" json:"json,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ApplyDocument) Reset() {
-	*x = ApplyDocument{}
-	mi := &file_muster_v1_management_proto_msgTypes[62]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ApplyDocument) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ApplyDocument) ProtoMessage() {}
-
-func (x *ApplyDocument) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[62]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ApplyDocument.ProtoReflect.Descriptor instead.
-func (*ApplyDocument) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{62}
-}
-
-func (x *ApplyDocument) GetJson() []byte {
-	if x != nil {
-		return x.Json
-	}
-	return nil
-}
-
-type ApplyRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	Documents     []*ApplyDocument       `protobuf:"bytes,1,rep,name=documents,proto3" json:"documents,omitempty"`
-	DryRun        bool                   `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
-	Reason        string                 `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ApplyRequest) Reset() {
-	*x = ApplyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[63]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ApplyRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ApplyRequest) ProtoMessage() {}
-
-func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[63]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
-func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{63}
-}
-
-func (x *ApplyRequest) GetDocuments() []*ApplyDocument {
-	if x != nil {
-		return x.Documents
-	}
-	return nil
-}
-
-func (x *ApplyRequest) GetDryRun() bool {
-	if x != nil {
-		return x.DryRun
-	}
-	return false
-}
-
-func (x *ApplyRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-type ApplyProblem struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// Index of the document, and the field it is about, such as "spec.policy".
-	Document      uint32 `protobuf:"varint,1,opt,name=document,proto3" json:"document,omitempty"`
-	Field         string `protobuf:"bytes,2,opt,name=field,proto3" json:"field,omitempty"`
-	Problem       string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ApplyProblem) Reset() {
-	*x = ApplyProblem{}
-	mi := &file_muster_v1_management_proto_msgTypes[64]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ApplyProblem) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ApplyProblem) ProtoMessage() {}
-
-func (x *ApplyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[64]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ApplyProblem.ProtoReflect.Descriptor instead.
-func (*ApplyProblem) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{64}
-}
-
-func (x *ApplyProblem) GetDocument() uint32 {
-	if x != nil {
-		return x.Document
-	}
-	return 0
-}
-
-func (x *ApplyProblem) GetField() string {
-	if x != nil {
-		return x.Field
-	}
-	return ""
-}
-
-func (x *ApplyProblem) GetProblem() string {
-	if x != nil {
-		return x.Problem
-	}
-	return ""
-}
-
-type AppliedObject struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	Kind  string                 `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Name  string                 `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	// "created", "changed" or "unchanged".
-	Outcome  string `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	Revision int64  `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
-	// The object's document before and after, as JSON.
-	Before        []byte `protobuf:"bytes,5,opt,name=before,proto3" json:"before,omitempty"`
-	After         []byte `protobuf:"bytes,6,opt,name=after,proto3" json:"after,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *AppliedObject) Reset() {
-	*x = AppliedObject{}
-	mi := &file_muster_v1_management_proto_msgTypes[65]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *AppliedObject) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*AppliedObject) ProtoMessage() {}
-
-func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[65]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
-func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{65}
-}
-
-func (x *AppliedObject) GetKind() string {
-	if x != nil {
-		return x.Kind
-	}
-	return ""
-}
-
-func (x *AppliedObject) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *AppliedObject) GetOutcome() string {
-	if x != nil {
-		return x.Outcome
-	}
-	return ""
-}
-
-func (x *AppliedObject) GetRevision() int64 {
-	if x != nil {
-		return x.Revision
-	}
-	return 0
-}
-
-func (x *AppliedObject) GetBefore() []byte {
-	if x != nil {
-		return x.Before
-	}
-	return nil
-}
-
-func (x *AppliedObject) GetAfter() []byte {
-	if x != nil {
-		return x.After
-	}
-	return nil
-}
-
-type ApplyResponse struct {
-	state   protoimpl.MessageState `protogen:"open.v1"`
-	Objects []*AppliedObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
-	// If there are any, nothing was written.
-	Problems      []*ApplyProblem `protobuf:"bytes,2,rep,name=problems,proto3" json:"problems,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *ApplyResponse) Reset() {
-	*x = ApplyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[66]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *ApplyResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*ApplyResponse) ProtoMessage() {}
-
-func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[66]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
-func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{66}
-}
-
-func (x *ApplyResponse) GetObjects() []*AppliedObject {
-	if x != nil {
-		return x.Objects
-	}
-	return nil
-}
-
-func (x *ApplyResponse) GetProblems() []*ApplyProblem {
-	if x != nil {
-		return x.Problems
-	}
-	return nil
-}
-
 type LabelObjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "site", "stack" or "node".
@@ -4536,7 +4231,7 @@ type LabelObjectRequest struct {
 
 func (x *LabelObjectRequest) Reset() {
 	*x = LabelObjectRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[67]
+	mi := &file_muster_v1_management_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4548,7 +4243,7 @@ func (x *LabelObjectRequest) String() string {
 func (*LabelObjectRequest) ProtoMessage() {}
 
 func (x *LabelObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[67]
+	mi := &file_muster_v1_management_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4561,7 +4256,7 @@ func (x *LabelObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelObjectRequest.ProtoReflect.Descriptor instead.
 func (*LabelObjectRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{67}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *LabelObjectRequest) GetKind() string {
@@ -4617,7 +4312,7 @@ type LabelObjectResponse struct {
 
 func (x *LabelObjectResponse) Reset() {
 	*x = LabelObjectResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[68]
+	mi := &file_muster_v1_management_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4629,7 +4324,7 @@ func (x *LabelObjectResponse) String() string {
 func (*LabelObjectResponse) ProtoMessage() {}
 
 func (x *LabelObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[68]
+	mi := &file_muster_v1_management_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4642,7 +4337,7 @@ func (x *LabelObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelObjectResponse.ProtoReflect.Descriptor instead.
 func (*LabelObjectResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{68}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *LabelObjectResponse) GetLabels() map[string]string {
@@ -4664,111 +4359,6 @@ func (x *LabelObjectResponse) GetRevision() int64 {
 		return x.Revision
 	}
 	return 0
-}
-
-type DeleteObjectRequest struct {
-	state protoimpl.MessageState `protogen:"open.v1"`
-	// "site" or "stack".
-	Kind          string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
-	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
-	Reason        string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
-	Revision      int64  `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteObjectRequest) Reset() {
-	*x = DeleteObjectRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[69]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteObjectRequest) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteObjectRequest) ProtoMessage() {}
-
-func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[69]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteObjectRequest.ProtoReflect.Descriptor instead.
-func (*DeleteObjectRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{69}
-}
-
-func (x *DeleteObjectRequest) GetKind() string {
-	if x != nil {
-		return x.Kind
-	}
-	return ""
-}
-
-func (x *DeleteObjectRequest) GetName() string {
-	if x != nil {
-		return x.Name
-	}
-	return ""
-}
-
-func (x *DeleteObjectRequest) GetReason() string {
-	if x != nil {
-		return x.Reason
-	}
-	return ""
-}
-
-func (x *DeleteObjectRequest) GetRevision() int64 {
-	if x != nil {
-		return x.Revision
-	}
-	return 0
-}
-
-type DeleteObjectResponse struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
-}
-
-func (x *DeleteObjectResponse) Reset() {
-	*x = DeleteObjectResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[70]
-	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-	ms.StoreMessageInfo(mi)
-}
-
-func (x *DeleteObjectResponse) String() string {
-	return protoimpl.X.MessageStringOf(x)
-}
-
-func (*DeleteObjectResponse) ProtoMessage() {}
-
-func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[70]
-	if x != nil {
-		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
-		if ms.LoadMessageInfo() == nil {
-			ms.StoreMessageInfo(mi)
-		}
-		return ms
-	}
-	return mi.MessageOf(x)
-}
-
-// Deprecated: Use DeleteObjectResponse.ProtoReflect.Descriptor instead.
-func (*DeleteObjectResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{70}
 }
 
 type CreateOrderRequest struct {
@@ -4808,7 +4398,7 @@ type CreateOrderRequest struct {
 
 func (x *CreateOrderRequest) Reset() {
 	*x = CreateOrderRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[71]
+	mi := &file_muster_v1_management_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4820,7 +4410,7 @@ func (x *CreateOrderRequest) String() string {
 func (*CreateOrderRequest) ProtoMessage() {}
 
 func (x *CreateOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[71]
+	mi := &file_muster_v1_management_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4833,7 +4423,7 @@ func (x *CreateOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOrderRequest.ProtoReflect.Descriptor instead.
 func (*CreateOrderRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{71}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *CreateOrderRequest) GetKind() string {
@@ -4950,7 +4540,7 @@ type CreateOrderResponse struct {
 
 func (x *CreateOrderResponse) Reset() {
 	*x = CreateOrderResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[72]
+	mi := &file_muster_v1_management_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4962,7 +4552,7 @@ func (x *CreateOrderResponse) String() string {
 func (*CreateOrderResponse) ProtoMessage() {}
 
 func (x *CreateOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[72]
+	mi := &file_muster_v1_management_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4975,7 +4565,7 @@ func (x *CreateOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOrderResponse.ProtoReflect.Descriptor instead.
 func (*CreateOrderResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{72}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *CreateOrderResponse) GetOrder() *IssuedOrder {
@@ -5019,7 +4609,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[73]
+	mi := &file_muster_v1_management_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5031,7 +4621,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[73]
+	mi := &file_muster_v1_management_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5044,7 +4634,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{73}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *ListOrdersRequest) GetSite() string {
@@ -5080,7 +4670,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[74]
+	mi := &file_muster_v1_management_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5092,7 +4682,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[74]
+	mi := &file_muster_v1_management_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5105,7 +4695,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{74}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*IssuedOrder {
@@ -5139,7 +4729,7 @@ type WithdrawOrderRequest struct {
 
 func (x *WithdrawOrderRequest) Reset() {
 	*x = WithdrawOrderRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[75]
+	mi := &file_muster_v1_management_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5151,7 +4741,7 @@ func (x *WithdrawOrderRequest) String() string {
 func (*WithdrawOrderRequest) ProtoMessage() {}
 
 func (x *WithdrawOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[75]
+	mi := &file_muster_v1_management_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5164,7 +4754,7 @@ func (x *WithdrawOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithdrawOrderRequest.ProtoReflect.Descriptor instead.
 func (*WithdrawOrderRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{75}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *WithdrawOrderRequest) GetId() string {
@@ -5190,7 +4780,7 @@ type WithdrawOrderResponse struct {
 
 func (x *WithdrawOrderResponse) Reset() {
 	*x = WithdrawOrderResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[76]
+	mi := &file_muster_v1_management_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5202,7 +4792,7 @@ func (x *WithdrawOrderResponse) String() string {
 func (*WithdrawOrderResponse) ProtoMessage() {}
 
 func (x *WithdrawOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[76]
+	mi := &file_muster_v1_management_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5215,7 +4805,7 @@ func (x *WithdrawOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithdrawOrderResponse.ProtoReflect.Descriptor instead.
 func (*WithdrawOrderResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{76}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *WithdrawOrderResponse) GetOrder() *IssuedOrder {
@@ -5236,7 +4826,7 @@ type TrustEscrowKeyRequest struct {
 
 func (x *TrustEscrowKeyRequest) Reset() {
 	*x = TrustEscrowKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[77]
+	mi := &file_muster_v1_management_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5248,7 +4838,7 @@ func (x *TrustEscrowKeyRequest) String() string {
 func (*TrustEscrowKeyRequest) ProtoMessage() {}
 
 func (x *TrustEscrowKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[77]
+	mi := &file_muster_v1_management_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5261,7 +4851,7 @@ func (x *TrustEscrowKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustEscrowKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustEscrowKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{77}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *TrustEscrowKeyRequest) GetKey() []byte {
@@ -5288,7 +4878,7 @@ type TrustEscrowKeyResponse struct {
 
 func (x *TrustEscrowKeyResponse) Reset() {
 	*x = TrustEscrowKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[78]
+	mi := &file_muster_v1_management_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5300,7 +4890,7 @@ func (x *TrustEscrowKeyResponse) String() string {
 func (*TrustEscrowKeyResponse) ProtoMessage() {}
 
 func (x *TrustEscrowKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[78]
+	mi := &file_muster_v1_management_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5313,7 +4903,7 @@ func (x *TrustEscrowKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustEscrowKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustEscrowKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{78}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *TrustEscrowKeyResponse) GetKeyId() string {
@@ -5339,7 +4929,7 @@ type ListEscrowRequest struct {
 
 func (x *ListEscrowRequest) Reset() {
 	*x = ListEscrowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[79]
+	mi := &file_muster_v1_management_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5351,7 +4941,7 @@ func (x *ListEscrowRequest) String() string {
 func (*ListEscrowRequest) ProtoMessage() {}
 
 func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[79]
+	mi := &file_muster_v1_management_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5364,7 +4954,7 @@ func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowRequest.ProtoReflect.Descriptor instead.
 func (*ListEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{79}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ListEscrowRequest) GetSite() string {
@@ -5385,7 +4975,7 @@ type ListEscrowResponse struct {
 
 func (x *ListEscrowResponse) Reset() {
 	*x = ListEscrowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[80]
+	mi := &file_muster_v1_management_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5397,7 +4987,7 @@ func (x *ListEscrowResponse) String() string {
 func (*ListEscrowResponse) ProtoMessage() {}
 
 func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[80]
+	mi := &file_muster_v1_management_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5410,7 +5000,7 @@ func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowResponse.ProtoReflect.Descriptor instead.
 func (*ListEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{80}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListEscrowResponse) GetBlobs() []*EscrowBlob {
@@ -5436,7 +5026,7 @@ type FetchEscrowRequest struct {
 
 func (x *FetchEscrowRequest) Reset() {
 	*x = FetchEscrowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[81]
+	mi := &file_muster_v1_management_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5448,7 +5038,7 @@ func (x *FetchEscrowRequest) String() string {
 func (*FetchEscrowRequest) ProtoMessage() {}
 
 func (x *FetchEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[81]
+	mi := &file_muster_v1_management_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5461,7 +5051,7 @@ func (x *FetchEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchEscrowRequest.ProtoReflect.Descriptor instead.
 func (*FetchEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{81}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *FetchEscrowRequest) GetId() string {
@@ -5484,7 +5074,7 @@ type FetchEscrowResponse struct {
 
 func (x *FetchEscrowResponse) Reset() {
 	*x = FetchEscrowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[82]
+	mi := &file_muster_v1_management_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5496,7 +5086,7 @@ func (x *FetchEscrowResponse) String() string {
 func (*FetchEscrowResponse) ProtoMessage() {}
 
 func (x *FetchEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[82]
+	mi := &file_muster_v1_management_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5509,7 +5099,7 @@ func (x *FetchEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchEscrowResponse.ProtoReflect.Descriptor instead.
 func (*FetchEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{82}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *FetchEscrowResponse) GetPart() isFetchEscrowResponse_Part {
@@ -5566,7 +5156,7 @@ type PutHandoverRequest struct {
 
 func (x *PutHandoverRequest) Reset() {
 	*x = PutHandoverRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[83]
+	mi := &file_muster_v1_management_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5578,7 +5168,7 @@ func (x *PutHandoverRequest) String() string {
 func (*PutHandoverRequest) ProtoMessage() {}
 
 func (x *PutHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[83]
+	mi := &file_muster_v1_management_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5591,7 +5181,7 @@ func (x *PutHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PutHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{83}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *PutHandoverRequest) GetPart() isPutHandoverRequest_Part {
@@ -5651,7 +5241,7 @@ type HandoverHeader struct {
 
 func (x *HandoverHeader) Reset() {
 	*x = HandoverHeader{}
-	mi := &file_muster_v1_management_proto_msgTypes[84]
+	mi := &file_muster_v1_management_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5663,7 +5253,7 @@ func (x *HandoverHeader) String() string {
 func (*HandoverHeader) ProtoMessage() {}
 
 func (x *HandoverHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[84]
+	mi := &file_muster_v1_management_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5676,7 +5266,7 @@ func (x *HandoverHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandoverHeader.ProtoReflect.Descriptor instead.
 func (*HandoverHeader) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{84}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *HandoverHeader) GetNode() string {
@@ -5737,7 +5327,7 @@ type PutHandoverResponse struct {
 
 func (x *PutHandoverResponse) Reset() {
 	*x = PutHandoverResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[85]
+	mi := &file_muster_v1_management_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5749,7 +5339,7 @@ func (x *PutHandoverResponse) String() string {
 func (*PutHandoverResponse) ProtoMessage() {}
 
 func (x *PutHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[85]
+	mi := &file_muster_v1_management_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5762,7 +5352,7 @@ func (x *PutHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PutHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{85}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *PutHandoverResponse) GetBlob() *EscrowBlob {
@@ -5780,7 +5370,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[86]
+	mi := &file_muster_v1_management_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5792,7 +5382,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[86]
+	mi := &file_muster_v1_management_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5805,7 +5395,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{86}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{79}
 }
 
 type ListImagesResponse struct {
@@ -5818,7 +5408,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[87]
+	mi := &file_muster_v1_management_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5830,7 +5420,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[87]
+	mi := &file_muster_v1_management_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5843,7 +5433,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{87}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -5870,7 +5460,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[88]
+	mi := &file_muster_v1_management_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5882,7 +5472,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[88]
+	mi := &file_muster_v1_management_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5895,7 +5485,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{88}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RegisterImageRequest) GetManifest() []byte {
@@ -5916,7 +5506,7 @@ type RegisterImageResponse struct {
 
 func (x *RegisterImageResponse) Reset() {
 	*x = RegisterImageResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[89]
+	mi := &file_muster_v1_management_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5928,7 +5518,7 @@ func (x *RegisterImageResponse) String() string {
 func (*RegisterImageResponse) ProtoMessage() {}
 
 func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[89]
+	mi := &file_muster_v1_management_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5941,7 +5531,7 @@ func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
 func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{89}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *RegisterImageResponse) GetImage() *Image {
@@ -5969,7 +5559,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[90]
+	mi := &file_muster_v1_management_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5981,7 +5571,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[90]
+	mi := &file_muster_v1_management_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5994,7 +5584,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{90}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *TrustReleaseKeyRequest) GetPublicKey() string {
@@ -6022,7 +5612,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[91]
+	mi := &file_muster_v1_management_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6034,7 +5624,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[91]
+	mi := &file_muster_v1_management_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6047,7 +5637,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{91}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *TrustReleaseKeyResponse) GetKeyIds() []string {
@@ -6078,7 +5668,7 @@ type Root struct {
 
 func (x *Root) Reset() {
 	*x = Root{}
-	mi := &file_muster_v1_management_proto_msgTypes[92]
+	mi := &file_muster_v1_management_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6090,7 +5680,7 @@ func (x *Root) String() string {
 func (*Root) ProtoMessage() {}
 
 func (x *Root) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[92]
+	mi := &file_muster_v1_management_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6103,7 +5693,7 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Root.ProtoReflect.Descriptor instead.
 func (*Root) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{92}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *Root) GetFile() string {
@@ -6149,7 +5739,7 @@ type ListRootsRequest struct {
 
 func (x *ListRootsRequest) Reset() {
 	*x = ListRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[93]
+	mi := &file_muster_v1_management_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6161,7 +5751,7 @@ func (x *ListRootsRequest) String() string {
 func (*ListRootsRequest) ProtoMessage() {}
 
 func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[93]
+	mi := &file_muster_v1_management_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6174,7 +5764,7 @@ func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsRequest.ProtoReflect.Descriptor instead.
 func (*ListRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{93}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{86}
 }
 
 type ListRootsResponse struct {
@@ -6189,7 +5779,7 @@ type ListRootsResponse struct {
 
 func (x *ListRootsResponse) Reset() {
 	*x = ListRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[94]
+	mi := &file_muster_v1_management_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6201,7 +5791,7 @@ func (x *ListRootsResponse) String() string {
 func (*ListRootsResponse) ProtoMessage() {}
 
 func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[94]
+	mi := &file_muster_v1_management_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6214,7 +5804,7 @@ func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsResponse.ProtoReflect.Descriptor instead.
 func (*ListRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{94}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ListRootsResponse) GetRoots() []*Root {
@@ -6250,7 +5840,7 @@ type ImportRootsRequest struct {
 
 func (x *ImportRootsRequest) Reset() {
 	*x = ImportRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[95]
+	mi := &file_muster_v1_management_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6262,7 +5852,7 @@ func (x *ImportRootsRequest) String() string {
 func (*ImportRootsRequest) ProtoMessage() {}
 
 func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[95]
+	mi := &file_muster_v1_management_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6275,7 +5865,7 @@ func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsRequest.ProtoReflect.Descriptor instead.
 func (*ImportRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{95}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ImportRootsRequest) GetCertificates() [][]byte {
@@ -6308,7 +5898,7 @@ type ImportRootsResponse struct {
 
 func (x *ImportRootsResponse) Reset() {
 	*x = ImportRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[96]
+	mi := &file_muster_v1_management_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6320,7 +5910,7 @@ func (x *ImportRootsResponse) String() string {
 func (*ImportRootsResponse) ProtoMessage() {}
 
 func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[96]
+	mi := &file_muster_v1_management_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6333,7 +5923,7 @@ func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsResponse.ProtoReflect.Descriptor instead.
 func (*ImportRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{96}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *ImportRootsResponse) GetRoots() []*Root {
@@ -6354,7 +5944,7 @@ type OpenBootWindowRequest struct {
 
 func (x *OpenBootWindowRequest) Reset() {
 	*x = OpenBootWindowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[97]
+	mi := &file_muster_v1_management_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6366,7 +5956,7 @@ func (x *OpenBootWindowRequest) String() string {
 func (*OpenBootWindowRequest) ProtoMessage() {}
 
 func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[97]
+	mi := &file_muster_v1_management_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6379,7 +5969,7 @@ func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowRequest.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{97}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *OpenBootWindowRequest) GetSeconds() uint32 {
@@ -6413,7 +6003,7 @@ type OpenBootWindowResponse struct {
 
 func (x *OpenBootWindowResponse) Reset() {
 	*x = OpenBootWindowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[98]
+	mi := &file_muster_v1_management_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6425,7 +6015,7 @@ func (x *OpenBootWindowResponse) String() string {
 func (*OpenBootWindowResponse) ProtoMessage() {}
 
 func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[98]
+	mi := &file_muster_v1_management_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6438,7 +6028,7 @@ func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowResponse.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{98}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *OpenBootWindowResponse) GetUntil() *timestamppb.Timestamp {
@@ -6468,7 +6058,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[99]
+	mi := &file_muster_v1_management_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6480,7 +6070,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[99]
+	mi := &file_muster_v1_management_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6493,7 +6083,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{99}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *WatchEventsRequest) GetAfter() uint64 {
@@ -6528,7 +6118,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[100]
+	mi := &file_muster_v1_management_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6540,7 +6130,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[100]
+	mi := &file_muster_v1_management_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6553,7 +6143,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{100}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -6581,7 +6171,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[101]
+	mi := &file_muster_v1_management_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6593,7 +6183,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[101]
+	mi := &file_muster_v1_management_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6606,7 +6196,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{101}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *ListAuditRequest) GetAfter() uint64 {
@@ -6671,7 +6261,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[102]
+	mi := &file_muster_v1_management_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6683,7 +6273,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[102]
+	mi := &file_muster_v1_management_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6696,7 +6286,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{102}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ListAuditResponse) GetRecords() []*AuditRecord {
@@ -6728,7 +6318,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[103]
+	mi := &file_muster_v1_management_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6740,7 +6330,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[103]
+	mi := &file_muster_v1_management_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6753,7 +6343,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{103}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{96}
 }
 
 type VerifyAuditResponse struct {
@@ -6771,7 +6361,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[104]
+	mi := &file_muster_v1_management_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6783,7 +6373,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[104]
+	mi := &file_muster_v1_management_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6796,7 +6386,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{104}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *VerifyAuditResponse) GetOk() bool {
@@ -7186,27 +6776,7 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x1bPublishStackVersionResponse\x125\n" +
 	"\aversion\x18\x01 \x01(\v2\x1b.muster.v1.PublishedVersionR\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\bR\acreated\x12\x1a\n" +
-	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"#\n" +
-	"\rApplyDocument\x12\x12\n" +
-	"\x04json\x18\x01 \x01(\fR\x04json\"w\n" +
-	"\fApplyRequest\x126\n" +
-	"\tdocuments\x18\x01 \x03(\v2\x18.muster.v1.ApplyDocumentR\tdocuments\x12\x17\n" +
-	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\"Z\n" +
-	"\fApplyProblem\x12\x1a\n" +
-	"\bdocument\x18\x01 \x01(\rR\bdocument\x12\x14\n" +
-	"\x05field\x18\x02 \x01(\tR\x05field\x12\x18\n" +
-	"\aproblem\x18\x03 \x01(\tR\aproblem\"\x9b\x01\n" +
-	"\rAppliedObject\x12\x12\n" +
-	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x12\x18\n" +
-	"\aoutcome\x18\x03 \x01(\tR\aoutcome\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x03R\brevision\x12\x16\n" +
-	"\x06before\x18\x05 \x01(\fR\x06before\x12\x14\n" +
-	"\x05after\x18\x06 \x01(\fR\x05after\"x\n" +
-	"\rApplyResponse\x122\n" +
-	"\aobjects\x18\x01 \x03(\v2\x18.muster.v1.AppliedObjectR\aobjects\x123\n" +
-	"\bproblems\x18\x02 \x03(\v2\x17.muster.v1.ApplyProblemR\bproblems\"\xfa\x01\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\xfa\x01\n" +
 	"\x12LabelObjectRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x128\n" +
@@ -7223,13 +6793,7 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\brevision\x18\x03 \x01(\x03R\brevision\x1a9\n" +
 	"\vLabelsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
-	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"q\n" +
-	"\x13DeleteObjectRequest\x12\x12\n" +
-	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
-	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
-	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1a\n" +
-	"\brevision\x18\x04 \x01(\x03R\brevision\"\x16\n" +
-	"\x14DeleteObjectResponse\"\xf4\x02\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xf4\x02\n" +
 	"\x12CreateOrderRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04node\x18\x02 \x01(\tR\x04node\x12\x12\n" +
@@ -7360,7 +6924,7 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x17\n" +
 	"\abad_seq\x18\x03 \x01(\x04R\x06badSeq\x12\x18\n" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x12\n" +
-	"\x04head\x18\x05 \x01(\tR\x04head2\xb5\x1c\n" +
+	"\x04head\x18\x05 \x01(\tR\x04head2\xa8\x1b\n" +
 	"\x11ManagementService\x12F\n" +
 	"\tGetCentre\x12\x1b.muster.v1.GetCentreRequest\x1a\x1c.muster.v1.GetCentreResponse\x12O\n" +
 	"\fListRequests\x12\x1e.muster.v1.ListRequestsRequest\x1a\x1f.muster.v1.ListRequestsResponse\x12I\n" +
@@ -7394,10 +6958,8 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\n" +
 	"ListStacks\x12\x1c.muster.v1.ListStacksRequest\x1a\x1d.muster.v1.ListStacksResponse\x12C\n" +
 	"\bGetStack\x12\x1a.muster.v1.GetStackRequest\x1a\x1b.muster.v1.GetStackResponse\x12d\n" +
-	"\x13PublishStackVersion\x12%.muster.v1.PublishStackVersionRequest\x1a&.muster.v1.PublishStackVersionResponse\x12:\n" +
-	"\x05Apply\x12\x17.muster.v1.ApplyRequest\x1a\x18.muster.v1.ApplyResponse\x12L\n" +
-	"\vLabelObject\x12\x1d.muster.v1.LabelObjectRequest\x1a\x1e.muster.v1.LabelObjectResponse\x12O\n" +
-	"\fDeleteObject\x12\x1e.muster.v1.DeleteObjectRequest\x1a\x1f.muster.v1.DeleteObjectResponse\x12L\n" +
+	"\x13PublishStackVersion\x12%.muster.v1.PublishStackVersionRequest\x1a&.muster.v1.PublishStackVersionResponse\x12L\n" +
+	"\vLabelObject\x12\x1d.muster.v1.LabelObjectRequest\x1a\x1e.muster.v1.LabelObjectResponse\x12L\n" +
 	"\vCreateOrder\x12\x1d.muster.v1.CreateOrderRequest\x1a\x1e.muster.v1.CreateOrderResponse\x12I\n" +
 	"\n" +
 	"ListOrders\x12\x1c.muster.v1.ListOrdersRequest\x1a\x1d.muster.v1.ListOrdersResponse\x12R\n" +
@@ -7430,7 +6992,7 @@ func file_muster_v1_management_proto_rawDescGZIP() []byte {
 	return file_muster_v1_management_proto_rawDescData
 }
 
-var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 118)
+var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 111)
 var file_muster_v1_management_proto_goTypes = []any{
 	(*GetCentreRequest)(nil),            // 0: muster.v1.GetCentreRequest
 	(*GetCentreResponse)(nil),           // 1: muster.v1.GetCentreResponse
@@ -7494,278 +7056,264 @@ var file_muster_v1_management_proto_goTypes = []any{
 	(*GetStackResponse)(nil),            // 59: muster.v1.GetStackResponse
 	(*PublishStackVersionRequest)(nil),  // 60: muster.v1.PublishStackVersionRequest
 	(*PublishStackVersionResponse)(nil), // 61: muster.v1.PublishStackVersionResponse
-	(*ApplyDocument)(nil),               // 62: muster.v1.ApplyDocument
-	(*ApplyRequest)(nil),                // 63: muster.v1.ApplyRequest
-	(*ApplyProblem)(nil),                // 64: muster.v1.ApplyProblem
-	(*AppliedObject)(nil),               // 65: muster.v1.AppliedObject
-	(*ApplyResponse)(nil),               // 66: muster.v1.ApplyResponse
-	(*LabelObjectRequest)(nil),          // 67: muster.v1.LabelObjectRequest
-	(*LabelObjectResponse)(nil),         // 68: muster.v1.LabelObjectResponse
-	(*DeleteObjectRequest)(nil),         // 69: muster.v1.DeleteObjectRequest
-	(*DeleteObjectResponse)(nil),        // 70: muster.v1.DeleteObjectResponse
-	(*CreateOrderRequest)(nil),          // 71: muster.v1.CreateOrderRequest
-	(*CreateOrderResponse)(nil),         // 72: muster.v1.CreateOrderResponse
-	(*ListOrdersRequest)(nil),           // 73: muster.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),          // 74: muster.v1.ListOrdersResponse
-	(*WithdrawOrderRequest)(nil),        // 75: muster.v1.WithdrawOrderRequest
-	(*WithdrawOrderResponse)(nil),       // 76: muster.v1.WithdrawOrderResponse
-	(*TrustEscrowKeyRequest)(nil),       // 77: muster.v1.TrustEscrowKeyRequest
-	(*TrustEscrowKeyResponse)(nil),      // 78: muster.v1.TrustEscrowKeyResponse
-	(*ListEscrowRequest)(nil),           // 79: muster.v1.ListEscrowRequest
-	(*ListEscrowResponse)(nil),          // 80: muster.v1.ListEscrowResponse
-	(*FetchEscrowRequest)(nil),          // 81: muster.v1.FetchEscrowRequest
-	(*FetchEscrowResponse)(nil),         // 82: muster.v1.FetchEscrowResponse
-	(*PutHandoverRequest)(nil),          // 83: muster.v1.PutHandoverRequest
-	(*HandoverHeader)(nil),              // 84: muster.v1.HandoverHeader
-	(*PutHandoverResponse)(nil),         // 85: muster.v1.PutHandoverResponse
-	(*ListImagesRequest)(nil),           // 86: muster.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),          // 87: muster.v1.ListImagesResponse
-	(*RegisterImageRequest)(nil),        // 88: muster.v1.RegisterImageRequest
-	(*RegisterImageResponse)(nil),       // 89: muster.v1.RegisterImageResponse
-	(*TrustReleaseKeyRequest)(nil),      // 90: muster.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil),     // 91: muster.v1.TrustReleaseKeyResponse
-	(*Root)(nil),                        // 92: muster.v1.Root
-	(*ListRootsRequest)(nil),            // 93: muster.v1.ListRootsRequest
-	(*ListRootsResponse)(nil),           // 94: muster.v1.ListRootsResponse
-	(*ImportRootsRequest)(nil),          // 95: muster.v1.ImportRootsRequest
-	(*ImportRootsResponse)(nil),         // 96: muster.v1.ImportRootsResponse
-	(*OpenBootWindowRequest)(nil),       // 97: muster.v1.OpenBootWindowRequest
-	(*OpenBootWindowResponse)(nil),      // 98: muster.v1.OpenBootWindowResponse
-	(*WatchEventsRequest)(nil),          // 99: muster.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),         // 100: muster.v1.WatchEventsResponse
-	(*ListAuditRequest)(nil),            // 101: muster.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),           // 102: muster.v1.ListAuditResponse
-	(*VerifyAuditRequest)(nil),          // 103: muster.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),         // 104: muster.v1.VerifyAuditResponse
-	nil,                                 // 105: muster.v1.GetCentreResponse.RequestsEntry
-	nil,                                 // 106: muster.v1.GetCentreResponse.NodesEntry
-	nil,                                 // 107: muster.v1.ApproveRequest.LabelsEntry
-	nil,                                 // 108: muster.v1.ImportPreApprovalRequest.LabelsEntry
-	nil,                                 // 109: muster.v1.CreateClaimRequest.LabelsEntry
-	nil,                                 // 110: muster.v1.CreateRuleRequest.LabelsEntry
-	nil,                                 // 111: muster.v1.TestPreApprovalsResponse.LabelsEntry
-	nil,                                 // 112: muster.v1.AssignNodeRequest.LabelsEntry
-	nil,                                 // 113: muster.v1.AssignStackRequest.LabelsEntry
-	nil,                                 // 114: muster.v1.GetDriftRequest.LabelsEntry
-	nil,                                 // 115: muster.v1.StackSummary.SitesEntry
-	nil,                                 // 116: muster.v1.LabelObjectRequest.SetEntry
-	nil,                                 // 117: muster.v1.LabelObjectResponse.LabelsEntry
-	(*Tenant)(nil),                      // 118: muster.v1.Tenant
-	(*timestamppb.Timestamp)(nil),       // 119: google.protobuf.Timestamp
-	(IdentityTrust)(0),                  // 120: muster.v1.IdentityTrust
-	(*Request)(nil),                     // 121: muster.v1.Request
-	(*Event)(nil),                       // 122: muster.v1.Event
-	(*Node)(nil),                        // 123: muster.v1.Node
-	(*PreApproval)(nil),                 // 124: muster.v1.PreApproval
-	(BootTrust)(0),                      // 125: muster.v1.BootTrust
-	(*SystemReport)(nil),                // 126: muster.v1.SystemReport
-	(*NodeReport)(nil),                  // 127: muster.v1.NodeReport
-	(*IssuedOrder)(nil),                 // 128: muster.v1.IssuedOrder
-	(*StackRef)(nil),                    // 129: muster.v1.StackRef
-	(*Site)(nil),                        // 130: muster.v1.Site
-	(*Charter)(nil),                     // 131: muster.v1.Charter
-	(*SiteSettings)(nil),                // 132: muster.v1.SiteSettings
-	(*Admission)(nil),                   // 133: muster.v1.Admission
-	(*Removal)(nil),                     // 134: muster.v1.Removal
-	(SystemState)(0),                    // 135: muster.v1.SystemState
-	(*Stack)(nil),                       // 136: muster.v1.Stack
-	(*PublishedVersion)(nil),            // 137: muster.v1.PublishedVersion
-	(*EscrowBlob)(nil),                  // 138: muster.v1.EscrowBlob
-	(*Image)(nil),                       // 139: muster.v1.Image
-	(*AuditRecord)(nil),                 // 140: muster.v1.AuditRecord
+	(*LabelObjectRequest)(nil),          // 62: muster.v1.LabelObjectRequest
+	(*LabelObjectResponse)(nil),         // 63: muster.v1.LabelObjectResponse
+	(*CreateOrderRequest)(nil),          // 64: muster.v1.CreateOrderRequest
+	(*CreateOrderResponse)(nil),         // 65: muster.v1.CreateOrderResponse
+	(*ListOrdersRequest)(nil),           // 66: muster.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),          // 67: muster.v1.ListOrdersResponse
+	(*WithdrawOrderRequest)(nil),        // 68: muster.v1.WithdrawOrderRequest
+	(*WithdrawOrderResponse)(nil),       // 69: muster.v1.WithdrawOrderResponse
+	(*TrustEscrowKeyRequest)(nil),       // 70: muster.v1.TrustEscrowKeyRequest
+	(*TrustEscrowKeyResponse)(nil),      // 71: muster.v1.TrustEscrowKeyResponse
+	(*ListEscrowRequest)(nil),           // 72: muster.v1.ListEscrowRequest
+	(*ListEscrowResponse)(nil),          // 73: muster.v1.ListEscrowResponse
+	(*FetchEscrowRequest)(nil),          // 74: muster.v1.FetchEscrowRequest
+	(*FetchEscrowResponse)(nil),         // 75: muster.v1.FetchEscrowResponse
+	(*PutHandoverRequest)(nil),          // 76: muster.v1.PutHandoverRequest
+	(*HandoverHeader)(nil),              // 77: muster.v1.HandoverHeader
+	(*PutHandoverResponse)(nil),         // 78: muster.v1.PutHandoverResponse
+	(*ListImagesRequest)(nil),           // 79: muster.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),          // 80: muster.v1.ListImagesResponse
+	(*RegisterImageRequest)(nil),        // 81: muster.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),       // 82: muster.v1.RegisterImageResponse
+	(*TrustReleaseKeyRequest)(nil),      // 83: muster.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil),     // 84: muster.v1.TrustReleaseKeyResponse
+	(*Root)(nil),                        // 85: muster.v1.Root
+	(*ListRootsRequest)(nil),            // 86: muster.v1.ListRootsRequest
+	(*ListRootsResponse)(nil),           // 87: muster.v1.ListRootsResponse
+	(*ImportRootsRequest)(nil),          // 88: muster.v1.ImportRootsRequest
+	(*ImportRootsResponse)(nil),         // 89: muster.v1.ImportRootsResponse
+	(*OpenBootWindowRequest)(nil),       // 90: muster.v1.OpenBootWindowRequest
+	(*OpenBootWindowResponse)(nil),      // 91: muster.v1.OpenBootWindowResponse
+	(*WatchEventsRequest)(nil),          // 92: muster.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),         // 93: muster.v1.WatchEventsResponse
+	(*ListAuditRequest)(nil),            // 94: muster.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),           // 95: muster.v1.ListAuditResponse
+	(*VerifyAuditRequest)(nil),          // 96: muster.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),         // 97: muster.v1.VerifyAuditResponse
+	nil,                                 // 98: muster.v1.GetCentreResponse.RequestsEntry
+	nil,                                 // 99: muster.v1.GetCentreResponse.NodesEntry
+	nil,                                 // 100: muster.v1.ApproveRequest.LabelsEntry
+	nil,                                 // 101: muster.v1.ImportPreApprovalRequest.LabelsEntry
+	nil,                                 // 102: muster.v1.CreateClaimRequest.LabelsEntry
+	nil,                                 // 103: muster.v1.CreateRuleRequest.LabelsEntry
+	nil,                                 // 104: muster.v1.TestPreApprovalsResponse.LabelsEntry
+	nil,                                 // 105: muster.v1.AssignNodeRequest.LabelsEntry
+	nil,                                 // 106: muster.v1.AssignStackRequest.LabelsEntry
+	nil,                                 // 107: muster.v1.GetDriftRequest.LabelsEntry
+	nil,                                 // 108: muster.v1.StackSummary.SitesEntry
+	nil,                                 // 109: muster.v1.LabelObjectRequest.SetEntry
+	nil,                                 // 110: muster.v1.LabelObjectResponse.LabelsEntry
+	(*Tenant)(nil),                      // 111: muster.v1.Tenant
+	(*timestamppb.Timestamp)(nil),       // 112: google.protobuf.Timestamp
+	(IdentityTrust)(0),                  // 113: muster.v1.IdentityTrust
+	(*Request)(nil),                     // 114: muster.v1.Request
+	(*Event)(nil),                       // 115: muster.v1.Event
+	(*Node)(nil),                        // 116: muster.v1.Node
+	(*PreApproval)(nil),                 // 117: muster.v1.PreApproval
+	(BootTrust)(0),                      // 118: muster.v1.BootTrust
+	(*SystemReport)(nil),                // 119: muster.v1.SystemReport
+	(*NodeReport)(nil),                  // 120: muster.v1.NodeReport
+	(*IssuedOrder)(nil),                 // 121: muster.v1.IssuedOrder
+	(*StackRef)(nil),                    // 122: muster.v1.StackRef
+	(*Site)(nil),                        // 123: muster.v1.Site
+	(*Charter)(nil),                     // 124: muster.v1.Charter
+	(*SiteSettings)(nil),                // 125: muster.v1.SiteSettings
+	(*Admission)(nil),                   // 126: muster.v1.Admission
+	(*Removal)(nil),                     // 127: muster.v1.Removal
+	(SystemState)(0),                    // 128: muster.v1.SystemState
+	(*Stack)(nil),                       // 129: muster.v1.Stack
+	(*PublishedVersion)(nil),            // 130: muster.v1.PublishedVersion
+	(*EscrowBlob)(nil),                  // 131: muster.v1.EscrowBlob
+	(*Image)(nil),                       // 132: muster.v1.Image
+	(*AuditRecord)(nil),                 // 133: muster.v1.AuditRecord
 }
 var file_muster_v1_management_proto_depIdxs = []int32{
-	118, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
-	119, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
-	105, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
-	106, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
-	120, // 4: muster.v1.ListRequestsRequest.identities:type_name -> muster.v1.IdentityTrust
-	121, // 5: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
-	121, // 6: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
-	122, // 7: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
-	107, // 8: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
-	121, // 9: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
-	121, // 10: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
-	121, // 11: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
-	123, // 12: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
-	121, // 13: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
-	108, // 14: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
-	124, // 15: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	111, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
+	112, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
+	98,  // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
+	99,  // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
+	113, // 4: muster.v1.ListRequestsRequest.identities:type_name -> muster.v1.IdentityTrust
+	114, // 5: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
+	114, // 6: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
+	115, // 7: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
+	100, // 8: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
+	114, // 9: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
+	114, // 10: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
+	114, // 11: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
+	116, // 12: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
+	114, // 13: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
+	101, // 14: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
+	117, // 15: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
 	15,  // 16: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
-	109, // 17: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
-	124, // 18: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
-	110, // 19: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
-	120, // 20: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
-	125, // 21: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
-	124, // 22: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
-	124, // 23: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
-	124, // 24: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
-	111, // 25: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
+	102, // 17: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
+	117, // 18: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
+	103, // 19: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
+	113, // 20: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
+	118, // 21: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
+	117, // 22: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
+	117, // 23: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
+	117, // 24: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	104, // 25: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
 	26,  // 26: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
-	123, // 27: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
-	126, // 28: muster.v1.ListNodesResponse.systems:type_name -> muster.v1.SystemReport
-	123, // 29: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
-	121, // 30: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
-	127, // 31: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
-	126, // 32: muster.v1.GetNodeResponse.system:type_name -> muster.v1.SystemReport
-	128, // 33: muster.v1.GetNodeResponse.orders:type_name -> muster.v1.IssuedOrder
-	129, // 34: muster.v1.GetNodeResponse.desired:type_name -> muster.v1.StackRef
-	119, // 35: muster.v1.GetNodeResponse.now:type_name -> google.protobuf.Timestamp
-	123, // 36: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
-	123, // 37: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
-	130, // 38: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
-	130, // 39: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
-	131, // 40: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
-	123, // 41: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
-	127, // 42: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
-	128, // 43: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
-	119, // 44: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
-	126, // 45: muster.v1.GetSiteResponse.systems:type_name -> muster.v1.SystemReport
+	116, // 27: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
+	119, // 28: muster.v1.ListNodesResponse.systems:type_name -> muster.v1.SystemReport
+	116, // 29: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
+	114, // 30: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
+	120, // 31: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
+	119, // 32: muster.v1.GetNodeResponse.system:type_name -> muster.v1.SystemReport
+	121, // 33: muster.v1.GetNodeResponse.orders:type_name -> muster.v1.IssuedOrder
+	122, // 34: muster.v1.GetNodeResponse.desired:type_name -> muster.v1.StackRef
+	112, // 35: muster.v1.GetNodeResponse.now:type_name -> google.protobuf.Timestamp
+	116, // 36: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
+	116, // 37: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
+	123, // 38: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
+	123, // 39: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
+	124, // 40: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
+	116, // 41: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
+	120, // 42: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
+	121, // 43: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
+	112, // 44: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
+	119, // 45: muster.v1.GetSiteResponse.systems:type_name -> muster.v1.SystemReport
 	53,  // 46: muster.v1.GetSiteResponse.drift:type_name -> muster.v1.SiteDrift
-	132, // 47: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
-	130, // 48: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
-	131, // 49: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
-	130, // 50: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
-	112, // 51: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
-	123, // 52: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
-	133, // 53: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
-	123, // 54: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
-	134, // 55: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
-	113, // 56: muster.v1.AssignStackRequest.labels:type_name -> muster.v1.AssignStackRequest.LabelsEntry
-	130, // 57: muster.v1.AssignedSite.site:type_name -> muster.v1.Site
+	125, // 47: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
+	123, // 48: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
+	124, // 49: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
+	123, // 50: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
+	105, // 51: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
+	116, // 52: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
+	126, // 53: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
+	116, // 54: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
+	127, // 55: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
+	106, // 56: muster.v1.AssignStackRequest.labels:type_name -> muster.v1.AssignStackRequest.LabelsEntry
+	123, // 57: muster.v1.AssignedSite.site:type_name -> muster.v1.Site
 	49,  // 58: muster.v1.AssignStackResponse.sites:type_name -> muster.v1.AssignedSite
-	114, // 59: muster.v1.GetDriftRequest.labels:type_name -> muster.v1.GetDriftRequest.LabelsEntry
-	119, // 60: muster.v1.NodeDrift.last_heard:type_name -> google.protobuf.Timestamp
-	135, // 61: muster.v1.NodeDrift.state:type_name -> muster.v1.SystemState
-	119, // 62: muster.v1.SiteDrift.last_heard:type_name -> google.protobuf.Timestamp
+	107, // 59: muster.v1.GetDriftRequest.labels:type_name -> muster.v1.GetDriftRequest.LabelsEntry
+	112, // 60: muster.v1.NodeDrift.last_heard:type_name -> google.protobuf.Timestamp
+	128, // 61: muster.v1.NodeDrift.state:type_name -> muster.v1.SystemState
+	112, // 62: muster.v1.SiteDrift.last_heard:type_name -> google.protobuf.Timestamp
 	52,  // 63: muster.v1.SiteDrift.outliers:type_name -> muster.v1.NodeDrift
 	53,  // 64: muster.v1.GetDriftResponse.outliers:type_name -> muster.v1.SiteDrift
-	119, // 65: muster.v1.GetDriftResponse.now:type_name -> google.protobuf.Timestamp
-	136, // 66: muster.v1.StackSummary.stack:type_name -> muster.v1.Stack
-	137, // 67: muster.v1.StackSummary.versions:type_name -> muster.v1.PublishedVersion
-	115, // 68: muster.v1.StackSummary.sites:type_name -> muster.v1.StackSummary.SitesEntry
+	112, // 65: muster.v1.GetDriftResponse.now:type_name -> google.protobuf.Timestamp
+	129, // 66: muster.v1.StackSummary.stack:type_name -> muster.v1.Stack
+	130, // 67: muster.v1.StackSummary.versions:type_name -> muster.v1.PublishedVersion
+	108, // 68: muster.v1.StackSummary.sites:type_name -> muster.v1.StackSummary.SitesEntry
 	56,  // 69: muster.v1.ListStacksResponse.stacks:type_name -> muster.v1.StackSummary
 	56,  // 70: muster.v1.GetStackResponse.stack:type_name -> muster.v1.StackSummary
-	137, // 71: muster.v1.PublishStackVersionResponse.version:type_name -> muster.v1.PublishedVersion
-	62,  // 72: muster.v1.ApplyRequest.documents:type_name -> muster.v1.ApplyDocument
-	65,  // 73: muster.v1.ApplyResponse.objects:type_name -> muster.v1.AppliedObject
-	64,  // 74: muster.v1.ApplyResponse.problems:type_name -> muster.v1.ApplyProblem
-	116, // 75: muster.v1.LabelObjectRequest.set:type_name -> muster.v1.LabelObjectRequest.SetEntry
-	117, // 76: muster.v1.LabelObjectResponse.labels:type_name -> muster.v1.LabelObjectResponse.LabelsEntry
-	128, // 77: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	128, // 78: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
-	128, // 79: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	138, // 80: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
-	138, // 81: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
-	84,  // 82: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
-	138, // 83: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
-	139, // 84: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
-	139, // 85: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
-	119, // 86: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
-	92,  // 87: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
-	92,  // 88: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
-	119, // 89: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
-	122, // 90: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
-	140, // 91: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
-	0,   // 92: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
-	2,   // 93: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
-	4,   // 94: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
-	6,   // 95: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
-	8,   // 96: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
-	10,  // 97: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
-	12,  // 98: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
-	14,  // 99: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
-	17,  // 100: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
-	19,  // 101: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
-	21,  // 102: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
-	23,  // 103: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
-	25,  // 104: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
-	28,  // 105: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
-	30,  // 106: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
-	32,  // 107: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
-	34,  // 108: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
-	44,  // 109: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
-	46,  // 110: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
-	36,  // 111: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
-	38,  // 112: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
-	40,  // 113: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
-	42,  // 114: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
-	48,  // 115: muster.v1.ManagementService.AssignStack:input_type -> muster.v1.AssignStackRequest
-	51,  // 116: muster.v1.ManagementService.GetDrift:input_type -> muster.v1.GetDriftRequest
-	55,  // 117: muster.v1.ManagementService.ListStacks:input_type -> muster.v1.ListStacksRequest
-	58,  // 118: muster.v1.ManagementService.GetStack:input_type -> muster.v1.GetStackRequest
-	60,  // 119: muster.v1.ManagementService.PublishStackVersion:input_type -> muster.v1.PublishStackVersionRequest
-	63,  // 120: muster.v1.ManagementService.Apply:input_type -> muster.v1.ApplyRequest
-	67,  // 121: muster.v1.ManagementService.LabelObject:input_type -> muster.v1.LabelObjectRequest
-	69,  // 122: muster.v1.ManagementService.DeleteObject:input_type -> muster.v1.DeleteObjectRequest
-	71,  // 123: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
-	73,  // 124: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
-	75,  // 125: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
-	77,  // 126: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
-	79,  // 127: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
-	81,  // 128: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
-	83,  // 129: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
-	86,  // 130: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
-	88,  // 131: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
-	90,  // 132: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
-	93,  // 133: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
-	95,  // 134: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
-	97,  // 135: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
-	99,  // 136: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
-	101, // 137: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
-	103, // 138: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
-	1,   // 139: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
-	3,   // 140: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
-	5,   // 141: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
-	7,   // 142: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
-	9,   // 143: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
-	11,  // 144: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
-	13,  // 145: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
-	16,  // 146: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
-	18,  // 147: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
-	20,  // 148: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
-	22,  // 149: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
-	24,  // 150: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
-	27,  // 151: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
-	29,  // 152: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
-	31,  // 153: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
-	33,  // 154: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
-	35,  // 155: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
-	45,  // 156: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
-	47,  // 157: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
-	37,  // 158: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
-	39,  // 159: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
-	41,  // 160: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
-	43,  // 161: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
-	50,  // 162: muster.v1.ManagementService.AssignStack:output_type -> muster.v1.AssignStackResponse
-	54,  // 163: muster.v1.ManagementService.GetDrift:output_type -> muster.v1.GetDriftResponse
-	57,  // 164: muster.v1.ManagementService.ListStacks:output_type -> muster.v1.ListStacksResponse
-	59,  // 165: muster.v1.ManagementService.GetStack:output_type -> muster.v1.GetStackResponse
-	61,  // 166: muster.v1.ManagementService.PublishStackVersion:output_type -> muster.v1.PublishStackVersionResponse
-	66,  // 167: muster.v1.ManagementService.Apply:output_type -> muster.v1.ApplyResponse
-	68,  // 168: muster.v1.ManagementService.LabelObject:output_type -> muster.v1.LabelObjectResponse
-	70,  // 169: muster.v1.ManagementService.DeleteObject:output_type -> muster.v1.DeleteObjectResponse
-	72,  // 170: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
-	74,  // 171: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
-	76,  // 172: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
-	78,  // 173: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
-	80,  // 174: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
-	82,  // 175: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
-	85,  // 176: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
-	87,  // 177: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
-	89,  // 178: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
-	91,  // 179: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
-	94,  // 180: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
-	96,  // 181: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
-	98,  // 182: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
-	100, // 183: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
-	102, // 184: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
-	104, // 185: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
-	139, // [139:186] is the sub-list for method output_type
-	92,  // [92:139] is the sub-list for method input_type
-	92,  // [92:92] is the sub-list for extension type_name
-	92,  // [92:92] is the sub-list for extension extendee
-	0,   // [0:92] is the sub-list for field type_name
+	130, // 71: muster.v1.PublishStackVersionResponse.version:type_name -> muster.v1.PublishedVersion
+	109, // 72: muster.v1.LabelObjectRequest.set:type_name -> muster.v1.LabelObjectRequest.SetEntry
+	110, // 73: muster.v1.LabelObjectResponse.labels:type_name -> muster.v1.LabelObjectResponse.LabelsEntry
+	121, // 74: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	121, // 75: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
+	121, // 76: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	131, // 77: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
+	131, // 78: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
+	77,  // 79: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
+	131, // 80: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
+	132, // 81: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
+	132, // 82: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
+	112, // 83: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
+	85,  // 84: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
+	85,  // 85: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
+	112, // 86: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
+	115, // 87: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
+	133, // 88: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
+	0,   // 89: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
+	2,   // 90: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
+	4,   // 91: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
+	6,   // 92: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
+	8,   // 93: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
+	10,  // 94: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
+	12,  // 95: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
+	14,  // 96: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
+	17,  // 97: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
+	19,  // 98: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
+	21,  // 99: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
+	23,  // 100: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
+	25,  // 101: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
+	28,  // 102: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
+	30,  // 103: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
+	32,  // 104: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
+	34,  // 105: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
+	44,  // 106: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
+	46,  // 107: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
+	36,  // 108: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
+	38,  // 109: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
+	40,  // 110: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
+	42,  // 111: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
+	48,  // 112: muster.v1.ManagementService.AssignStack:input_type -> muster.v1.AssignStackRequest
+	51,  // 113: muster.v1.ManagementService.GetDrift:input_type -> muster.v1.GetDriftRequest
+	55,  // 114: muster.v1.ManagementService.ListStacks:input_type -> muster.v1.ListStacksRequest
+	58,  // 115: muster.v1.ManagementService.GetStack:input_type -> muster.v1.GetStackRequest
+	60,  // 116: muster.v1.ManagementService.PublishStackVersion:input_type -> muster.v1.PublishStackVersionRequest
+	62,  // 117: muster.v1.ManagementService.LabelObject:input_type -> muster.v1.LabelObjectRequest
+	64,  // 118: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
+	66,  // 119: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
+	68,  // 120: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
+	70,  // 121: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
+	72,  // 122: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
+	74,  // 123: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
+	76,  // 124: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
+	79,  // 125: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
+	81,  // 126: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
+	83,  // 127: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
+	86,  // 128: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
+	88,  // 129: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
+	90,  // 130: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
+	92,  // 131: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
+	94,  // 132: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
+	96,  // 133: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
+	1,   // 134: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
+	3,   // 135: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
+	5,   // 136: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
+	7,   // 137: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
+	9,   // 138: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
+	11,  // 139: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
+	13,  // 140: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
+	16,  // 141: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
+	18,  // 142: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
+	20,  // 143: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
+	22,  // 144: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
+	24,  // 145: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
+	27,  // 146: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
+	29,  // 147: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
+	31,  // 148: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
+	33,  // 149: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
+	35,  // 150: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
+	45,  // 151: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
+	47,  // 152: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
+	37,  // 153: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
+	39,  // 154: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
+	41,  // 155: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
+	43,  // 156: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
+	50,  // 157: muster.v1.ManagementService.AssignStack:output_type -> muster.v1.AssignStackResponse
+	54,  // 158: muster.v1.ManagementService.GetDrift:output_type -> muster.v1.GetDriftResponse
+	57,  // 159: muster.v1.ManagementService.ListStacks:output_type -> muster.v1.ListStacksResponse
+	59,  // 160: muster.v1.ManagementService.GetStack:output_type -> muster.v1.GetStackResponse
+	61,  // 161: muster.v1.ManagementService.PublishStackVersion:output_type -> muster.v1.PublishStackVersionResponse
+	63,  // 162: muster.v1.ManagementService.LabelObject:output_type -> muster.v1.LabelObjectResponse
+	65,  // 163: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
+	67,  // 164: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
+	69,  // 165: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
+	71,  // 166: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
+	73,  // 167: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
+	75,  // 168: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
+	78,  // 169: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
+	80,  // 170: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
+	82,  // 171: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
+	84,  // 172: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
+	87,  // 173: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
+	89,  // 174: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
+	91,  // 175: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
+	93,  // 176: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
+	95,  // 177: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
+	97,  // 178: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
+	134, // [134:179] is the sub-list for method output_type
+	89,  // [89:134] is the sub-list for method input_type
+	89,  // [89:89] is the sub-list for extension type_name
+	89,  // [89:89] is the sub-list for extension extendee
+	0,   // [0:89] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_management_proto_init() }
@@ -7774,11 +7322,11 @@ func file_muster_v1_management_proto_init() {
 		return
 	}
 	file_muster_v1_objects_proto_init()
-	file_muster_v1_management_proto_msgTypes[82].OneofWrappers = []any{
+	file_muster_v1_management_proto_msgTypes[75].OneofWrappers = []any{
 		(*FetchEscrowResponse_Blob)(nil),
 		(*FetchEscrowResponse_Data)(nil),
 	}
-	file_muster_v1_management_proto_msgTypes[83].OneofWrappers = []any{
+	file_muster_v1_management_proto_msgTypes[76].OneofWrappers = []any{
 		(*PutHandoverRequest_Header)(nil),
 		(*PutHandoverRequest_Data)(nil),
 	}
@@ -7788,7 +7336,7 @@ func file_muster_v1_management_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_management_proto_rawDesc), len(file_muster_v1_management_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   118,
+			NumMessages:   111,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -127,14 +127,9 @@ const (
 	// ManagementServicePublishStackVersionProcedure is the fully-qualified name of the
 	// ManagementService's PublishStackVersion RPC.
 	ManagementServicePublishStackVersionProcedure = "/muster.v1.ManagementService/PublishStackVersion"
-	// ManagementServiceApplyProcedure is the fully-qualified name of the ManagementService's Apply RPC.
-	ManagementServiceApplyProcedure = "/muster.v1.ManagementService/Apply"
 	// ManagementServiceLabelObjectProcedure is the fully-qualified name of the ManagementService's
 	// LabelObject RPC.
 	ManagementServiceLabelObjectProcedure = "/muster.v1.ManagementService/LabelObject"
-	// ManagementServiceDeleteObjectProcedure is the fully-qualified name of the ManagementService's
-	// DeleteObject RPC.
-	ManagementServiceDeleteObjectProcedure = "/muster.v1.ManagementService/DeleteObject"
 	// ManagementServiceCreateOrderProcedure is the fully-qualified name of the ManagementService's
 	// CreateOrder RPC.
 	ManagementServiceCreateOrderProcedure = "/muster.v1.ManagementService/CreateOrder"
@@ -240,12 +235,8 @@ type ManagementServiceClient interface {
 	// PublishStackVersion takes a version that a release key of the tenant has
 	// signed. A version never changes.
 	PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error)
-	// Apply brings objects to what documents say, all of them or none.
-	Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error)
 	// LabelObject changes labels of a site, a stack or a node.
 	LabelObject(context.Context, *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error)
-	// DeleteObject deletes a site or a stack that nothing needs any more.
-	DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error)
 	// CreateOrder signs an order. For install, wipe, downgrade and clear-failed
 	// the centre resolves disk and image into exact targets first.
 	CreateOrder(context.Context, *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error)
@@ -458,22 +449,10 @@ func NewManagementServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(managementServiceMethods.ByName("PublishStackVersion")),
 			connect.WithClientOptions(opts...),
 		),
-		apply: connect.NewClient[v1.ApplyRequest, v1.ApplyResponse](
-			httpClient,
-			baseURL+ManagementServiceApplyProcedure,
-			connect.WithSchema(managementServiceMethods.ByName("Apply")),
-			connect.WithClientOptions(opts...),
-		),
 		labelObject: connect.NewClient[v1.LabelObjectRequest, v1.LabelObjectResponse](
 			httpClient,
 			baseURL+ManagementServiceLabelObjectProcedure,
 			connect.WithSchema(managementServiceMethods.ByName("LabelObject")),
-			connect.WithClientOptions(opts...),
-		),
-		deleteObject: connect.NewClient[v1.DeleteObjectRequest, v1.DeleteObjectResponse](
-			httpClient,
-			baseURL+ManagementServiceDeleteObjectProcedure,
-			connect.WithSchema(managementServiceMethods.ByName("DeleteObject")),
 			connect.WithClientOptions(opts...),
 		),
 		createOrder: connect.NewClient[v1.CreateOrderRequest, v1.CreateOrderResponse](
@@ -605,9 +584,7 @@ type managementServiceClient struct {
 	listStacks          *connect.Client[v1.ListStacksRequest, v1.ListStacksResponse]
 	getStack            *connect.Client[v1.GetStackRequest, v1.GetStackResponse]
 	publishStackVersion *connect.Client[v1.PublishStackVersionRequest, v1.PublishStackVersionResponse]
-	apply               *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
 	labelObject         *connect.Client[v1.LabelObjectRequest, v1.LabelObjectResponse]
-	deleteObject        *connect.Client[v1.DeleteObjectRequest, v1.DeleteObjectResponse]
 	createOrder         *connect.Client[v1.CreateOrderRequest, v1.CreateOrderResponse]
 	listOrders          *connect.Client[v1.ListOrdersRequest, v1.ListOrdersResponse]
 	withdrawOrder       *connect.Client[v1.WithdrawOrderRequest, v1.WithdrawOrderResponse]
@@ -878,27 +855,9 @@ func (c *managementServiceClient) PublishStackVersion(ctx context.Context, req *
 	return nil, err
 }
 
-// Apply calls muster.v1.ManagementService.Apply.
-func (c *managementServiceClient) Apply(ctx context.Context, req *v1.ApplyRequest) (*v1.ApplyResponse, error) {
-	response, err := c.apply.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
 // LabelObject calls muster.v1.ManagementService.LabelObject.
 func (c *managementServiceClient) LabelObject(ctx context.Context, req *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error) {
 	response, err := c.labelObject.CallUnary(ctx, connect.NewRequest(req))
-	if response != nil {
-		return response.Msg, err
-	}
-	return nil, err
-}
-
-// DeleteObject calls muster.v1.ManagementService.DeleteObject.
-func (c *managementServiceClient) DeleteObject(ctx context.Context, req *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error) {
-	response, err := c.deleteObject.CallUnary(ctx, connect.NewRequest(req))
 	if response != nil {
 		return response.Msg, err
 	}
@@ -1092,12 +1051,8 @@ type ManagementServiceHandler interface {
 	// PublishStackVersion takes a version that a release key of the tenant has
 	// signed. A version never changes.
 	PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error)
-	// Apply brings objects to what documents say, all of them or none.
-	Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error)
 	// LabelObject changes labels of a site, a stack or a node.
 	LabelObject(context.Context, *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error)
-	// DeleteObject deletes a site or a stack that nothing needs any more.
-	DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error)
 	// CreateOrder signs an order. For install, wipe, downgrade and clear-failed
 	// the centre resolves disk and image into exact targets first.
 	CreateOrder(context.Context, *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error)
@@ -1306,22 +1261,10 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 		connect.WithSchema(managementServiceMethods.ByName("PublishStackVersion")),
 		connect.WithHandlerOptions(opts...),
 	)
-	managementServiceApplyHandler := connect.NewUnaryHandlerSimple(
-		ManagementServiceApplyProcedure,
-		svc.Apply,
-		connect.WithSchema(managementServiceMethods.ByName("Apply")),
-		connect.WithHandlerOptions(opts...),
-	)
 	managementServiceLabelObjectHandler := connect.NewUnaryHandlerSimple(
 		ManagementServiceLabelObjectProcedure,
 		svc.LabelObject,
 		connect.WithSchema(managementServiceMethods.ByName("LabelObject")),
-		connect.WithHandlerOptions(opts...),
-	)
-	managementServiceDeleteObjectHandler := connect.NewUnaryHandlerSimple(
-		ManagementServiceDeleteObjectProcedure,
-		svc.DeleteObject,
-		connect.WithSchema(managementServiceMethods.ByName("DeleteObject")),
 		connect.WithHandlerOptions(opts...),
 	)
 	managementServiceCreateOrderHandler := connect.NewUnaryHandlerSimple(
@@ -1478,12 +1421,8 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 			managementServiceGetStackHandler.ServeHTTP(w, r)
 		case ManagementServicePublishStackVersionProcedure:
 			managementServicePublishStackVersionHandler.ServeHTTP(w, r)
-		case ManagementServiceApplyProcedure:
-			managementServiceApplyHandler.ServeHTTP(w, r)
 		case ManagementServiceLabelObjectProcedure:
 			managementServiceLabelObjectHandler.ServeHTTP(w, r)
-		case ManagementServiceDeleteObjectProcedure:
-			managementServiceDeleteObjectHandler.ServeHTTP(w, r)
 		case ManagementServiceCreateOrderProcedure:
 			managementServiceCreateOrderHandler.ServeHTTP(w, r)
 		case ManagementServiceListOrdersProcedure:
@@ -1637,16 +1576,8 @@ func (UnimplementedManagementServiceHandler) PublishStackVersion(context.Context
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.PublishStackVersion is not implemented"))
 }
 
-func (UnimplementedManagementServiceHandler) Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.Apply is not implemented"))
-}
-
 func (UnimplementedManagementServiceHandler) LabelObject(context.Context, *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.LabelObject is not implemented"))
-}
-
-func (UnimplementedManagementServiceHandler) DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error) {
-	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.DeleteObject is not implemented"))
 }
 
 func (UnimplementedManagementServiceHandler) CreateOrder(context.Context, *v1.CreateOrderRequest) (*v1.CreateOrderResponse, error) {
