@@ -86,9 +86,7 @@ func endpoints(request, node string) []endpoint {
 		{path: mgmt + "ListStacks", body: `{}`, least: access.Viewer, site: true},
 		{path: mgmt + "GetStack", body: `{}`, least: access.Viewer, site: true},
 		{path: mgmt + "PublishStackVersion", body: `{}`, least: access.Operator},
-		{path: mgmt + "Apply", body: `{}`, least: access.Operator, site: true},
 		{path: mgmt + "LabelObject", body: `{}`, least: access.Operator, site: true},
-		{path: mgmt + "DeleteObject", body: `{}`, least: access.Operator, site: true},
 
 		{path: acc + "Login", open: true, body: `{}`},
 		{path: acc + "WhoAmI", open: true},
