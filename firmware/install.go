@@ -336,6 +336,11 @@ func (f InstallFacts) install(o fleet.Order, on func(InstallState, ...InstallAct
 	mine := t.MetaWhy == "" && t.Meta.Node == f.Node
 	final := fileOf(t.Files, entry)
 	if mine && u == nil && slot.State >= SlotStaged && slot.State != SlotBad && slot.Image == m.SHA256 && t.FinalWhole && t.Meta.Installed == o.ID {
+		// The loader comes last: one that finds nothing to start may end in the
+		// firmware's setup instead of the next entry (systemd-boot 252).
+		if !t.Loader {
+			return on(HandingOver, InstallAction{Kind: WriteLoader, Reason: "The boot loader comes onto the ESP: from now on this machine starts " + what + "."})
+		}
 		return on(Installed,
 			InstallAction{Kind: TellDone, Reason: what + " is installed."},
 			InstallAction{Kind: RestartMachine, Reason: "I start " + what + "."})
@@ -363,9 +368,6 @@ func (f InstallFacts) install(o fleet.Order, on func(InstallState, ...InstallAct
 		if u.Verified < m.Slot.WriteSize() {
 			return on(WritingSystem, InstallAction{Kind: WriteSystem, Reason: "I write " + what + "."})
 		}
-		if !t.Loader {
-			return on(WritingFiles, InstallAction{Kind: WriteLoader, Reason: "The boot loader comes onto the ESP."})
-		}
 		if !t.StagedWhole {
 			if t.Free < m.Size+m.Size/8 && fileOf(t.Files, StagedPrefix+entry) == nil {
 				return holdInstall(fmt.Sprintf("The ESP has %d MB free, and the boot file needs %d.", t.Free>>20, m.Size>>20))
@@ -390,7 +392,7 @@ func (f InstallFacts) install(o fleet.Order, on func(InstallState, ...InstallAct
 		return on(HandingOver, InstallAction{Kind: InstallMeta, Meta: &next, Reason: what + " is written and verified."})
 	}
 	if t.StagedWhole && final == nil {
-		return on(HandingOver, InstallAction{Kind: InstallRename, File: StagedPrefix + entry, To: CountedName(entry, Tries, 0), Reason: "From now on this machine starts " + what + "."})
+		return on(HandingOver, InstallAction{Kind: InstallRename, File: StagedPrefix + entry, To: CountedName(entry, Tries, 0), Reason: "The boot file of " + what + " takes its name."})
 	}
 	// The record says staged, and the boot file is gone or damaged: the
 	// last step was cut off on a FAT, or somebody was here.

@@ -103,9 +103,9 @@ func TestInstallInVM(t *testing.T) {
 			t.Fatalf("waiting for %q: %q, %v", pattern, l.Text, err)
 		}
 	}
-	// Two cuts of the power: while the slot is written, and while the boot
-	// file comes.
-	for _, at := range []string{`vminit: writing [2468]0 %`, `vminit: files 100 %: The boot file comes`} {
+	// Three cuts of the power: while the slot is written, while the boot file
+	// comes, and while the loader does.
+	for _, at := range []string{`vminit: writing [2468]0 %`, `vminit: files 100 %: The boot file comes`, `The boot loader comes`} {
 		if err := m.PowerOn(t.Context()); err != nil {
 			t.Fatal(err)
 		}
