@@ -140,8 +140,17 @@ func (c *Console) Handler() http.Handler {
 	} {
 		mux.Handle(pattern, c.guarded(h))
 	}
-	mux.Handle("/", c.guarded(func(v *visit) error {
+	missing := c.guarded(func(v *visit) error {
 		return &problem{http.StatusNotFound, "There is no such page", "The address may be mistyped, or the page has moved."}
-	}))
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		// A program that asks for what is not here must not take the log-in
+		// page for an answer.
+		if _, err := c.cfg.Gate.Session(r); err != nil {
+			http.NotFound(w, r)
+			return
+		}
+		missing.ServeHTTP(w, r)
+	})
 	return c.secured(mux)
 }
