@@ -1,7 +1,6 @@
 package central
 
 import (
-	"context"
 	"errors"
 
 	"connectrpc.com/connect"
@@ -189,11 +188,6 @@ func (p *part) events(list []fleet.Event) ([]fleet.Event, error) {
 		}
 	}
 	return out, nil
-}
-
-// view runs f over what the caller sees.
-func (s *Server) view(ctx context.Context, c caller, f func(store.Reader, *part) error) error {
-	return s.store.View(ctx, func(t store.Reader) error { return f(t, c.part(t)) })
 }
 
 // mayMachine allows what is done to a machine that is no node the caller sees:

@@ -182,13 +182,7 @@ func (f *fake) handler() http.Handler {
 	return h
 }
 
-// notify wakes those who watch.
-func (f *fake) notify(kind string) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	f.notifyLocked(kind)
-}
-
+// notifyLocked wakes those who watch.
 func (f *fake) notifyLocked(kind string) {
 	f.events = append(f.events, fleet.Event{Tenant: "default", Seq: uint64(len(f.events) + 1), Time: time.Now(), Kind: kind, Text: kind})
 	close(f.changed)

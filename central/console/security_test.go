@@ -7,6 +7,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -344,8 +345,12 @@ func TestApprovalNamesTheRevisionThatWasShown(t *testing.T) {
 
 func TestLiveUpdatesAreBounded(t *testing.T) {
 	s := newStreams(3, 2)
-	if !s.enter("a") || !s.enter("a") || s.enter("a") || !s.enter("b") || s.enter("c") {
-		t.Error("limits do not hold")
+	var got []bool
+	for _, who := range []string{"a", "a", "a", "b", "c"} {
+		got = append(got, s.enter(who))
+	}
+	if !slices.Equal(got, []bool{true, true, false, true, false}) {
+		t.Errorf("limits do not hold: %v", got)
 	}
 	s.leave("a")
 	if !s.enter("c") || len(s.of) != 3 {

@@ -130,15 +130,10 @@ func (v *visit) show(code int, name string, p page) error {
 	}
 	p.Now, p.Lab, p.Version = centre.Now.AsTime(), centre.Tenant.GetLab(), centre.Version
 	p.Pending = centre.Requests["pending"]
-	for _, w := range centre.Warnings {
-		p.Warnings = append(p.Warnings, w)
-	}
+	p.Warnings = append(p.Warnings, centre.Warnings...)
 	v.c.render(v.w, v.r, code, name, p)
 	return nil
 }
-
-// fragment reports whether the browser wants the live part of the page only.
-func (v *visit) fragment() bool { return v.r.Header.Get("HX-Request") == "true" }
 
 func (c *Console) render(w http.ResponseWriter, r *http.Request, code int, name string, p page) {
 	t := c.pages[name]

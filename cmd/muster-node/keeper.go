@@ -36,7 +36,6 @@ type system struct {
 	m      *member.Member
 	p      parts
 	up     *uplink.Uplink
-	man    *k3s.Manager
 	k      *k3s.Turns
 	turns  *slots.Turns
 	key    *diskKey
