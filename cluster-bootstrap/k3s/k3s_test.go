@@ -790,6 +790,7 @@ func TestParseVersion(t *testing.T) {
 // them.
 func TestTornFiles(t *testing.T) {
 	m, _ := newManager(t)
+	m.disk.busy = true // no measurement beside it
 	cert := m.cfg.Paths.AgentCert()
 	if err := os.MkdirAll(filepath.Dir(cert), 0o700); err != nil {
 		t.Fatal(err)
