@@ -27,6 +27,7 @@ import (
 	"github.com/muster-edge/muster/fleet/audit"
 	"github.com/muster-edge/muster/fleet/escrow"
 	"github.com/muster-edge/muster/internal/failpoint"
+	"github.com/muster-edge/muster/internal/flush"
 )
 
 // keyIDOf names an X25519 public key: the first 8 bytes of its SHA-256, hex.
@@ -207,11 +208,10 @@ func (v *vault) receive(tenant string, size int64, want []byte, next func() ([]b
 }
 
 func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("central: flush directory: %w", err)
+	if err := flush.Dir(dir); err != nil {
+		return fmt.Errorf("central: %w", err)
 	}
-	return errors.Join(d.Sync(), d.Close())
+	return nil
 }
 
 // drop removes files whose rows are gone. What stays is rubbish that the next

@@ -13,6 +13,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/muster-edge/muster/internal/failpoint"
+	"github.com/muster-edge/muster/internal/flush"
 )
 
 // maxFiles bounds what Open reads: everything that can be held, twice.
@@ -123,14 +124,9 @@ func write(name string, b []byte) error {
 	return nil
 }
 
-func syncDir(dir string) (err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("papers: flush directory: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("papers: flush directory: %w", err)
+func syncDir(dir string) error {
+	if err := flush.Dir(dir); err != nil {
+		return fmt.Errorf("papers: %w", err)
 	}
 	return nil
 }

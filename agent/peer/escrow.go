@@ -26,6 +26,7 @@ import (
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/escrow"
 	"github.com/muster-edge/muster/internal/failpoint"
+	"github.com/muster-edge/muster/internal/flush"
 )
 
 // store keeps sealed blobs of peers: a file for each, named by its digest, and
@@ -287,14 +288,9 @@ func (s *store) note(b Blob) error {
 	return nil
 }
 
-func syncDir(dir string) (err error) {
-	f, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("peer: flush directory: %w", err)
-	}
-	defer func() { err = errors.Join(err, f.Close()) }()
-	if err := f.Sync(); err != nil {
-		return fmt.Errorf("peer: flush directory: %w", err)
+func syncDir(dir string) error {
+	if err := flush.Dir(dir); err != nil {
+		return fmt.Errorf("peer: %w", err)
 	}
 	return nil
 }

@@ -15,6 +15,7 @@ import (
 
 	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/flush"
 )
 
 // notes are what must be remembered beside the record: which orders were
@@ -104,13 +105,8 @@ func writeFile(path string, b []byte) error {
 	if err := renameio.WriteFile(path, b, 0o600, renameio.WithTempDir(filepath.Dir(path))); err != nil {
 		return fmt.Errorf("slots: write %s: %w", path, err)
 	}
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return fmt.Errorf("slots: flush %s: %w", path, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("slots: flush %s: %w", path, err)
+	if err := flush.Dir(filepath.Dir(path)); err != nil {
+		return fmt.Errorf("slots: %w", err)
 	}
 	return nil
 }

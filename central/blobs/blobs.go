@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/internal/failpoint"
+	"github.com/muster-edge/muster/internal/flush"
 )
 
 var (
@@ -193,13 +194,9 @@ func (d *Dir) finish(id Digest) error {
 	return syncDir(filepath.Dir(name))
 }
 
-func syncDir(name string) error {
-	f, err := os.Open(name)
-	if err != nil {
-		return fmt.Errorf("blobs: flush directory: %w", err)
-	}
-	if err := errors.Join(f.Sync(), f.Close()); err != nil {
-		return fmt.Errorf("blobs: flush directory: %w", err)
+func syncDir(dir string) error {
+	if err := flush.Dir(dir); err != nil {
+		return fmt.Errorf("blobs: %w", err)
 	}
 	return nil
 }

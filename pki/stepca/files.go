@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"syscall"
 
+	"github.com/muster-edge/muster/internal/flush"
 	"github.com/muster-edge/muster/pki"
 )
 
@@ -158,13 +159,7 @@ func writeSynced(path string, content []byte, mode fs.FileMode) error {
 	return wrap("write", errors.Join(err, f.Sync(), f.Close()))
 }
 
-func syncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return wrap("flush folder", err)
-	}
-	return wrap("flush folder", errors.Join(d.Sync(), d.Close()))
-}
+func syncDir(dir string) error { return wrap("flush folder", flush.Dir(dir)) }
 
 // lock keeps two processes from making the CA at the same time. The kernel
 // frees it when the process ends, however that happens.

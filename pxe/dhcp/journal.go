@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/muster-edge/muster/internal/flush"
 	"github.com/muster-edge/muster/pxe"
 )
 
@@ -155,7 +156,7 @@ func openJournal(path string) (j *journal, recs []record, dropped int, err error
 	dropped = len(b) - good
 	if good == 0 {
 		dropped = 0
-		err = errors.Join(f.Truncate(0), writeAt(f, []byte(journalHeader), 0), f.Sync(), syncDir(path))
+		err = errors.Join(f.Truncate(0), writeAt(f, []byte(journalHeader), 0), f.Sync(), flush.Dir(filepath.Dir(path)))
 	} else if dropped > 0 {
 		err = errors.Join(f.Truncate(int64(good)), f.Sync())
 	}
@@ -172,14 +173,6 @@ func openJournal(path string) (j *journal, recs []record, dropped int, err error
 func writeAt(f *os.File, b []byte, at int64) error {
 	_, err := f.WriteAt(b, at)
 	return err
-}
-
-func syncDir(path string) error {
-	d, err := os.Open(filepath.Dir(path))
-	if err != nil {
-		return err
-	}
-	return errors.Join(d.Sync(), d.Close())
 }
 
 // commit returns once r is on the disk. After a write error the journal
@@ -294,7 +287,7 @@ func (j *journal) replace(recs []record) error {
 	j.f, j.records = f, len(recs)
 	// The old file holds the same leases, so a rename that a power cut
 	// undoes loses only what was committed after it: hence sync it now.
-	if err := syncDir(j.path); err != nil {
+	if err := flush.Dir(filepath.Dir(j.path)); err != nil {
 		j.err = fmt.Errorf("dhcp: compact lease journal: %w", err)
 		return j.err
 	}

@@ -11,6 +11,8 @@ import (
 	"time"
 
 	"github.com/google/renameio/v2"
+
+	"github.com/muster-edge/muster/internal/flush"
 )
 
 // maxFile bounds what is read of each of our small files.
@@ -96,13 +98,8 @@ func Remove(path string) error {
 
 // SyncDir flushes the names in a directory.
 func SyncDir(dir string) error {
-	d, err := os.Open(dir)
-	if err != nil {
-		return fmt.Errorf("launch: flush %s: %w", dir, err)
-	}
-	defer d.Close()
-	if err := d.Sync(); err != nil {
-		return fmt.Errorf("launch: flush %s: %w", dir, err)
+	if err := flush.Dir(dir); err != nil {
+		return fmt.Errorf("launch: %w", err)
 	}
 	return nil
 }
