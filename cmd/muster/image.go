@@ -1,6 +1,7 @@
 package main
 
 import (
+	"crypto"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -84,39 +85,9 @@ The image holds no secret: everybody on the network may read it.`,
 			case scanSite != "":
 				return exitError{2, errors.New("--scan-site goes with --mode scan")}
 			}
-			texts := []struct {
-				flag, path string
-				into       *string
-			}{
-				{"--root-ca", rootCA, &cfg.Site.RootsPEM},
-				{"--release-pub", releasePub, &cfg.Site.ReleaseKeysPEM},
-				{"--orders-key", ordersKey, &cfg.Site.OrdersKeysPEM},
-			}
-			for _, t := range texts {
-				if t.path == "" {
-					continue
-				}
-				b, err := os.ReadFile(t.path)
-				if err != nil {
-					return fmt.Errorf("%s: %w", t.flag, err)
-				}
-				*t.into = string(b)
-			}
-			if lockFile != "" {
-				b, err := os.ReadFile(lockFile)
-				if err != nil {
-					return fmt.Errorf("--lock: %w", err)
-				}
-				if cfg.Lock, err = image.ParseLock(b); err != nil {
-					return fmt.Errorf("--lock: %w", err)
-				}
-			}
-			if releaseKey != "" {
-				signer, err := readReleaseKey(releaseKey)
-				if err != nil {
-					return err
-				}
-				cfg.Release = signer
+			var err error
+			if cfg.Lock, cfg.Release, err = imageInputs(&cfg.Site, rootCA, releasePub, ordersKey, lockFile, releaseKey); err != nil {
+				return err
 			}
 			for _, t := range []struct {
 				flag, text string
@@ -306,4 +277,41 @@ func printJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
 	return e.Encode(v)
+}
+
+// imageInputs reads the files that both kinds of image are made of: whom the
+// image trusts goes into site. What was not asked for is nil.
+func imageInputs(site *fleet.SiteConfig, rootCA, releasePub, ordersKey, lockFile, releaseKey string) (lock *image.Lock, release crypto.Signer, err error) {
+	for _, t := range []struct {
+		flag, path string
+		into       *string
+	}{
+		{"--root-ca", rootCA, &site.RootsPEM},
+		{"--release-pub", releasePub, &site.ReleaseKeysPEM},
+		{"--orders-key", ordersKey, &site.OrdersKeysPEM},
+	} {
+		if t.path == "" {
+			continue
+		}
+		b, err := os.ReadFile(t.path)
+		if err != nil {
+			return nil, nil, fmt.Errorf("%s: %w", t.flag, err)
+		}
+		*t.into = string(b)
+	}
+	if lockFile != "" {
+		b, err := os.ReadFile(lockFile)
+		if err != nil {
+			return nil, nil, fmt.Errorf("--lock: %w", err)
+		}
+		if lock, err = image.ParseLock(b); err != nil {
+			return nil, nil, fmt.Errorf("--lock: %w", err)
+		}
+	}
+	if releaseKey != "" {
+		if release, err = readReleaseKey(releaseKey); err != nil {
+			return nil, nil, err
+		}
+	}
+	return lock, release, nil
 }

@@ -3,7 +3,6 @@ package main
 import (
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"text/tabwriter"
 
@@ -41,38 +40,9 @@ The image holds no secret: everybody who gets it may read it.`,
 			if cfg.NodeBinary == "" {
 				cfg.NodeBinary = nodeProgram()
 			}
-			for _, t := range []struct {
-				flag, path string
-				into       *string
-			}{
-				{"--root-ca", rootCA, &cfg.Site.RootsPEM},
-				{"--release-pub", releasePub, &cfg.Site.ReleaseKeysPEM},
-				{"--orders-key", ordersKey, &cfg.Site.OrdersKeysPEM},
-			} {
-				if t.path == "" {
-					continue
-				}
-				b, err := os.ReadFile(t.path)
-				if err != nil {
-					return fmt.Errorf("%s: %w", t.flag, err)
-				}
-				*t.into = string(b)
-			}
-			if lockFile != "" {
-				b, err := os.ReadFile(lockFile)
-				if err != nil {
-					return fmt.Errorf("--lock: %w", err)
-				}
-				if cfg.Lock, err = image.ParseLock(b); err != nil {
-					return fmt.Errorf("--lock: %w", err)
-				}
-			}
-			if releaseKey != "" {
-				signer, err := readReleaseKey(releaseKey)
-				if err != nil {
-					return err
-				}
-				cfg.Release = signer
+			var err error
+			if cfg.Lock, cfg.Release, err = imageInputs(&cfg.Site, rootCA, releasePub, ordersKey, lockFile, releaseKey); err != nil {
+				return err
 			}
 			cfg.Note = func(format string, args ...any) {
 				fmt.Fprintf(cmd.ErrOrStderr(), format+"\n", args...)
