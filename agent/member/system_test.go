@@ -7,6 +7,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	cb "github.com/muster-edge/muster/cluster-bootstrap"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/fleet/escrow"
 	"github.com/muster-edge/muster/fleet/turns"
@@ -25,6 +26,16 @@ func TestATurnIsAskedOfOneServerAfterTheOther(t *testing.T) {
 		w.nodes[1].powerOn()
 		w.nodes[2].powerOn()
 		w.until(10*time.Minute, "three servers", func() bool { return w.servers(3) })
+		w.until(time.Minute, "word of the two others' role", func() bool {
+			obs, _ := w.nodes[0].member().Observation()
+			heard := 0
+			for _, p := range obs.Peers {
+				if p.Status != nil && p.Status.Role == cb.RoleServer && p.Status.Record != nil {
+					heard++
+				}
+			}
+			return heard == 2
+		})
 		asks := func(gives fleet.NodeID) (turns.Reply, int, error) {
 			w.mu.Lock()
 			w.gives, w.asked = gives, nil
