@@ -68,6 +68,45 @@ func TestEveryThreatHasItsProof(t *testing.T) {
 	}
 }
 
+// TestEveryLessonHasItsProof does the same for docs/field-lessons.yaml.
+func TestEveryLessonHasItsProof(t *testing.T) {
+	raw, err := os.ReadFile("../../docs/field-lessons.yaml")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var doc struct {
+		Lessons []struct {
+			ID        string   `json:"id"`
+			Elsewhere string   `json:"elsewhere"`
+			Here      string   `json:"here"`
+			Tests     []string `json:"tests"`
+		} `json:"lessons"`
+	}
+	if err := yaml.UnmarshalStrict(raw, &doc); err != nil {
+		t.Fatal(err)
+	}
+	scenarios, err := os.ReadFile("../dev/scenarios")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(doc.Lessons) < 30 {
+		t.Errorf("%d lessons: the list was longer, what got lost?", len(doc.Lessons))
+	}
+	for i, l := range doc.Lessons {
+		if want := fmt.Sprintf("L%02d", i+1); l.ID != want {
+			t.Errorf("lesson %q is not %s", l.ID, want)
+		}
+		if l.Elsewhere == "" || l.Here == "" || len(l.Tests) == 0 {
+			t.Errorf("%s: elsewhere, here and tests are all needed", l.ID)
+		}
+		for _, ref := range l.Tests {
+			if err := exists(ref, string(scenarios)); err != nil {
+				t.Errorf("%s: %v", l.ID, err)
+			}
+		}
+	}
+}
+
 func exists(ref, scenarios string) error {
 	if args, ok := strings.CutPrefix(ref, "lab: "); ok {
 		for _, line := range strings.Split(scenarios, "\n") {
