@@ -37,13 +37,26 @@ var milestones = []struct {
 	{regexp.MustCompile(`Linux version \d`), "kernel", "kernel starts"},
 	{regexp.MustCompile(`Kernel panic - not syncing.*`), "kernel-panic", "kernel PANIC"},
 	{InitLine, "init", "recovery image runs (/init started)"},
+	{regexp.MustCompile(`slot initrd started`), "slot-initrd", "the loader starts a system from the disk"},
+	{regexp.MustCompile(`muster-node: slot [ab] on \S+ is verified`), "slot-root", "the slot's file system is verified and mounted"},
+	{regexp.MustCompile(`The data partition is .*`), "slot-data", ""},
+	{regexp.MustCompile(`this slot does not start.*|muster: this system cannot start.*|dm-verity device corrupted`), "slot-dead", ""},
 }
+
+// agentLine is what the node agent of an installed system logs when its state
+// or what it does about its system changes.
+var agentLine = regexp.MustCompile(`muster-node\[\d+\]: .* msg=(state|slots) .*reason="([^"]+)"`)
+
+// percent is the progress of an installation: people need each tenth.
+var percent = regexp.MustCompile(`(installing [^:]+: \d*)\d %`)
 
 // explain translates a console line. event is "" for a line of no interest.
 func explain(text string) (event, words string) {
 	for _, m := range milestones {
 		if found := m.pattern.FindString(text); found != "" {
-			words = m.text
+			if words = m.text; words == "" {
+				words = strings.TrimSpace(found)
+			}
 			switch m.event {
 			case "firmware-error", "kernel-panic":
 				words += ": " + found
@@ -51,8 +64,11 @@ func explain(text string) (event, words string) {
 			return m.event, words
 		}
 	}
+	if m := agentLine.FindStringSubmatch(text); m != nil {
+		return "agent-" + m[1], m[2]
+	}
 	if m := NodeLine.FindStringSubmatch(text); m != nil {
-		return "node-" + m[1], m[1] + ": " + strings.TrimSpace(m[2])
+		return "node-" + m[1], m[1] + ": " + percent.ReplaceAllString(strings.TrimSpace(m[2]), "${1}0 %")
 	}
 	return "", ""
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"time"
@@ -77,6 +78,20 @@ func CheckHost(s Spec) error {
 				seen[m.Package] = true
 				out.Packages = append(out.Packages, m.Package)
 			}
+		}
+	}
+	if s.disk {
+		if s.K3s == "" {
+			reasons = append(reasons, "there is no k3s for the image: give --k3s PATH or $K3S, put k3s on PATH, or build the stand-in (make standin)")
+		}
+		for _, t := range []struct{ program, pkg string }{{"mmdebstrap", "mmdebstrap"}, {"mkfs.erofs", "erofs-utils"}, {"veritysetup", "cryptsetup-bin"}, {"depmod", "kmod"}} {
+			if _, err := exec.LookPath(t.program); err != nil {
+				reasons = append(reasons, "the program "+t.program+" is missing")
+				out.Packages = append(out.Packages, t.pkg)
+			}
+		}
+		if os.Geteuid() != 0 {
+			reasons = append(reasons, "slot images are built as root")
 		}
 	}
 	if len(reasons) == 0 {
@@ -188,7 +203,7 @@ func (p *preparation) fail(err error) (Result, error) {
 }
 
 func prepare(ctx context.Context, s Spec, sc Scenario, people io.Writer) (*preparation, error) {
-	s.host = sc.Host
+	s.host, s.disk = sc.Host, sc.Disk
 	if s.Nodes == 0 {
 		s.Nodes = sc.Nodes
 	}

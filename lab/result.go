@@ -88,7 +88,10 @@ const maxResult = 4 << 20
 func newResult(s Spec) Result {
 	r := newMachineResult(s)
 	if s.host {
-		r.Lab, r.Boot, r.DHCP, r.Accel, r.K3s = "host", "none", "none", "none", "none"
+		r.Lab, r.Boot, r.DHCP, r.Accel = "host", "none", "none", "none"
+	}
+	if s.host || s.disk {
+		r.K3s = "none"
 		if s.K3s != "" {
 			r.K3s = "real"
 		}

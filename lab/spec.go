@@ -97,8 +97,8 @@ type Spec struct {
 	// Clock is the machines' real-time clock at power-on; zero: the host's.
 	Clock time.Time `json:"clock"`
 
-	// host is that of the scenario.
-	host bool
+	// host and disk are those of the scenario.
+	host, disk bool
 
 	// Image is a ready recovery image (a UKI); "" builds one.
 	Image string `json:"image"`
@@ -110,6 +110,9 @@ type Spec struct {
 	// none.
 	CrashProgram string `json:"crash_program,omitempty"`
 }
+
+// diskMemoryMB is the memory of a machine whose system runs k3s.
+const diskMemoryMB = 2048
 
 var scenarioForm = regexp.MustCompile(`^[a-z0-9-]{1,24}$`)
 
@@ -129,6 +132,9 @@ func (s Spec) Defaults() Spec {
 	}
 	if s.NIC == "" {
 		s.NIC = machine.NICVirtio
+	}
+	if s.MemoryMB == 0 && s.disk {
+		s.MemoryMB = diskMemoryMB
 	}
 	if s.SwitchVLAN == 0 {
 		s.SwitchVLAN = s.VLAN
@@ -198,6 +204,9 @@ type Scenario struct {
 	Host    bool
 	Nodes   int
 	Timeout time.Duration
+	// Disk: machines get a system on their disk: a slot image is built, with a
+	// k3s inside, and their memory is that of such a system.
+	Disk bool
 	// Prepare runs on the host, before the namespaces exist and with the
 	// host's network: building an image may need the internet. It may write
 	// to the run's directory only. Nil if there is nothing to do.

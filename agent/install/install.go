@@ -631,8 +631,11 @@ func (i *Installer) tell(state firmware.InstallState, a firmware.InstallAction) 
 
 func (i *Installer) progress(got, size int64, waiting string) {
 	i.show(func(n *Now) {
-		if n.State == firmware.WritingSystem && size > 0 {
-			n.Percent = int(got * 100 / size)
+		if m := i.manifest; n.State == firmware.WritingSystem && m != nil && m.Slot != nil {
+			if size != m.Slot.Root.Size {
+				got += m.Slot.Root.Size // the hash tree comes behind the file system
+			}
+			n.Percent = min(int(got*100/m.Slot.WriteSize()), 100)
 		}
 		if waiting != "" {
 			n.Reason = "I wait for the image: " + waiting

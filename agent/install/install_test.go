@@ -648,3 +648,23 @@ func FuzzReadHandOver(f *testing.F) {
 		}
 	})
 }
+
+// What people see of the writing goes one way: the hash tree comes behind the
+// file system, and the hundredth part is the last.
+func TestPercentGoesUp(t *testing.T) {
+	slot := &firmware.SlotImage{Root: firmware.File{Size: 160 << 20}, Verity: firmware.File{Size: 1 << 20}}
+	i := &Installer{manifest: &firmware.Manifest{Slot: slot}}
+	i.show(func(n *Now) { n.State = firmware.WritingSystem })
+	last := 0
+	for _, p := range [][2]int64{{0, slot.Root.Size}, {80 << 20, slot.Root.Size}, {slot.Root.Size, slot.Root.Size}, {0, slot.Verity.Size}, {slot.Verity.Size, slot.Verity.Size}} {
+		i.progress(p[0], p[1], "")
+		if n := i.Now().Percent; n < last || n > 100 {
+			t.Errorf("after %d of %d it says %d %%, before %d %%", p[0], p[1], n, last)
+		} else {
+			last = n
+		}
+	}
+	if last != 100 {
+		t.Errorf("at the end it says %d %%", last)
+	}
+}

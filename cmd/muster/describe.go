@@ -187,6 +187,19 @@ func hardware(w io.Writer, h fleet.Hardware) {
 	}
 }
 
+// describedNode is a node as -o json describes it.
+type describedNode struct {
+	fleet.Node
+	Requests []fleet.Request `json:"requests"`
+	// Desired is the image that the node shall run, System what it last said
+	// of its system, Orders those that stand.
+	Desired string              `json:"desired,omitempty"`
+	System  *fleet.SystemReport `json:"system,omitempty"`
+	Orders  []issuedOrder       `json:"orders"`
+	Lab     bool                `json:"lab,omitempty"`
+	Denied  bool                `json:"denied,omitempty"`
+}
+
 func describeNode(cmd *cobra.Command, c *centre, f format, id string) error {
 	out, err := c.GetNode(cmd.Context(), &musterv1.GetNodeRequest{Id: id})
 	if err != nil {
@@ -203,12 +216,21 @@ func describeNode(cmd *cobra.Command, c *centre, f format, id string) error {
 	switch f {
 	case "table", "wide":
 	default:
-		return f.write(cmd.OutOrStdout(), struct {
-			fleet.Node
-			Requests []fleet.Request `json:"requests"`
-			Lab      bool            `json:"lab,omitempty"`
-			Denied   bool            `json:"denied,omitempty"`
-		}{n, requests, out.Lab, out.Denied}, table{names: []string{"node/" + string(n.ID)}})
+		d := describedNode{Node: n, Requests: requests, Lab: out.Lab, Denied: out.Denied, Orders: []issuedOrder{}}
+		if w := out.GetDesired(); w != nil {
+			d.Desired = w.GetName() + "@" + w.GetVersion()
+		}
+		if out.GetSystem() != nil {
+			r, err := api.SystemReportFromProto(out.GetSystem())
+			if err != nil {
+				return errors.Join(errors.New("the centre's answer is not understood"), err)
+			}
+			d.System = &r
+		}
+		for _, o := range out.GetOrders() {
+			d.Orders = append(d.Orders, issuedOrderOf(o))
+		}
+		return f.write(cmd.OutOrStdout(), d, table{names: []string{"node/" + string(n.ID)}})
 	}
 	w := cmd.OutOrStdout()
 	if out.Lab {

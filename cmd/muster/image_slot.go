@@ -71,6 +71,7 @@ The image holds no secret: everybody who gets it may read it.`,
 	f.StringVar(&cfg.NodeBinary, "node-binary", "", "the static muster-node (default: beside this program)")
 	f.StringVar(&cfg.K3s, "k3s", "", "the k3s program; its digest goes into the manifest")
 	f.StringArrayVar(&cfg.Airgap, "airgap", nil, "archive of container images that k3s loads at its start; may be repeated")
+	f.StringVar(&cfg.Overlay, "overlay", "", "folder with files and links of your own that come over the root, such as etc/systemd/network/10-lan.network; no secrets")
 	f.StringVar(&cfg.EtcdMinor, "etcd-minor", "", "minor version of the etcd in k3s, such as 3.6 (default: known from the version of k3s)")
 	f.StringArrayVar(&cfg.Site.Centre, "centre", nil, "https URL of the node endpoint; may be repeated, tried in order")
 	f.StringVar(&rootCA, "root-ca", "", "PEM file with the centre's root CA certificates")

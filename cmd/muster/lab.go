@@ -46,7 +46,7 @@ func labFlags(cmd *cobra.Command, s *lab.Spec) {
 	f.BoolVar(&s.SecureBoot, "secure-boot", false, "Secure Boot on, with the image signed by Debian's test key")
 	f.StringVar(&s.Dir, "dir", "", "directory for logs and captures; new (default: below ~/.local/state/muster/lab)")
 	f.StringVar(&s.Accel, "accel", "", "kvm or tcg (emulation); default: kvm if a probe boot works")
-	f.IntVar(&s.MemoryMB, "memory", 1024, "memory of a machine in MB")
+	f.IntVar(&s.MemoryMB, "memory", 0, "memory of a machine in MB (default: 1024, or 2048 where it runs k3s)")
 	f.StringVar(&s.NIC, "nic", machine.NICVirtio, "network card: virtio-net-pci or e1000e (with --boot disk)")
 	f.StringVar(&s.DiskBus, "disk", machine.BusVirtio, "bus of the disk that --boot disk starts from: virtio or nvme")
 	f.Var((*labClock)(&s.Clock), "rtc", "the machines' clock at power-on, e.g. 1970-01-01, 2036-02-03T04:05:06Z or +10y (default: now)")
@@ -173,7 +173,7 @@ func labPrepare(s *lab.Spec) (lab.Scenario, error) {
 	if s.Program, err = os.Executable(); err != nil {
 		return sc, fmt.Errorf("find own program: %w", err)
 	}
-	if sc.Host {
+	if sc.Host || sc.Disk {
 		if err := labK3s(s); err != nil {
 			return sc, err
 		}

@@ -57,6 +57,10 @@ type SlotConfig struct {
 	// and centre nothing is written.
 	Site fleet.SiteConfig
 
+	// Overlay is a folder with files and links of people's own, put over the
+	// root at last; "" for none.
+	Overlay string
+
 	// CacheDir keeps packages and the unpacked base. Default: as for recovery.
 	CacheDir string
 	// Lock demands exactly these packages; nil takes what apt would install
@@ -326,6 +330,13 @@ func (b *slotBuild) programs(ctx context.Context) error {
 		return err
 	}
 	b.cfg.extra = append(b.cfg.extra, site...)
+	if b.cfg.Overlay != "" {
+		own, err := readOverlay(b.cfg.Overlay)
+		if err != nil {
+			return err
+		}
+		b.cfg.extra = append(b.cfg.extra, own...)
+	}
 	overlay = append(overlay, b.cfg.extra...)
 	h := sha256.New()
 	for _, f := range overlay {

@@ -279,6 +279,9 @@ func (b *slotBuild) put(f treeFile) error {
 	if err := os.Remove(to); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
+	if f.mode == fs.ModeSymlink {
+		return os.Symlink(string(f.data), to)
+	}
 	if err := os.WriteFile(to, f.data, f.mode); err != nil {
 		return err
 	}
