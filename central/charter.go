@@ -55,7 +55,7 @@ func charterWith(tenant fleet.Tenant, images []fleet.Image, site fleet.Site) fle
 	}
 	for _, i := range images {
 		c.Images = append(c.Images, fleet.ImageEvidence{
-			Name: i.Name, Version: i.Version, Authenticode: i.Authenticode, Kernel: i.Kernel, Loader: i.Loader, PCR11: i.PCR11, SignerCert: i.SignerCert,
+			Name: i.Name, Version: i.Version, Authenticode: i.Authenticode, Kernel: i.Kernel, Loader: i.Loader, PCR11: i.PCR11, SignerCert: i.SignerCert, SHA256: i.SHA256,
 		})
 	}
 	return c

@@ -218,8 +218,19 @@ const (
 // choice of the loader.
 const RecoveryPattern = "recovery-*"
 
-// RecoveryEntry is its name below EFI/Linux.
-func RecoveryEntry(version string) string { return "recovery-" + version + ".efi" }
+const recoveryPrefix = "recovery-"
+
+// RecoveryEntry is its name below EFI/Linux. A plus would be read as a counter,
+// and the loader must never count down what comes last.
+func RecoveryEntry(version string) string {
+	return recoveryPrefix + strings.ReplaceAll(version, "+", "_") + ".efi"
+}
+
+// IsRecovery says whether a boot file, hidden or not, is a recovery image by its
+// name.
+func IsRecovery(name string) bool {
+	return strings.HasPrefix(strings.ToLower(strings.TrimPrefix(name, StagedPrefix)), recoveryPrefix)
+}
 
 // BootEntries are the entries of a disk installed by us, in their order.
 // recovery is the name of the recovery image's boot file, "" for none.

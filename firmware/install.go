@@ -58,8 +58,8 @@ func (s SlotImage) WriteSize() int64 { return s.Root.Size + s.Verity.Size }
 // InstallFacts are what a machine in recovery knows when it plans.
 type InstallFacts struct {
 	Now time.Time
-	// TimeKnown: the centre told the time in this start. Without it no order is
-	// known to be in force.
+	// TimeKnown: the centre told the time in this start, and which orders it
+	// still wants carried out. Without it no order is known to be in force.
 	TimeKnown bool
 	Node      fleet.NodeID
 	// Arch is this machine's, in Go's word.
@@ -77,6 +77,10 @@ type InstallFacts struct {
 	// nobody looked, and TargetWhy says why it cannot be looked at.
 	Target    *TargetDisk
 	TargetWhy string
+	// Recovery is the manifest of the recovery image that belongs on the disk,
+	// RecoveryWhy why there will be none: then the disk keeps the one it has.
+	Recovery    *Manifest
+	RecoveryWhy string
 	// HandOver says that the documents for the system are complete, Missing
 	// what is not.
 	HandOver bool
@@ -102,6 +106,8 @@ type TargetDisk struct {
 	// StagedWhole and FinalWhole: the boot file of Image is there under its
 	// hidden name, and under the one that is started.
 	StagedWhole, FinalWhole bool
+	// RecoveryStaged and RecoveryWhole: the same of the recovery image.
+	RecoveryStaged, RecoveryWhole bool
 	// Documents: what is handed over is on the ESP, as it is now.
 	Documents bool
 	// Entries: the firmware's boot order is right; true where it has none.
@@ -118,6 +124,8 @@ const (
 	LookAtDisk
 	// FetchManifest asks for the manifest of the order's image.
 	FetchManifest
+	// FetchRecovery asks for that of the recovery image.
+	FetchRecovery
 	// WriteTable makes the disk ours; all that was on it is gone.
 	WriteTable
 	// MakeESP makes an empty ESP.
@@ -128,11 +136,14 @@ const (
 	WriteSystem
 	// WriteLoader brings the loader, its copy and its settings.
 	WriteLoader
-	// StageSystem brings the boot file under File, a hidden name.
+	// StageSystem brings the boot file under File, a hidden name, StageRecovery
+	// that of the recovery image.
 	StageSystem
+	StageRecovery
 	// WriteDocuments hands the documents over.
 	WriteDocuments
-	// SetEntries sets the firmware's boot order.
+	// SetEntries sets the firmware's boot order, with the recovery image File
+	// ("" for none).
 	SetEntries
 	// InstallRename gives File the name To: from here on the system starts.
 	InstallRename
@@ -147,8 +158,8 @@ const (
 	numInstallKinds
 )
 
-var installKindNames = [numInstallKinds]string{"wait", "look-at-disk", "fetch-manifest", "write-table", "make-esp", "write-meta", "write-system",
-	"write-loader", "stage-file", "write-documents", "set-entries", "rename-file", "remove-file", "wipe-disk", "tell-done", "restart"}
+var installKindNames = [numInstallKinds]string{"wait", "look-at-disk", "fetch-manifest", "fetch-recovery", "write-table", "make-esp", "write-meta", "write-system",
+	"write-loader", "stage-file", "stage-recovery", "write-documents", "set-entries", "rename-file", "remove-file", "wipe-disk", "tell-done", "restart"}
 
 // String returns the name of the kind.
 func (k InstallKind) String() string {
@@ -195,7 +206,7 @@ func PickInstallOrder(f InstallFacts) (o *fleet.Order, why string) {
 		case f.Withdrawn(x.ID):
 			said("it was withdrawn")
 		case !f.TimeKnown:
-			said("nobody told me the time yet, so that I cannot know whether it still holds")
+			said("the centre did not tell me the time and what it still wants yet, so that I cannot know whether it holds")
 		case !f.Now.Before(x.NotAfter):
 			said("it ended on " + x.NotAfter.UTC().Format(time.RFC3339) + ", and it is " + f.Now.UTC().Format(time.RFC3339))
 		default:
@@ -316,6 +327,8 @@ func fits(f InstallFacts, o fleet.Order, d fleet.Disk) string {
 		return fmt.Sprintf("the disk has %d GB, and at least %d GB are needed", d.SizeBytes/1e9, int64(MinDisk)/1e9+1)
 	case m.Size > SizeESP/4:
 		return fmt.Sprintf("the boot file has %d MB, and the ESP must hold two and more", m.Size>>20)
+	case IsRecovery(m.Entry()):
+		return "image " + m.Name + " is named like the recovery image, and the loader could not tell them apart"
 	}
 	return ""
 }
@@ -335,7 +348,17 @@ func (f InstallFacts) install(o fleet.Order, on func(InstallState, ...InstallAct
 	u := t.Meta.Update
 	mine := t.MetaWhy == "" && t.Meta.Node == f.Node
 	final := fileOf(t.Files, entry)
-	if mine && u == nil && slot.State >= SlotStaged && slot.State != SlotBad && slot.Image == m.SHA256 && t.FinalWhole && t.Meta.Installed == o.ID {
+	if mine && u == nil && t.Meta.Installed == o.ID && (slot.State != SlotStaged || slot.Image != m.SHA256) {
+		// A system has run since. The centre may not have heard how the order
+		// ended, or is heard of it late: what runs by now stays.
+		return on(Installed, InstallAction{Kind: TellDone, Reason: what + " was installed before."})
+	}
+	if mine && u == nil && t.Meta.Installed == o.ID && t.FinalWhole && final != nil && (final.Left == 0 || t.Meta.Recovery != "") {
+		// To start it again would lead in a circle, or away from who wanted to
+		// be here.
+		return on(Installed, InstallAction{Kind: TellDone, Reason: what + " is installed and is not started from here; another order of install writes it anew."})
+	}
+	if mine && u == nil && slot.State == SlotStaged && slot.Image == m.SHA256 && t.FinalWhole && t.Meta.Installed == o.ID {
 		// The loader comes last: one that finds nothing to start may end in the
 		// firmware's setup instead of the next entry (systemd-boot 252).
 		if !t.Loader {
@@ -359,9 +382,10 @@ func (f InstallFacts) install(o fleet.Order, on func(InstallState, ...InstallAct
 	}
 	if !staged {
 		// Nothing may start from a slot that is being written; and a system
-		// of before must not be what the loader prefers.
+		// of before must not be what the loader prefers. The recovery image
+		// stays: it is what goes on after a power cut.
 		for _, x := range t.Files {
-			if x.Name != StagedPrefix+entry {
+			if x.Name != StagedPrefix+entry && !IsRecovery(x.Name) {
 				return on(WritingSystem, InstallAction{Kind: InstallRemove, File: x.Name, Reason: "Its slot is about to be written."})
 			}
 		}
@@ -375,6 +399,9 @@ func (f InstallFacts) install(o fleet.Order, on func(InstallState, ...InstallAct
 			return on(WritingFiles, InstallAction{Kind: StageSystem, File: StagedPrefix + entry, Reason: "The boot file comes onto the ESP, still hidden."})
 		}
 	}
+	if s, acts := f.recovery(on); acts != nil {
+		return s, acts
+	}
 	if !f.HandOver {
 		return holdInstall("I do not start the system yet: " + f.Missing + ".")
 	}
@@ -382,7 +409,13 @@ func (f InstallFacts) install(o fleet.Order, on func(InstallState, ...InstallAct
 		return on(HandingOver, InstallAction{Kind: WriteDocuments, Reason: "The system gets the documents of its site."})
 	}
 	if !t.Entries {
-		return on(HandingOver, InstallAction{Kind: SetEntries, Reason: "The firmware is told to start from this disk."})
+		return on(HandingOver, InstallAction{Kind: SetEntries, File: t.RecoveryFile(f.Recovery), Reason: "The firmware is told to start from this disk."})
+	}
+	// Only now no entry leads to a recovery image of before.
+	for _, x := range t.Files {
+		if f.Recovery != nil && IsRecovery(x.Name) && x.Name != t.RecoveryFile(f.Recovery) {
+			return on(HandingOver, InstallAction{Kind: InstallRemove, File: x.Name, Reason: "The recovery image on this disk is " + t.RecoveryFile(f.Recovery) + " now."})
+		}
 	}
 	if !staged {
 		next := t.Meta
@@ -401,6 +434,44 @@ func (f InstallFacts) install(o fleet.Order, on func(InstallState, ...InstallAct
 	next.Update = &SlotUpdate{Slot: SlotA, Image: m.SHA256, Order: o.ID}
 	next.Installed = ""
 	return on(WritingSystem, InstallAction{Kind: InstallMeta, Meta: &next, Reason: "The boot file is gone or damaged; I write the slot again."})
+}
+
+// recovery brings the recovery image onto the ESP: what starts when neither slot
+// does. It comes before the entry that names it and before everything that could
+// fail. The actions are nil when it is there, or when there is none to bring.
+func (f InstallFacts) recovery(on func(InstallState, ...InstallAction) (InstallState, []InstallAction)) (InstallState, []InstallAction) {
+	t, r := f.Target, f.Recovery
+	switch {
+	case r == nil && f.RecoveryWhy == "" && f.HandOver:
+		// The documents are there, and with them the word which one it is.
+		return on(WritingFiles, InstallAction{Kind: FetchRecovery, Reason: "I ask for the recovery image that belongs on the disk."})
+	case r == nil || t.RecoveryWhole:
+		return 0, nil
+	}
+	name := RecoveryEntry(r.Version)
+	hidden := StagedPrefix + name
+	if t.RecoveryStaged {
+		return on(WritingFiles, InstallAction{Kind: InstallRename, File: hidden, To: name, Reason: "The recovery image takes its name: it starts when no system does."})
+	}
+	if t.Free < r.Size+r.Size/8 && fileOf(t.Files, hidden) == nil {
+		return holdInstall(fmt.Sprintf("The ESP has %d MB free, and the recovery image needs %d.", t.Free>>20, r.Size>>20))
+	}
+	return on(WritingFiles, InstallAction{Kind: StageRecovery, File: hidden, Reason: "The recovery image comes onto the ESP, still hidden."})
+}
+
+// RecoveryFile is the boot file of the recovery image that the firmware shall
+// know: that of r, which is brought, or the last that is there; "" for none.
+func (t TargetDisk) RecoveryFile(r *Manifest) string {
+	if r != nil {
+		return RecoveryEntry(r.Version)
+	}
+	last := ""
+	for _, x := range t.Files {
+		if IsRecovery(x.Name) && !strings.HasPrefix(x.Name, StagedPrefix) {
+			last = x.Name
+		}
+	}
+	return last
 }
 
 func fileOf(files []BootFile, base string) *BootFile {

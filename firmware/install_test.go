@@ -83,8 +83,14 @@ func TestPlanInstallProperties(t *testing.T) {
 			f.Image = &img
 		}
 		entry := img.Entry()
+		switch draw("recovery", 3) {
+		case 0:
+			f.RecoveryWhy = "none"
+		case 1:
+			f.Recovery = &Manifest{Name: "muster-recovery", Version: "7", Size: 1 << 20}
+		}
 		if draw("looked", 4) > 0 {
-			d := &TargetDisk{Ours: draw("ours", 3) > 0, ESP: draw("esp", 3) > 0, Free: 1 << 30, Loader: draw("loader", 2) == 0, StagedWhole: draw("staged", 2) == 0,
+			d := &TargetDisk{RecoveryStaged: draw("recovery staged", 2) == 0, RecoveryWhole: draw("recovery whole", 2) == 0, Ours: draw("ours", 3) > 0, ESP: draw("esp", 3) > 0, Free: 1 << 30, Loader: draw("loader", 2) == 0, StagedWhole: draw("staged", 2) == 0,
 				FinalWhole: draw("final", 2) == 0, Documents: draw("docs", 2) == 0, Entries: draw("entries", 2) == 0}
 			d.Meta.Node = []fleet.NodeID{self, "n-other"}[draw("owner", 2)]
 			d.Meta.Slots[SlotA] = Slot{State: SlotState(draw("state", int(numSlotStates))), Image: Digest{byte(draw("image", 3))}, Entry: entry}
@@ -93,7 +99,7 @@ func TestPlanInstallProperties(t *testing.T) {
 				d.Meta.Slots[SlotA].State = SlotWriting
 				d.Meta.Update = &SlotUpdate{Order: []string{"o", "p"}[draw("whose", 2)], Image: Digest{byte(draw("what", 3))}, Verified: int64(draw("verified", 3)) * (4<<20 + 2048)}
 			}
-			for _, n := range []string{entry, StagedPrefix + entry, CountedName(entry, 3, 0), "old.efi"} {
+			for _, n := range []string{entry, StagedPrefix + entry, CountedName(entry, 3, 0), "old.efi", "recovery-6.efi", "recovery-7.efi", StagedPrefix + "recovery-7.efi"} {
 				if draw("file "+n, 3) == 0 {
 					x := BootFile{Name: n, Base: n, Left: -1}
 					if n == CountedName(entry, 3, 0) {
@@ -137,12 +143,21 @@ func TestPlanInstallProperties(t *testing.T) {
 			if (a.Kind == WipeDisk) && o.Kind != fleet.OrderWipe {
 				t.Fatal("it wipes without being told")
 			}
-			if a.Kind == InstallRename && (!f.HandOver || !f.Target.Documents || !f.Target.StagedWhole || f.Target.Meta.Slots[SlotA].State != SlotStaged || f.Target.Meta.Installed != "o") {
+			if a.Kind == InstallRename && !IsRecovery(a.File) && (!f.HandOver || !f.Target.Documents || !f.Target.StagedWhole || f.Target.Meta.Slots[SlotA].State != SlotStaged || f.Target.Meta.Installed != "o") {
 				t.Fatalf("the system would start too early: %+v", f.Target)
+			}
+			if r := f.Recovery; a.Kind == InstallRename && a.To != "recovery-7.efi" && (r == nil && f.RecoveryWhy == "" || r != nil && !f.Target.RecoveryWhole) {
+				t.Fatalf("the system would start without a recovery image behind it: %+v", f.Target)
+			}
+			if a.Kind == InstallRename && a.To == "recovery-7.efi" && !f.Target.RecoveryStaged {
+				t.Fatal("half a recovery image gets its name")
+			}
+			if a.Kind == InstallRemove && IsRecovery(a.File) && (a.File == "recovery-7.efi" || f.Recovery == nil || !f.Target.RecoveryWhole || !f.Target.Entries) {
+				t.Fatalf("%s goes, and nothing takes its place: %+v", a.File, f.Target)
 			}
 			if a.Kind == WriteSystem {
 				for _, x := range f.Target.Files {
-					if x.Name != StagedPrefix+entry {
+					if x.Name != StagedPrefix+entry && !IsRecovery(x.Name) {
 						t.Fatalf("the slot is written while %s is there", x.Name)
 					}
 				}
@@ -158,4 +173,17 @@ func TestPlanInstallProperties(t *testing.T) {
 			t.Fatal("installed, and it is not")
 		}
 	})
+}
+
+// installFacts are those of a machine whose order o is about to end.
+func installFacts() InstallFacts {
+	const self = fleet.NodeID("n-self")
+	now := time.Unix(1e9, 0)
+	img := Manifest{Name: "edge", Version: "1", Kind: fleet.ImageSlot, Arch: "amd64", SHA256: Digest{1}, Size: 1 << 20,
+		Slot: &SlotImage{Root: File{Size: 8 << 20}, Verity: File{Size: 4096}}}
+	o := fleet.Order{ID: "o", Node: self, Kind: fleet.OrderInstall, NotAfter: now.Add(time.Hour), Disk: &fleet.DiskTarget{Serial: "A", SizeBytes: MinDisk}, Image: &fleet.ImageRef{SHA256: img.SHA256[:]}}
+	no := func(string) bool { return false }
+	return InstallFacts{Now: now, TimeKnown: true, Node: self, Arch: "amd64", Orders: []fleet.Order{o}, Withdrawn: no, Done: no, HandOver: true, RecoveryWhy: "none",
+		Disks: []fleet.Disk{{Path: "/dev/sda", Serial: "A", SizeBytes: MinDisk}}, Image: &img,
+		Target: &TargetDisk{Ours: true, ESP: true, Free: 1 << 30, Documents: true, Entries: true, Meta: Meta{Node: self}}}
 }

@@ -165,6 +165,8 @@ func PlanUpdate(f UpdateFacts) (UpdateState, []UpdateAction) {
 	if !f.Noted {
 		m := f.Meta
 		m.Starts++
+		// A system runs: whoever wanted recovery had it, or has to say it again.
+		m.Recovery = ""
 		if s := &m.Slots[f.Running]; f.Counted && s.State == SlotStaged {
 			s.State = SlotTrying
 		}

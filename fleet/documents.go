@@ -69,6 +69,18 @@ type Charter struct {
 	Issued time.Time     `json:"issued"`
 }
 
+// Recovery returns those of the charter's images that can be the recovery image
+// with this name and version, whatever they are built for: firmware starts it
+// by itself, so that it names no loader. Their manifests say the rest.
+func (c Charter) Recovery(name, version string) (out []ImageRef) {
+	for _, i := range c.Images {
+		if i.Name == name && i.Version == version && len(i.Loader) == 0 && len(i.SHA256) > 0 {
+			out = append(out, ImageRef{Name: i.Name, Version: i.Version, SHA256: i.SHA256})
+		}
+	}
+	return out
+}
+
 // UpdatePolicy returns the policy of the charter, or the default one.
 func (c Charter) UpdatePolicy() UpdatePolicy {
 	if c.Update == nil {
@@ -106,6 +118,9 @@ type ImageEvidence struct {
 	Loader       HexBytes `json:"loader,omitempty"`
 	PCR11        HexBytes `json:"pcr11"`
 	SignerCert   HexBytes `json:"signer_cert,omitempty"`
+	// SHA256 is over the UKI: by it a node finds the manifest and the file of
+	// the recovery image that belongs on its disk.
+	SHA256 HexBytes `json:"sha256,omitempty"`
 }
 
 // BirthSettings are fixed for the life of the cluster.
@@ -172,6 +187,7 @@ func (c Charter) Validate() error {
 		p.sha256("loader of image "+clip(i.Name, 80), i.Loader, false)
 		p.sha256("pcr11 of image "+clip(i.Name, 80), i.PCR11, true)
 		p.sha256("signer_cert of image "+clip(i.Name, 80), i.SignerCert, false)
+		p.sha256("sha256 of image "+clip(i.Name, 80), i.SHA256, false)
 	}
 	p.check(len(c.EscrowKey) == 0 || len(c.EscrowKey) == escrowKeySize, "escrow_key has %d bytes; an X25519 public key has %d", len(c.EscrowKey), escrowKeySize)
 	validateDelegates(&p, c.Delegates)

@@ -42,13 +42,17 @@ type Config struct {
 	// says which of them the centre took back.
 	Orders    func() []fleet.Order
 	Withdrawn func(id string) bool
-	// TimeKnown: the centre told the time.
+	// TimeKnown: the centre told the time, and which orders stand.
 	TimeKnown func() bool
 	Now       func() time.Time
 	// Sources are asked in this order for the files of the image.
 	Sources func() []Source
 	// Rate is the most bytes a second; 0: as fast as it goes. Optional.
 	Rate int64
+	// Recovery names what may be the manifest of the recovery image that
+	// belongs on the disk, once HandOver is complete; why there is none. The
+	// manifest decides. Optional: then the disk gets none.
+	Recovery func() (images []fleet.ImageRef, why string)
 	// HandOver returns what the system is to find; missing says what it lacks.
 	HandOver func() (h HandOver, missing string)
 	// Tell says to the centre how far an order is; it does not wait for it.
@@ -84,6 +88,10 @@ type Installer struct {
 	// manifest of the order's image, and why there is none.
 	manifest *firmware.Manifest
 	why      string
+	// recovery is the manifest of the recovery image, recoveryWhy why the disk
+	// gets none.
+	recovery    *firmware.Manifest
+	recoveryWhy string
 	// looked is the disk that target is about.
 	target    *firmware.TargetDisk
 	targetWhy string
@@ -123,6 +131,9 @@ func New(cfg Config) (*Installer, error) {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
 	i := &Installer{cfg: cfg, log: cfg.Log, done: map[string]bool{}}
+	if cfg.Recovery == nil {
+		i.recoveryWhy = "nobody says which one it is"
+	}
 	i.fetcher = fetch.Fetcher{Rate: cfg.Rate, Log: cfg.Log, Progress: i.progress, Sources: func() (out []fetch.Source) {
 		for _, s := range cfg.Sources() {
 			out = append(out, s)
@@ -213,6 +224,7 @@ func (i *Installer) facts() firmware.InstallFacts {
 	f := firmware.InstallFacts{
 		Now: i.cfg.Now(), TimeKnown: i.cfg.TimeKnown(), Node: i.cfg.Node, Arch: i.cfg.Arch, Orders: i.cfg.Orders(),
 		Withdrawn: i.cfg.Withdrawn, Done: func(id string) bool { return i.done[id] }, Disks: i.cfg.Disks(), ImageWhy: i.why,
+		Recovery: i.recovery, RecoveryWhy: i.recoveryWhy,
 	}
 	if o, _ := firmware.PickInstallOrder(f); o != nil && o.Image != nil && i.manifest != nil && bytes.Equal(i.manifest.SHA256[:], o.Image.SHA256) {
 		f.Image = i.manifest
@@ -231,6 +243,8 @@ func (i *Installer) do(ctx context.Context, a firmware.InstallAction, f firmware
 	switch a.Kind {
 	case firmware.FetchManifest:
 		return i.fetchManifest(ctx, *a.Order)
+	case firmware.FetchRecovery:
+		return i.changed(i.fetchRecovery(ctx))
 	case firmware.LookAtDisk:
 		return i.look(*a.Order, *a.Disk)
 	case firmware.WriteTable:
@@ -244,11 +258,13 @@ func (i *Installer) do(ctx context.Context, a firmware.InstallAction, f firmware
 	case firmware.WriteLoader:
 		return i.changed(i.onESP(*a.Disk, func(e *efi.ESP) error { return i.writeLoader(ctx, e) }))
 	case firmware.StageSystem:
-		return i.changed(i.stage(ctx, *a.Disk, a.File))
+		return i.changed(i.stage(ctx, *a.Disk, *i.manifest, a.File))
+	case firmware.StageRecovery:
+		return i.changed(i.stage(ctx, *a.Disk, *i.recovery, a.File))
 	case firmware.WriteDocuments:
 		return i.changed(i.onESP(*a.Disk, i.writeDocuments))
 	case firmware.SetEntries:
-		return i.changed(i.setEntries(*a.Disk))
+		return i.changed(i.setEntries(*a.Disk, a.File))
 	case firmware.InstallRename:
 		return i.changed(i.onESP(*a.Disk, func(e *efi.ESP) error { return e.Rename(a.File, a.To) }))
 	case firmware.InstallRemove:
@@ -297,6 +313,65 @@ func (i *Installer) fetchManifest(ctx context.Context, o fleet.Order) error {
 	}
 	i.why = "its manifest did not come: " + errors.Join(errs...).Error()
 	return nil
+}
+
+// fetchRecovery finds the manifest of the recovery image. What a centre surely
+// does not have is no reason to leave a machine without a system; what does not
+// answer is asked again.
+func (i *Installer) fetchRecovery(ctx context.Context) error {
+	images, why := i.cfg.Recovery()
+	if len(images) == 0 {
+		i.noRecovery(why)
+		return nil
+	}
+	errs := []error{errors.New("the recovery image did not come")}
+	missing := true
+	for _, s := range i.cfg.Sources() {
+		for _, ref := range images {
+			m, err := i.openRecovery(ctx, s, ref)
+			if err == nil {
+				i.recovery = &m
+				return nil
+			}
+			missing = missing && errors.Is(err, fetch.ErrMissing)
+			errs = append(errs, fmt.Errorf("%s: %w", s.Name(), err))
+		}
+	}
+	if len(errs) > 1 && missing {
+		i.noRecovery(images[0].ID() + " is not at the centre as a file: `muster image push` brings it there")
+		return nil
+	}
+	return errors.Join(errs...)
+}
+
+// openRecovery asks s for the manifest of ref, and for the first byte of the
+// image. An image for other machines is as good as missing.
+func (i *Installer) openRecovery(ctx context.Context, s Source, ref fleet.ImageRef) (firmware.Manifest, error) {
+	b, err := s.Manifest(ctx, fetch.Digest(ref.SHA256), fleet.MaxManifest)
+	if err != nil {
+		return firmware.Manifest{}, err
+	}
+	m, err := firmware.OpenManifest(b, i.cfg.ReleaseKeys)
+	switch {
+	case err != nil:
+		return m, err
+	case !bytes.Equal(m.SHA256[:], ref.SHA256) || m.Name != ref.Name || m.Version != ref.Version:
+		return m, errors.New("it is the manifest of another image")
+	case m.Kind != fleet.ImageRecovery || m.Size > firmware.SizeESP/4:
+		return m, fmt.Errorf("an image of kind %s with %d bytes", m.Kind, m.Size)
+	case m.Arch != i.cfg.Arch:
+		return m, fmt.Errorf("it is for %s: %w", m.Arch, fetch.ErrMissing)
+	}
+	r, err := s.Open(ctx, fetch.Digest(m.SHA256), 0, 1)
+	if err != nil {
+		return m, err
+	}
+	return m, r.Close()
+}
+
+func (i *Installer) noRecovery(why string) {
+	i.recoveryWhy = why
+	i.log.Warn("the disk gets no recovery image", "why", why)
 }
 
 // look opens the disk and says what is on it.
@@ -355,7 +430,7 @@ func (i *Installer) state(d fleet.Disk) (*firmware.TargetDisk, error) {
 		i.log.Warn("the ESP cannot be read", "err", errors.Join(err, uerr))
 	}
 	if t.Entries = i.entriesSet; !t.Entries {
-		t.Entries, err = i.entries(table[0].Ref(t.Sector))
+		t.Entries, err = i.entries(table[0].Ref(t.Sector), t.RecoveryFile(i.recovery))
 	}
 	return t, err
 }
@@ -388,6 +463,15 @@ func (i *Installer) lookAtESP(e *efi.ESP, t *firmware.TargetDisk) (err error) {
 			t.FinalWhole = whole
 		} else {
 			t.StagedWhole = whole
+		}
+	}
+	if r := i.recovery; r != nil {
+		name := firmware.RecoveryEntry(r.Version)
+		if t.RecoveryWhole, err = e.Whole(name, r.Size, r.SHA256); err != nil {
+			return err
+		}
+		if t.RecoveryStaged, err = e.Whole(firmware.StagedPrefix+name, r.Size, r.SHA256); err != nil {
+			return err
 		}
 	}
 	t.Loader = true
@@ -509,8 +593,7 @@ func (i *Installer) writeLoader(ctx context.Context, e *efi.ESP) error {
 
 // stage brings the boot file. Where the ESP is a mounted one, what came before
 // a power cut is gone on with.
-func (i *Installer) stage(ctx context.Context, d fleet.Disk, name string) error {
-	m := i.manifest
+func (i *Installer) stage(ctx context.Context, d fleet.Disk, m firmware.Manifest, name string) error {
 	b := fetch.Blob{Digest: m.SHA256, Size: m.Size}
 	files, umount, err := i.cfg.Machine.Mount(d)
 	if err != nil {
@@ -564,7 +647,7 @@ func (i *Installer) writeDocuments(e *efi.ESP) error {
 }
 
 // entries reports whether the firmware's boot order is right.
-func (i *Installer) entries(esp firmware.PartRef) (bool, error) {
+func (i *Installer) entries(esp firmware.PartRef, recovery string) (bool, error) {
 	vars, done, err := i.cfg.Machine.Vars()
 	if err != nil || vars == nil {
 		// Without variables firmware starts the default path, where the
@@ -576,11 +659,11 @@ func (i *Installer) entries(esp firmware.PartRef) (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	p, err := firmware.PlanBootOrder(b.Entries, b.Unread, b.Order, firmware.BootEntries(esp, ""))
+	p, err := firmware.PlanBootOrder(b.Entries, b.Unread, b.Order, firmware.BootEntries(esp, recovery))
 	return err == nil && p.Empty(), nil
 }
 
-func (i *Installer) setEntries(d fleet.Disk) error {
+func (i *Installer) setEntries(d fleet.Disk, recovery string) error {
 	whole, _, err := i.cfg.Machine.Disk(d)
 	if err != nil {
 		return err
@@ -600,7 +683,7 @@ func (i *Installer) setEntries(d fleet.Disk) error {
 	}
 	defer done()
 	i.entriesSet = true
-	_, err = vars.SetBoot(firmware.BootEntries(esp.Ref(sector), ""))
+	_, err = vars.SetBoot(firmware.BootEntries(esp.Ref(sector), recovery))
 	return err
 }
 

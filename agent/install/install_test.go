@@ -70,6 +70,11 @@ type rig struct {
 	image  firmware.Manifest
 	signed []byte
 	pub    crypto.PublicKey
+	// recovery is the image that belongs on the disk, recoverySigned its
+	// envelope; nameless: the charter does not name it.
+	recovery       firmware.Manifest
+	recoverySigned []byte
+	nameless       bool
 
 	orders    []fleet.Order
 	withdrawn map[string]bool
@@ -87,6 +92,8 @@ type rig struct {
 const (
 	rootSize = 3*firmware.ChunkSize/2 + 4096
 	ukiSize  = 40_000
+	// recoverySize differs, so that nothing passes for the other.
+	recoverySize = 30_000
 )
 
 var node = fleet.EKHash(sha256.Sum256([]byte("ek"))).NodeID()
@@ -132,6 +139,11 @@ func newRig(t testing.TB) *rig {
 		Slot: &firmware.SlotImage{Root: blob("edge.root", root), Verity: blob("edge.verity", filler(3, 8192)), Loader: blob("edge.loader.efi", filler(4, 5000)),
 			RootHash: firmware.Digest{5}, RootUUID: "11111111-1111-1111-1111-111111111111", VerityUUID: "22222222-2222-2222-2222-222222222222",
 			ChunkSize: firmware.ChunkSize, Chunks: chunks},
+	}
+	rec := blob("recovery.efi", filler(5, recoverySize))
+	r.recovery = firmware.Manifest{
+		Format: firmware.ManifestFormat, Name: "muster-recovery", Version: "7", Kind: fleet.ImageRecovery, Arch: "amd64", File: rec.File, SHA256: rec.SHA256, Size: rec.Size,
+		Measurements: firmware.Measurements{Authenticode: firmware.Digest{6}, Kernel: firmware.Digest{3}, PCR11: pcr, Sections: sections}, Created: r.image.Created,
 	}
 	r.resign(func(*firmware.Manifest) {})
 	return r
@@ -194,10 +206,10 @@ func (r *rig) Open(_ context.Context, d fetch.Digest, off, n int64) (io.ReadClos
 }
 
 func (r *rig) Manifest(_ context.Context, image fetch.Digest, _ int64) ([]byte, error) {
-	if image != fetch.Digest(r.image.SHA256) {
-		return nil, fetch.ErrMissing
+	if b, ok := map[fetch.Digest][]byte{fetch.Digest(r.image.SHA256): r.signed, fetch.Digest(r.recovery.SHA256): r.recoverySigned}[image]; ok {
+		return b, nil
 	}
-	return r.signed, nil
+	return nil, fetch.ErrMissing
 }
 
 // start is a start of recovery.
@@ -210,6 +222,12 @@ func (r *rig) start() *Installer {
 		TimeKnown: func() bool { return !r.timeless }, Now: func() time.Time { return r.now }, Sources: func() []Source { return []Source{r} },
 		HandOver: func() (HandOver, string) {
 			return HandOver{Site: []byte("{}\n"), Identity: []byte("{}\n"), Documents: [][]byte{[]byte("charter")}}, r.missing
+		},
+		Recovery: func() ([]fleet.ImageRef, string) {
+			if r.nameless {
+				return nil, "the charter names none"
+			}
+			return []fleet.ImageRef{{Name: r.recovery.Name, Version: r.recovery.Version, SHA256: r.recovery.SHA256[:]}}, ""
 		},
 		Tell: func(id string, s fleet.OrderState, _ string) { r.done[id] = s }, Heard: func(context.Context) {},
 		Restart: func(string) { r.restarted = true },
@@ -256,7 +274,9 @@ func (r *rig) live(i *Installer) error {
 // boots says what a power-on of the machine would start, from what is on d.
 func (r *rig) boots(d *disktest.Disk) (bootmodel.Outcome, error) {
 	m := bootmodel.Machine{ESP: bootmodel.ESP{}}
-	for _, e := range firmware.BootEntries(firmware.PartRef{}, "") {
+	// With the entry of the recovery image from the first moment on: that is
+	// the worse case.
+	for _, e := range firmware.BootEntries(firmware.PartRef{}, firmware.RecoveryEntry("7")) {
 		m.Order = append(m.Order, bootmodel.Target{File: e.File})
 	}
 	table, err := disk.ReadTable(d)
@@ -293,12 +313,17 @@ func (r *rig) boots(d *disktest.Disk) (bootmodel.Outcome, error) {
 	}
 	for _, n := range names {
 		b := read(path.Join(bootmodel.Entries, n))
+		if firmware.IsRecovery(n) {
+			m.ESP[path.Join(bootmodel.Entries, n)] = bootmodel.File{Starts: sha256.Sum256(b) == r.recovery.SHA256,
+				Release: &bootmodel.Release{ID: "zz-muster-recovery", VersionID: "7", PrettyName: "recovery"}}
+			continue
+		}
 		whole := sha256.Sum256(b) == r.image.SHA256
 		// Half a file may have sound headers: that is the worse case.
 		m.ESP[path.Join(bootmodel.Entries, n)] = bootmodel.File{Starts: whole, Release: &bootmodel.Release{ID: "edge", VersionID: "1", PrettyName: "edge 1"}}
 	}
 	out := m.PowerOn(false)
-	if out.File == "" {
+	if out.File == "" || firmware.IsRecovery(path.Base(out.File)) {
 		return out, nil
 	}
 	// What starts must find its slot.
@@ -326,10 +351,30 @@ func (r *rig) boots(d *disktest.Disk) (bootmodel.Outcome, error) {
 	return out, nil
 }
 
+// startsSystem: it is the slot, and neither recovery nor nothing.
+func startsSystem(out bootmodel.Outcome) bool {
+	return out.File != "" && !firmware.IsRecovery(path.Base(out.File))
+}
+
+// names lists EFI/Linux.
+func (r *rig) names() []string {
+	r.t.Helper()
+	files, _, err := r.Mount(r.facts[0])
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	names, err := files.List(bootmodel.Entries)
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	slices.Sort(names)
+	return names
+}
+
 func (r *rig) installed() {
 	r.t.Helper()
 	out, err := r.boots(r.disks["/dev/vda"])
-	if err != nil || out.File == "" || !r.restarted || r.done["o-1"] != fleet.OrderDone {
+	if err != nil || !startsSystem(out) || !r.restarted || r.done["o-1"] != fleet.OrderDone {
 		r.t.Fatalf("not installed: %+v %v, restarted %v, order %v", out, err, r.restarted, r.done)
 	}
 }
@@ -359,9 +404,21 @@ func TestInstall(t *testing.T) {
 	}
 	r.installed()
 	r.untouched("/dev/vdb")
+	// The firmware knows loader, copy and recovery image, in this order.
 	b, err := efi.VarsOn(r.vars).Boot()
-	if err != nil || len(b.Order) < 2 || b.Entries[0].File == "" {
-		t.Errorf("%+v %v", b, err)
+	var order []string
+	for _, n := range b.Order {
+		for _, e := range b.Entries {
+			if e.Number == n {
+				order = append(order, e.Title+" "+e.File)
+			}
+		}
+	}
+	if want := []string{"muster EFI/systemd/systemd-bootx64.efi", "muster (copy) EFI/BOOT/BOOTX64.EFI", "muster recovery EFI/Linux/recovery-7.efi"}; err != nil || !slices.Equal(order, want) {
+		t.Errorf("%q %v", order, err)
+	}
+	if want := []string{"edge-1+3.efi", "recovery-7.efi"}; !slices.Equal(r.names(), want) {
+		t.Errorf("%q, want %q", r.names(), want)
 	}
 	// The machine comes into recovery again with the order still there: it
 	// only says that it is done, and starts its system.
@@ -396,7 +453,7 @@ func TestInstallWaits(t *testing.T) {
 		"for another node":     {func(_ *rig, o *fleet.Order) { o.Node = "n-x" }, "another machine"},
 		"ended":                {func(r *rig, o *fleet.Order) { o.NotAfter = r.now }, "it ended on"},
 		"withdrawn":            {func(r *rig, _ *fleet.Order) { r.withdrawn["o-1"] = true }, "withdrawn"},
-		"wrong clock":          {func(r *rig, _ *fleet.Order) { r.timeless = true }, "nobody told me the time"},
+		"wrong clock":          {func(r *rig, _ *fleet.Order) { r.timeless = true }, "did not tell me the time"},
 		"unknown image":        {func(_ *rig, o *fleet.Order) { o.Image.SHA256 = make([]byte, 32) }, "manifest did not come"},
 		"forged manifest":      {func(r *rig, _ *fleet.Order) { r.pub = ed25519.PublicKey(filler(7, 32)) }, "manifest did not come"},
 		"another architecture": {func(r *rig, _ *fleet.Order) { r.resign(func(m *firmware.Manifest) { m.Arch = "arm64" }) }, "is for arm64"},
@@ -431,19 +488,24 @@ func TestInstallWaits(t *testing.T) {
 func (r *rig) resign(change func(*firmware.Manifest)) {
 	r.t.Helper()
 	change(&r.image)
-	payload, err := r.image.JSON()
-	if err != nil {
-		r.t.Fatal(err)
-	}
 	key := ed25519.NewKeyFromSeed(filler(9, ed25519.SeedSize))
 	r.pub = key.Public()
-	e, err := statement.Sign(firmware.ManifestType, payload, key)
-	if err == nil {
-		r.signed, err = json.Marshal(e)
+	sign := func(m firmware.Manifest) []byte {
+		payload, err := m.JSON()
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		e, err := statement.Sign(firmware.ManifestType, payload, key)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		b, err := json.Marshal(e)
+		if err != nil {
+			r.t.Fatal(err)
+		}
+		return b
 	}
-	if err != nil {
-		r.t.Fatal(err)
-	}
+	r.signed, r.recoverySigned = sign(r.image), sign(r.recovery)
 }
 
 // The system's documents are not complete: all is written, and nothing starts
@@ -567,7 +629,7 @@ func TestPowerCutsOfInstall(t *testing.T) {
 	if len(cuts) < 60 {
 		t.Fatalf("only %d cuts", len(cuts))
 	}
-	started, rested := 0, 0
+	started, rested, onDisk := 0, 0, 0
 	for _, n := range cuts {
 		for seed := range seeds {
 			var rng *rand.Rand
@@ -579,9 +641,12 @@ func TestPowerCutsOfInstall(t *testing.T) {
 			if err != nil {
 				t.Fatalf("cut after %d of %d (%s), seed %d: %v\n%s", n, len(log), log[n-1].Point, seed, err, strings.Join(out.Steps, "\n"))
 			}
-			if out.File != "" {
+			switch {
+			case startsSystem(out):
 				started++
 				continue
+			case out.File != "":
+				onDisk++
 			}
 			rested++
 			// Recovery comes by the network and goes on; for some, since it
@@ -598,8 +663,8 @@ func TestPowerCutsOfInstall(t *testing.T) {
 			again.installed()
 		}
 	}
-	t.Logf("%d of the cuts start the new system, %d recovery", started, rested)
-	if started == 0 || rested == 0 {
+	t.Logf("%d of the cuts start the new system, %d recovery, %d of these from the disk", started, rested, onDisk)
+	if started == 0 || rested == onDisk || onDisk == 0 {
 		t.Error("the cuts show nothing")
 	}
 }
@@ -666,5 +731,132 @@ func TestPercentGoesUp(t *testing.T) {
 	}
 	if last != 100 {
 		t.Errorf("at the end it says %d %%", last)
+	}
+}
+
+// spend makes the system of slot A one that never came up.
+func (r *rig) spend() {
+	r.t.Helper()
+	files, umount, err := r.Mount(r.facts[0])
+	if err != nil {
+		r.t.Fatal(err)
+	}
+	entry := r.image.Entry()
+	if err := efi.On(files).Rename(firmware.CountedName(entry, firmware.Tries, 0), firmware.CountedName(entry, 0, firmware.Tries)); err != nil {
+		r.t.Fatal(err)
+	}
+	if err := umount(); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// A machine whose system never came up ends in the recovery image of its own
+// disk, and is installed again from there, with the network boot host away: at
+// no moment nothing starts any more.
+func TestInstallAgainFromTheDisk(t *testing.T) {
+	r := newRig(t)
+	r.orders = []fleet.Order{r.order("o-1", fleet.OrderInstall)}
+	if err := r.live(r.start()); err != nil {
+		t.Fatal(err)
+	}
+	r.spend()
+	out, err := r.boots(r.disks["/dev/vda"])
+	if err != nil || !firmware.IsRecovery(path.Base(out.File)) {
+		t.Fatalf("it starts %q (%v)", out.File, err)
+	}
+	r.orders = []fleet.Order{r.order("o-2", fleet.OrderInstall)}
+	r.cut = func(p string) error {
+		if out, err := r.boots(r.disks["/dev/vda"]); err != nil || out.File == "" {
+			t.Fatalf("%s: nothing would start: %v\n%s", p, err, strings.Join(out.Steps, "\n"))
+		}
+		return nil
+	}
+	if err := r.live(r.start()); err != nil {
+		t.Fatal(err)
+	}
+	if out, err := r.boots(r.disks["/dev/vda"]); err != nil || !startsSystem(out) || r.done["o-2"] != fleet.OrderDone {
+		t.Fatalf("%+v %v %v", out, err, r.done)
+	}
+}
+
+// Another recovery image takes the place of the one before, and only when the
+// firmware knows it the old one goes. None to bring leaves what is there.
+func TestRecoveryImageIsReplaced(t *testing.T) {
+	r := newRig(t)
+	r.orders = []fleet.Order{r.order("o-1", fleet.OrderInstall)}
+	if err := r.live(r.start()); err != nil {
+		t.Fatal(err)
+	}
+	b := filler(6, recoverySize)
+	r.recovery.Version, r.recovery.SHA256 = "8+x", sha256.Sum256(b)
+	r.blobs[fetch.Digest(r.recovery.SHA256)] = b
+	r.resign(func(*firmware.Manifest) {})
+	r.orders = []fleet.Order{r.order("o-2", fleet.OrderInstall)}
+	r.cut = func(p string) error {
+		if p == "install.set-entries.begin" && !slices.Contains(r.names(), "recovery-7.efi") {
+			t.Error("the old one is gone before the firmware knows the new one")
+		}
+		return nil
+	}
+	if err := r.live(r.start()); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"edge-1+3.efi", "recovery-8_x.efi"}; !slices.Equal(r.names(), want) {
+		t.Errorf("%q, want %q", r.names(), want)
+	}
+	r.nameless, r.cut = true, nil
+	r.orders = []fleet.Order{r.order("o-3", fleet.OrderInstall)}
+	if err := r.live(r.start()); err != nil {
+		t.Fatal(err)
+	}
+	if want := []string{"edge-1+3.efi", "recovery-8_x.efi"}; !slices.Equal(r.names(), want) || r.done["o-3"] != fleet.OrderDone {
+		t.Errorf("%q, want %q, %v", r.names(), want, r.done)
+	}
+	boot, err := efi.VarsOn(r.vars).Boot()
+	if err != nil || len(boot.Order) != 3 {
+		t.Errorf("%+v %v", boot, err)
+	}
+}
+
+// A recovery image that is nowhere as a file, or that no release key signed: the
+// machine gets its system all the same in the first case, and waits in the
+// second, since somebody lies.
+func TestRecoveryImageThatDoesNotCome(t *testing.T) {
+	for name, c := range map[string]struct {
+		change    func(*rig)
+		installed bool
+		say       string
+	}{
+		"not pushed":     {func(r *rig) { delete(r.blobs, fetch.Digest(r.recovery.SHA256)) }, true, ""},
+		"for arm64":      {func(r *rig) { r.recovery.Arch = "arm64"; r.resign(func(*firmware.Manifest) {}) }, true, ""},
+		"not in charter": {func(r *rig) { r.nameless = true }, true, ""},
+		"forged": {func(r *rig) {
+			// The envelope of another payload: nobody signed this one.
+			at := bytes.Index(r.recoverySigned, []byte(`"payload":"`)) + 100
+			r.recoverySigned[at] ^= 2
+		}, false, "did not come"},
+		"a slot's": {func(r *rig) {
+			r.recovery.Kind, r.recovery.Slot, r.recovery.Measurements.Loader = fleet.ImageSlot, r.image.Slot, firmware.Digest{4}
+			r.resign(func(*firmware.Manifest) {})
+		}, false, "kind slot"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := newRig(t)
+			c.change(r)
+			r.orders = []fleet.Order{r.order("o-1", fleet.OrderInstall)}
+			err := r.live(r.start())
+			if c.installed {
+				if err != nil || !r.restarted || !slices.Equal(r.names(), []string{"edge-1+3.efi"}) {
+					t.Errorf("%v, restarted %v, %q", err, r.restarted, r.names())
+				}
+				return
+			}
+			if err == nil || r.restarted || !strings.Contains(err.Error(), c.say) {
+				t.Errorf("%v, restarted %v", err, r.restarted)
+			}
+			if out, err := r.boots(r.disks["/dev/vda"]); err != nil || out.File != "" {
+				t.Errorf("%+v %v", out, err)
+			}
+		})
 	}
 }

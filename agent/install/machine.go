@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/firmware/disk"
 	"github.com/muster-edge/muster/firmware/efi"
 	"github.com/muster-edge/muster/fleet"
@@ -111,9 +112,14 @@ func (h Host) Part(d fleet.Disk, label string) (Device, error) {
 
 // Mount implements Machine.
 func (h Host) Mount(d fleet.Disk) (efi.Files, func() error, error) {
-	dev, err := h.part(d, "ESP")
+	dir, umount, err := h.mount(d, 0)
+	return dir, umount, err
+}
+
+func (h Host) mount(d fleet.Disk, more uintptr) (efi.Dir, func() error, error) {
+	dev, err := h.part(d, firmware.LabelESP)
 	if err != nil {
-		return nil, nil, err
+		return "", nil, err
 	}
 	if h.NeedModule != nil {
 		// The character sets are those that Debian's kernel asks for.
@@ -123,11 +129,11 @@ func (h Host) Mount(d fleet.Disk) (efi.Files, func() error, error) {
 	}
 	dir := filepath.Join(h.Run, "esp")
 	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, nil, fmt.Errorf("install: mount the ESP: %w", err)
+		return "", nil, fmt.Errorf("install: mount the ESP: %w", err)
 	}
 	const flags = unix.MS_NOSUID | unix.MS_NODEV | unix.MS_NOEXEC | unix.MS_NOSYMFOLLOW
-	if err := unix.Mount(dev, dir, "vfat", flags, "umask=0077,codepage=437,iocharset=ascii,errors=remount-ro"); err != nil {
-		return nil, nil, fmt.Errorf("install: mount the ESP %s: %w", dev, err)
+	if err := unix.Mount(dev, dir, "vfat", flags|more, "umask=0077,codepage=437,iocharset=ascii,errors=remount-ro"); err != nil {
+		return "", nil, fmt.Errorf("install: mount the ESP %s: %w", dev, err)
 	}
 	return efi.Dir(dir), func() error {
 		if err := unix.Unmount(dir, 0); err != nil {

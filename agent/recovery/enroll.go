@@ -68,7 +68,9 @@ type Services struct {
 	NeedModule func(name string) error
 	// Restart ends this start of the machine, with a reason for the screen.
 	Restart func(why string)
-	Log     *slog.Logger
+	// Why says why the machine is in recovery; it may take a moment.
+	Why func(context.Context) Started
+	Log *slog.Logger
 }
 
 // enrollment keeps an Enroller running: it opens the TPM, waits for an

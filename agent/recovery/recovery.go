@@ -16,6 +16,7 @@ import (
 	"github.com/muster-edge/muster/agent/facts"
 	"github.com/muster-edge/muster/agent/kmod"
 	"github.com/muster-edge/muster/agent/recovery/netup"
+	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/fleet"
 	"github.com/muster-edge/muster/internal/sleep"
 )
@@ -28,6 +29,9 @@ const (
 	// rebootWithoutSite: an image with an unreadable site.json cannot work;
 	// perhaps the next network boot fetches a better one.
 	rebootWithoutSite = 10 * time.Minute
+	// whyPatience is how long enrollment waits for the reason why the machine
+	// is in recovery.
+	whyPatience = 30 * time.Second
 	// lastWords is how long a fatal message stays before the restart.
 	lastWords = 10 * time.Second
 	// tpmGrace is how long drivers may take to find the TPM before its
@@ -48,6 +52,18 @@ type Config struct {
 	// anybody. It ends with nil when the machine may be switched off, or with
 	// ctx. nil: such an image says that it cannot.
 	Scan func(context.Context, ScanServices) error
+	// Why says how the machine came into recovery, once its devices were
+	// looked for. It reads a disk of ours and opens no other. Optional.
+	Why func(module func(name string) error) Started
+}
+
+// Started is why the recovery image runs.
+type Started struct {
+	Cause firmware.Cause
+	// Text is for screen and centre; "" when there is nothing to say.
+	Text string
+	// Failed are the images that failed on this machine, as its disk says.
+	Failed []firmware.FailedImage
 }
 
 // ScanServices is what recovery lends to Config.Scan.
@@ -143,6 +159,8 @@ type machine struct {
 	restart string // why, once a restart is wanted
 	off     bool   // switch off instead
 	booted  chan struct{}
+	// why gets the reason why this image runs, once.
+	why chan Started
 }
 
 func (m *machine) uptime() time.Duration { return time.Since(m.started) }
@@ -192,6 +210,7 @@ func (m *machine) run(ctx context.Context, siteErr error) {
 	m.up = make(chan struct{})
 	m.redo = make(chan struct{}, 1)
 	m.booted = make(chan struct{})
+	m.why = make(chan Started, 1)
 	m.firstClock()
 	m.update()
 
@@ -263,6 +282,7 @@ func (m *machine) serve(ctx context.Context, loader *kmod.Loader) {
 		Changed: func(nics []netup.NIC) { m.post(func() { m.network(nics) }) },
 	})
 	m.spawn(ctx, "network", net.Run)
+	m.spawn(ctx, "why", func(ctx context.Context) error { return m.askWhy(ctx, loader.Module) })
 	if m.cfg.Open == nil {
 		return
 	}
@@ -275,7 +295,7 @@ func (m *machine) serve(ctx context.Context, loader *kmod.Loader) {
 			EventLog:   func() ([]byte, error) { return facts.EventLog(os.DirFS("/")) },
 			SetTime:    m.toldClock,
 			Progress:   func(p Progress) { m.post(func() { m.progress(p) }) },
-			NeedModule: loader.Module, Restart: func(why string) { m.post(func() { m.restart = why }) },
+			NeedModule: loader.Module, Restart: func(why string) { m.post(func() { m.restart = why }) }, Why: m.whyHere,
 		},
 		up: func() <-chan struct{} {
 			m.post(func() { upNow <- m.up })
@@ -294,6 +314,47 @@ func (m *machine) serve(ctx context.Context, loader *kmod.Loader) {
 	}
 	m.spawn(ctx, "enrollment", e.run)
 	m.spawn(ctx, "leave", m.leave)
+}
+
+// askWhy finds out why this image runs. A disk that is dying may take for ever
+// or make the reader fail: neither keeps the machine from calling home.
+func (m *machine) askWhy(ctx context.Context, module func(string) error) error {
+	if m.cfg.Why == nil {
+		m.why <- Started{}
+		return nil
+	}
+	select {
+	case <-ctx.Done():
+		return ctx.Err()
+	case <-m.booted:
+	}
+	s := func() (s Started) {
+		defer func() {
+			if r := recover(); r != nil {
+				s = Started{Cause: firmware.CauseNoSystem, Text: fmt.Sprintf("The disk cannot be read: %v.", r)}
+			}
+		}()
+		return m.cfg.Why(module)
+	}()
+	if s.Text != "" {
+		m.post(func() { m.note(s.Text) })
+	}
+	m.why <- s
+	return nil
+}
+
+// whyHere returns what askWhy found, or nothing when it takes too long.
+func (m *machine) whyHere(ctx context.Context) Started {
+	t := time.NewTimer(whyPatience)
+	defer t.Stop()
+	select {
+	case s := <-m.why:
+		m.why <- s // for who asks next
+		return s
+	case <-ctx.Done():
+	case <-t.C:
+	}
+	return Started{}
 }
 
 // loop is the main loop. Its beat is what keeps the watchdog quiet.

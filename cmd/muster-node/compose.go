@@ -454,6 +454,8 @@ func bootText() string {
 type withdrawnOrders struct {
 	mu  sync.Mutex
 	ids map[string]bool
+	// told: the centre said which orders stand.
+	told bool
 }
 
 func (w *withdrawnOrders) standing(held []fleet.Order, ids []string) {
@@ -463,7 +465,7 @@ func (w *withdrawnOrders) standing(held []fleet.Order, ids []string) {
 	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	w.ids = map[string]bool{}
+	w.ids, w.told = map[string]bool{}, true
 	for _, o := range held {
 		if !stands[o.ID] {
 			w.ids[o.ID] = true
@@ -475,4 +477,11 @@ func (w *withdrawnOrders) is(id string) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.ids[id]
+}
+
+// known says whether the centre told which orders stand.
+func (w *withdrawnOrders) known() bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.told
 }

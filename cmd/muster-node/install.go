@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/muster-edge/muster/agent"
+	"github.com/muster-edge/muster/agent/facts"
 	"github.com/muster-edge/muster/agent/fetch"
 	"github.com/muster-edge/muster/agent/install"
 	"github.com/muster-edge/muster/agent/member/uplink"
@@ -61,12 +62,13 @@ func (e *enroller) obey(ctx context.Context) error {
 		s.Log.Warn("documents of the centre were refused", "err", err)
 	}
 	var in *install.Installer // is there before the first report
+	started := s.Why(ctx)
 	withdrawn, told := &withdrawnOrders{}, newOutcomes(s.Now)
 	up, err := uplink.New(uplink.Config{
 		Dir: filepath.Join(recoveryDir, "identity"), Node: e.identity.Node, Key: public, Centres: s.Site.Centre, Identity: &e.identity,
 		Image: s.Site.Image + "@" + s.Site.Version, Client: e.client, Learn: docs.Learn,
 		Cluster:  func() *musterv1.ClusterReport { return nil },
-		System:   func() *musterv1.SystemReport { return e.system(in) },
+		System:   func() *musterv1.SystemReport { return e.system(in, started) },
 		Outcomes: told.list, Acknowledged: told.acknowledged, News: told.news,
 		Standing: func(ids []string) { withdrawn.standing(docs.Orders(s.Now()), ids) },
 		Hardware: s.Hardware, Now: s.Now, Log: s.Log,
@@ -82,9 +84,10 @@ func (e *enroller) obey(ctx context.Context) error {
 		Orders:    func() []fleet.Order { return docs.Orders(time.Time{}) },
 		Withdrawn: withdrawn.is,
 		// Enrollment set the clock from the centre.
-		TimeKnown: func() bool { return true }, Now: s.Now,
+		TimeKnown: withdrawn.known, Now: s.Now,
 		Sources:  func() []install.Source { return sources(up, s.Site.Centre) },
 		HandOver: func() (install.HandOver, string) { return handOver(docs, e.identityFile()) },
+		Recovery: func() ([]fleet.ImageRef, string) { return recoveryImage(docs.Documents().Charter, s.Site.Image, s.Site.Version) },
 		Tell:     told.tell, Heard: told.heard, Restart: s.Restart, Log: s.Log,
 	})
 	if err != nil {
@@ -99,6 +102,14 @@ func (e *enroller) obey(ctx context.Context) error {
 		err = ctx.Err()
 	}
 	return err
+}
+
+// whyHere reads the disk that is ours for why this machine is in recovery.
+func whyHere(module func(string) error) recovery.Started {
+	h := install.Host{Run: recoveryDir, NeedModule: module, Disks: func() []fleet.Disk { return facts.Read(os.DirFS("/")).Disks }}
+	f := h.Why()
+	cause, text := firmware.WhyRecovery(f)
+	return recovery.Started{Cause: cause, Text: text, Failed: f.Meta.Failed}
 }
 
 // sources are where images come from: the centre that answers, then the others.
@@ -116,13 +127,31 @@ func sources(up *uplink.Uplink, all []string) (out []install.Source) {
 	return out
 }
 
+// recoveryImage names the image that runs here, as the charter has it: it is
+// proven on this machine, and belongs on its disk.
+func recoveryImage(c *fleet.Charter, name, version string) ([]fleet.ImageRef, string) {
+	if c == nil {
+		return nil, "the charter of the site did not come"
+	}
+	if images := c.Recovery(name, version); len(images) > 0 {
+		return images, ""
+	}
+	return nil, "the charter of the site does not have image " + name + "@" + version
+}
+
 // system is what the centre is told of this machine's system.
-func (e *enroller) system(in *install.Installer) *musterv1.SystemReport {
+func (e *enroller) system(in *install.Installer, started recovery.Started) *musterv1.SystemReport {
 	n := in.Now()
 	r := fleet.SystemReport{Node: e.identity.Node, Slot: fleet.SlotRecovery, Image: e.services.Site.Image + "@" + e.services.Site.Version,
 		State: fleet.SystemRecovery, Percent: n.Percent, Reason: n.Reason, Target: strings.ReplaceAll(n.Image, " ", "@")}
-	if n.State != firmware.InstallIdle {
+	switch {
+	case n.State != firmware.InstallIdle:
 		r.State = fleet.SystemInstalling
+	case started.Text != "":
+		r.Reason = started.Text
+	}
+	for _, f := range started.Failed[max(0, len(started.Failed)-fleet.MaxFailedImages):] {
+		r.Failed = append(r.Failed, fleet.FailedImage{SHA256: f.Image[:], Image: f.Version, Reason: f.Reason, At: f.At})
 	}
 	return api.SystemReportToProto(r)
 }

@@ -32,7 +32,7 @@ As PID 1 (or started as /init) it is the init of the recovery image and of a slo
 func main() {
 	if os.Getpid() == 1 || os.Args[0] == "/init" {
 		startSlot()
-		recovery.Run(recovery.Config{Version: version, BuildTime: built(), Open: openEnroller, Scan: scanMachine})
+		recovery.Run(recovery.Config{Version: version, BuildTime: built(), Open: openEnroller, Scan: scanMachine, Why: whyHere})
 		return
 	}
 	os.Exit(run(os.Args[1:]))
