@@ -142,6 +142,7 @@ func TestLoginLeadsNowhereElse(t *testing.T) {
 	for in, want := range map[string]string{
 		"/sites?q=a": "/sites?q=a", "/nodes/n-1": "/nodes/n-1", "/": "/", "": "/", "//evil.example": "/", `/\evil.example`: "/", "https://evil.example": "/", "javascript:alert(1)": "/",
 		"/\t/evil.example": "/", "/a/../../evil": "/", "/%2f/evil": "/", "///evil": "/", "evil": "/", "/a\r\nSet-Cookie: x": "/", "/" + strings.Repeat("a", 600): "/", "/@evil.example": "/@evil.example",
+		"/login?next=/login": "/", "/logout": "/", "/auth/oidc/callback": "/",
 	} {
 		if got := localPath(in); got != want {
 			t.Errorf("%q leads to %q, want %q", in, got, want)
