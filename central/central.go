@@ -22,6 +22,7 @@ import (
 
 	musterv1connect "github.com/muster-edge/muster/api/muster/v1/musterv1connect"
 	"github.com/muster-edge/muster/central/blobs"
+	"github.com/muster-edge/muster/central/oidc"
 	"github.com/muster-edge/muster/central/store"
 	"github.com/muster-edge/muster/enroll"
 	"github.com/muster-edge/muster/enroll/service"
@@ -62,6 +63,8 @@ type Config struct {
 	// endpoint, in all (default 8192) and per address (default 1024; behind a
 	// load balancer that hides addresses, give the same as MaxConns).
 	MaxConns, MaxConnsPerSource int
+	// OIDC are the settings of an identity provider; nil: there is none.
+	OIDC *oidc.Config
 	// Boot switches the boot role on.
 	Boot *BootConfig
 	// Version is shown to operators.
@@ -162,9 +165,11 @@ type Server struct {
 	seen   *lastSeen
 	usage  *usage
 	enroll *service.Service
-	boot   *bootRole
-	asking asking
-	epoch  uint64
+	// provider is nil if people do not log in at an identity provider.
+	provider *provider
+	boot     *bootRole
+	asking   asking
+	epoch    uint64
 	// operatorsURL is how this host reaches the operators' endpoint.
 	operatorsURL string
 	// gather joins the commits of reports.
@@ -216,6 +221,9 @@ func New(ctx context.Context, cfg Config) (_ *Server, err error) {
 	if err := sharedKeys(ctx, st, s.data, s.ca.RootsPEM(), seal); err != nil {
 		return nil, err
 	}
+	if s.provider, err = newProvider(s, seal); err != nil {
+		return nil, err
+	}
 	if err := s.prepare(ctx); err != nil {
 		return nil, err
 	}
@@ -259,6 +267,9 @@ func (s *Server) prepare(ctx context.Context) error {
 		return err
 	}
 	s.metrics.registry.MustRegister(newQueue(s.store))
+	if err := s.provider.warnOfMissing(ctx); err != nil {
+		return err
+	}
 	s.journal = newJournal(s.store, s.hub, s.log, s.metrics.events.Inc)
 	s.usage = newUsage(s.store, s.log)
 	s.seen = &lastSeen{store: s.store, log: s.log, seen: make(map[fleet.NodeID]seenAt)}
@@ -510,7 +521,6 @@ const accessLimit = 64 << 10
 func (s *Server) operatorHandler() (http.Handler, error) {
 	mux := http.NewServeMux()
 	s.addServices(mux)
-	s.addLogin(mux)
 	mux.Handle(blobsPath+"{sha256}", s.authenticate(atLeisure(http.HandlerFunc(s.uploads))))
 	s.addHealth(mux)
 	pages, err := s.consoleHandler()

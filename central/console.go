@@ -5,13 +5,19 @@ import (
 	"errors"
 	"net/http"
 
+	"connectrpc.com/connect"
+
 	"github.com/muster-edge/muster/central/console"
 	"github.com/muster-edge/muster/fleet/access"
 )
 
 // consoleHandler serves the console beside the API, as a client of it.
 func (s *Server) consoleHandler() (http.Handler, error) {
-	c, err := console.New(console.Config{API: s.Inside(), Gate: door{s}, Log: s.log, Now: s.cfg.Now, Stopping: s.stopping})
+	cfg := console.Config{API: s.Inside(), Gate: door{s}, Log: s.log, Now: s.cfg.Now, Stopping: s.stopping}
+	if s.provider != nil {
+		cfg.Provider = s.provider
+	}
+	c, err := console.New(cfg)
 	if err != nil {
 		return nil, err
 	}
@@ -25,6 +31,7 @@ type door struct{ s *Server }
 func (d door) Login(w http.ResponseWriter, r *http.Request, token string) error {
 	who, err := d.s.loginByToken(r.Context(), token, sourceOf(r.RemoteAddr))
 	if err != nil {
+		d.s.metrics.refused.WithLabelValues("login", connect.CodeOf(err).String()).Inc()
 		return err
 	}
 	return d.s.openSession(r.Context(), w, r, who)

@@ -3,9 +3,8 @@ package central
 import (
 	"context"
 	"errors"
-	"net/http"
-	"net/url"
 	"strings"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -19,6 +18,8 @@ type identity struct {
 	groups []string
 	// tenant is where they act unless they say otherwise.
 	tenant string
+	// life is how long the log-in holds; 0: as long as those of others.
+	life time.Duration
 	// how says what they proved it by, for the audit log.
 	how string
 }
@@ -37,6 +38,18 @@ func (s *Server) loginByToken(ctx context.Context, token, source string) (who id
 		return who, errBadToken
 	}
 	var used store.Credential
+	// A look first: strangers with wrong tokens shall not keep the one writer
+	// busy.
+	err = s.store.View(ctx, func(t store.Reader) error {
+		_, err := t.CredentialByHash(hashToken(token))
+		if errors.Is(err, store.ErrNotFound) {
+			return errBadToken
+		}
+		return err
+	})
+	if err != nil {
+		return identity{}, err
+	}
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		c, err := t.CredentialByHash(hashToken(token))
 		if errors.Is(err, store.ErrNotFound) || err == nil && (!loginKinds[c.Kind] || c.Ended(s.cfg.Now()) != "") {
@@ -78,6 +91,9 @@ func (s *Server) loginByToken(ctx context.Context, token, source string) (who id
 // over loses all others.
 func (s *Server) acceptInvitation(t store.Tx, by act, c store.Credential) error {
 	if c.HandOver {
+		if err := s.provider.mayHandOver(c.Tenant); err != nil {
+			return err
+		}
 		if err := s.clearTenant(t, by, c); err != nil {
 			return err
 		}
@@ -153,69 +169,4 @@ func revokeBinding(t store.Tx, by act, b store.Binding, reason string) error {
 
 func bindingForAudit(b store.Binding) any {
 	return map[string]any{"subject": b.Subject, "tenant": b.Tenant, "role": b.Role, "sites": b.Sites.String()}
-}
-
-// addLogin adds the handlers of the browser's log-in.
-func (s *Server) addLogin(mux *http.ServeMux) {
-	mux.HandleFunc("POST /auth/login", s.formLogin)
-	mux.HandleFunc("POST /auth/logout", s.formLogout)
-}
-
-// maxLoginForm bounds what strangers may send.
-const maxLoginForm = 8 << 10
-
-// formLogin logs somebody in by the token they typed.
-func (s *Server) formLogin(w http.ResponseWriter, r *http.Request) {
-	loginHeaders(w)
-	if sameOrigin(r) != nil {
-		http.Error(w, ErrForged.Error(), http.StatusForbidden)
-		return
-	}
-	r.Body = http.MaxBytesReader(w, r.Body, maxLoginForm)
-	next := localPath(r.PostFormValue("next"))
-	who, err := s.loginByToken(r.Context(), strings.TrimSpace(r.PostFormValue("token")), sourceOf(r.RemoteAddr))
-	if err == nil {
-		err = s.openSession(r.Context(), w, r, who)
-	}
-	if err != nil {
-		s.loginFailed(w, r, err, next)
-		return
-	}
-	http.Redirect(w, r, next, http.StatusSeeOther)
-}
-
-// loginFailed sends people back to the log-in page, which explains.
-func (s *Server) loginFailed(w http.ResponseWriter, r *http.Request, err error, next string) {
-	why := "failed"
-	if connect.CodeOf(err) == connect.CodeUnauthenticated {
-		why = "refused"
-	}
-	s.metrics.refused.WithLabelValues("login", why).Inc()
-	s.refusals.say("log-in refused", logAddress, sourceOf(r.RemoteAddr), logError, err)
-	http.Redirect(w, r, LoginPath+"?"+url.Values{"error": {why}, "next": {next}}.Encode(), http.StatusSeeOther)
-}
-
-// formLogout ends the session.
-func (s *Server) formLogout(w http.ResponseWriter, r *http.Request) {
-	loginHeaders(w)
-	r.Body = http.MaxBytesReader(w, r.Body, maxLoginForm)
-	if err := CheckForm(r); err != nil {
-		http.Error(w, err.Error(), http.StatusForbidden)
-		return
-	}
-	if err := s.closeSession(w, r); err != nil {
-		s.log.Error("session not ended", logError, err)
-		http.Error(w, "the session could not be ended; try again", http.StatusServiceUnavailable)
-		return
-	}
-	http.Redirect(w, r, LoginPath, http.StatusSeeOther)
-}
-
-// loginHeaders are on every answer around logging in.
-func loginHeaders(w http.ResponseWriter) {
-	h := w.Header()
-	h.Set("Cache-Control", "no-store")
-	h.Set("Referrer-Policy", "no-referrer")
-	h.Set("X-Content-Type-Options", "nosniff")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'; base-uri 'none'; form-action 'self'")
 }

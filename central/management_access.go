@@ -47,9 +47,20 @@ func lifeOf(seconds uint64, normal, most time.Duration) (time.Duration, error) {
 	case seconds == 0:
 		return normal, nil
 	case seconds > uint64(most/time.Second):
-		return 0, invalid("it holds for at most %d days", most/(24*time.Hour))
+		return 0, invalid("it holds for at most %d hours", most/time.Hour)
 	}
 	return time.Duration(seconds) * time.Second, nil
+}
+
+// tokenLifeOf is how long a token of somebody may hold. What the identity
+// provider says of a person is known when they log in and not between, so
+// their tokens end sooner.
+func (s accessService) tokenLifeOf(holder string, seconds uint64) (time.Duration, error) {
+	if fromProvider(holder) && s.provider != nil {
+		most := s.provider.cfg.TokenLife()
+		return lifeOf(seconds, min(tokenLife, most), most)
+	}
+	return lifeOf(seconds, tokenLife, maxTokenLife)
 }
 
 // userName checks the name of a person or group.
@@ -105,14 +116,18 @@ func (s accessService) Login(ctx context.Context, q *musterv1.LoginRequest) (*mu
 	case q.Token != "" && q.Code == "":
 		who, err = s.loginByToken(ctx, q.Token, c.source)
 	case q.Code != "" && q.Token == "":
-		err = connect.NewError(connect.CodeFailedPrecondition, errors.New("this centre has no identity provider: log in with a token (muster login --token-file FILE)"))
+		who, err = s.provider.redeem(ctx, q.Code, q.Verifier)
 	default:
 		return nil, invalid("want a token, or a code with its verifier")
 	}
 	if err != nil {
 		return nil, s.coded(ctx, "logging in", err)
 	}
-	cred, token := newCredential(store.CredentialPersonal, who.name, who.tenant, s.cfg.Now(), personalLife)
+	personal := personalLife
+	if who.life > 0 {
+		personal = who.life
+	}
+	cred, token := newCredential(store.CredentialPersonal, who.name, who.tenant, s.cfg.Now(), personal)
 	cred.Groups, cred.Source = who.groups, c.source
 	err = s.store.Update(ctx, func(t store.Tx) error {
 		by := act{actor: userSubject(who.name), source: c.source, now: s.cfg.Now()}
@@ -180,7 +195,7 @@ func (s accessService) CreateToken(ctx context.Context, q *musterv1.CreateTokenR
 	if err := fleet.ValidateName("token", q.Name); err != nil {
 		return nil, invalid("%v", err)
 	}
-	life, err := lifeOf(q.ExpiresSeconds, tokenLife, maxTokenLife)
+	life, err := s.tokenLifeOf(c.Name, q.ExpiresSeconds)
 	if err != nil {
 		return nil, err
 	}
@@ -478,6 +493,12 @@ func (s accessService) invite(ctx context.Context, c caller, user string, b acce
 	if user, err = userName(user); err != nil {
 		return cred, "", err
 	}
+	if fromProvider(user) {
+		return cred, "", s.coded(ctx, "inviting", &enroll.Refused{
+			Why: "names that begin with " + providerPrefix + " are of people who log in at the identity provider",
+			Do:  "give them a role: muster access grant " + user + " --role ROLE",
+		})
+	}
 	life, err := lifeOf(seconds, invitationLife, maxInvitation)
 	if err != nil {
 		return cred, "", err
@@ -557,6 +578,9 @@ func (s accessService) HandOverTenant(ctx context.Context, q *musterv1.HandOverT
 			Why: "the tenant " + DefaultTenant + " belongs to whoever runs the centre: its log holds what is done to the centre itself",
 			Do:  "make a tenant for the other owner: muster tenant create NAME",
 		})
+	}
+	if err := s.provider.mayHandOver(q.Name); err != nil {
+		return nil, s.coded(ctx, "handing over", err)
 	}
 	b, err := bindingFrom(q.Name, access.Admin.String(), "")
 	if err != nil {

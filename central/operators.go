@@ -223,7 +223,7 @@ func (s *Server) principalOfToken(ctx context.Context, token, tenant, source str
 		if why := cred.Ended(s.cfg.Now()); why != "" {
 			return connect.NewError(connect.CodeUnauthenticated, fmt.Errorf("the token %s; log in again: muster login", why))
 		}
-		p, err = principalOf(t, cred, tenant, source)
+		p, err = s.principalOf(t, cred, tenant, source)
 		return err
 	})
 	var coded *connect.Error
@@ -242,7 +242,7 @@ func (s *Server) principalOfToken(ctx context.Context, token, tenant, source str
 
 // principalOf is who a credential stands for, in the tenant that the call
 // names.
-func principalOf(t store.Reader, cred store.Credential, tenant, source string) (access.Principal, error) {
+func (s *Server) principalOf(t store.Reader, cred store.Credential, tenant, source string) (access.Principal, error) {
 	p := access.Principal{Name: cred.Holder, Via: cred.ID, Source: source, Tenant: tenant}
 	if p.Tenant == "" {
 		p.Tenant = cred.Tenant
@@ -250,7 +250,10 @@ func principalOf(t store.Reader, cred store.Credential, tenant, source string) (
 	if p.Tenant == access.AllTenants {
 		p.Tenant = DefaultTenant
 	}
-	own, err := bindingsOf(t, cred.Holder, cred.Groups)
+	if fromProvider(cred.Holder) && s.provider == nil {
+		return p, connect.NewError(connect.CodeUnauthenticated, errors.New("this centre has no identity provider any more: ask its administrator for an invitation"))
+	}
+	own, err := s.bindingsOf(t, cred.Holder, cred.Groups)
 	if err != nil {
 		return p, err
 	}
@@ -269,15 +272,19 @@ func principalOf(t store.Reader, cred store.Credential, tenant, source string) (
 	return p, nil
 }
 
-// bindingsOf are the rights of a person with these groups.
-func bindingsOf(t store.Reader, name string, groups []string) ([]access.Binding, error) {
+// bindingsOf are the rights of a person with these groups: those that were
+// given here, and those by the rules for the identity provider.
+func (s *Server) bindingsOf(t store.Reader, name string, groups []string) ([]access.Binding, error) {
 	subjects := []string{userSubject(name)}
 	for _, g := range groups {
 		subjects = append(subjects, groupSubject(g))
 	}
 	var out []access.Binding
-	for _, s := range subjects {
-		all, err := t.BindingsOf(s)
+	if fromProvider(name) {
+		out = s.provider.Roles(groups)
+	}
+	for _, subject := range subjects {
+		all, err := t.BindingsOf(subject)
 		if err != nil {
 			return nil, err
 		}

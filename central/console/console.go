@@ -2,7 +2,6 @@ package console
 
 import (
 	"errors"
-	"fmt"
 	"html/template"
 	"log/slog"
 	"net/http"
@@ -20,9 +19,9 @@ type Config struct {
 	API http.RoundTripper
 	// Gate knows who is logged in.
 	Gate Gate
-	// LoginLinks are further ways to log in.
-	LoginLinks []Link
-	Log        *slog.Logger
+	// Provider is the identity provider; nil: there is none.
+	Provider Provider
+	Log      *slog.Logger
 	// Now is the clock; default time.Now.
 	Now func() time.Time
 	// Stopping, if set, is closed when the centre begins to stop: live
@@ -66,11 +65,6 @@ func (c *Config) validate() error {
 	if c.Gate == nil {
 		errs = append(errs, errors.New("console: config: Gate is missing"))
 	}
-	for _, l := range c.LoginLinks {
-		if localPath(l.Href) != l.Href || l.Text == "" {
-			errs = append(errs, fmt.Errorf("console: config: login link %.80q to %.80q: want a text and a path of this server", l.Text, l.Href))
-		}
-	}
 	return errors.Join(errs...)
 }
 
@@ -113,6 +107,8 @@ func (c *Console) Handler() http.Handler {
 	mux.HandleFunc("GET /login", c.loginPage)
 	mux.HandleFunc("POST /login", c.login)
 	mux.HandleFunc("POST /theme", c.setTheme)
+	mux.HandleFunc("GET /auth/oidc", c.beginProvider)
+	mux.HandleFunc("GET /auth/oidc/callback", c.finishProvider)
 	for pattern, h := range map[string]func(*visit) error{
 		"GET /{$}":                    c.queue,
 		"GET /requests":               c.requests,

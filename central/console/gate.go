@@ -35,6 +35,3 @@ type Gate interface {
 	// person.
 	As(ctx context.Context, s Session) context.Context
 }
-
-// Link is a further way to log in, shown on the login page.
-type Link struct{ Text, Href string }

@@ -14,8 +14,8 @@ const maxToken = 4096
 type loginForm struct {
 	Problem string
 	Next    string
-	CSRF    string
-	Links   []Link
+	// Provider is what the button of the identity provider says.
+	Provider string
 }
 
 // loginPage shows the form. Its token is tied to a cookie of its own, so that
@@ -32,7 +32,11 @@ func (c *Console) askLogin(w http.ResponseWriter, r *http.Request, code int, pro
 		cookie = base64.RawURLEncoding.EncodeToString(b)
 		setCookie(w, loginCookie, cookie, 0)
 	}
-	c.render(w, r, code, "login", page{Title: "Log in", Path: "/login", CSRF: csrfOf(cookie), Body: loginForm{Problem: problem, Next: next, Links: c.cfg.LoginLinks}})
+	form := loginForm{Problem: problem, Next: next}
+	if c.cfg.Provider != nil {
+		form.Provider = c.cfg.Provider.Title()
+	}
+	c.render(w, r, code, "login", page{Title: "Log in", Path: "/login", CSRF: csrfOf(cookie), Body: form})
 }
 
 func (c *Console) login(w http.ResponseWriter, r *http.Request) {
@@ -47,9 +51,7 @@ func (c *Console) login(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if wait := c.logins.wait(now, source); wait > 0 {
-		seconds := int((wait + time.Second - 1) / time.Second)
-		w.Header().Set("Retry-After", fmt.Sprint(seconds))
-		c.askLogin(w, r, http.StatusTooManyRequests, fmt.Sprintf("Too many failed attempts from your network. Try again in %d seconds.", seconds), next)
+		c.askLogin(w, r, http.StatusTooManyRequests, tryAgainIn(w, wait), next)
 		return
 	}
 	token := strings.TrimSpace(r.PostForm.Get("token"))
@@ -65,6 +67,12 @@ func (c *Console) login(w http.ResponseWriter, r *http.Request) {
 	}
 	setCookie(w, loginCookie, "", 0)
 	http.Redirect(w, r, next, http.StatusSeeOther)
+}
+
+func tryAgainIn(w http.ResponseWriter, wait time.Duration) string {
+	seconds := int((wait + time.Second - 1) / time.Second)
+	w.Header().Set("Retry-After", fmt.Sprint(seconds))
+	return fmt.Sprintf("Too many failed attempts from your network. Try again in %d seconds.", seconds)
 }
 
 func (c *Console) logout(v *visit) error {

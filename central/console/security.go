@@ -90,7 +90,8 @@ func localPath(p string) string {
 		return "/"
 	}
 	u, err := url.Parse(p)
-	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || strings.HasPrefix(p, "//") || path.Clean(u.Path) != u.Path && path.Clean(u.Path)+"/" != u.Path {
+	if err != nil || u.Scheme != "" || u.Host != "" || u.User != nil || strings.HasPrefix(p, "//") || path.Clean(u.Path) != u.Path && path.Clean(u.Path)+"/" != u.Path ||
+		strings.HasPrefix(u.Path, "/login") || strings.HasPrefix(u.Path, "/logout") || strings.HasPrefix(u.Path, "/auth/") {
 		return "/"
 	}
 	return p

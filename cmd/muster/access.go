@@ -471,25 +471,40 @@ moment. Until then nothing changes. Sites and nodes go on all the time.`,
 func loginCommand() *cobra.Command {
 	var (
 		tokenFile, out string
+		byProvider     bool
+		port           uint16
 		f              format
 	)
 	cmd := &cobra.Command{
-		Use: "login", Short: "Turn a start token or an invitation into a token of your own",
+		Use: "login", Short: "Get a token of your own: by a start token, an invitation, or at the identity provider",
 		Long: `Uses up what lets in once, and writes a personal token with the centre's address
 and CA to ~/.config/muster/config.yaml (or --out). Without --token-file it uses
 the token in the configuration it was given (--config, --data). On the centre's
-host, admin.yaml gets a new token in the same moment.`,
-		Example: "  muster login --config admin.yaml\n  muster login --config admin.yaml --token-file invitation.txt",
+host, admin.yaml gets a new token in the same moment.
+
+With --oidc you log in at the identity provider, in a browser on this computer.
+The configuration needs the centre's address and CA then, and no token. On
+another computer, lead a port there: ssh -L 7999:127.0.0.1:7999 HOST, and give
+--port 7999.`,
+		Example: "  muster login --config admin.yaml\n  muster login --config admin.yaml --token-file invitation.txt\n  muster login --config centre.yaml --oidc",
 		Args:    usageArgs(cobra.NoArgs, "login takes no arguments"),
 	}
 	a := accessFlags(cmd)
 	formatFlag(cmd, &f)
 	cmd.Flags().StringVar(&tokenFile, "token-file", "", "file with the token, - for standard input; never on the command line, where others could see it")
+	cmd.Flags().BoolVar(&byProvider, "oidc", false, "log in at the centre's identity provider, in a browser on this computer")
+	cmd.Flags().Uint16Var(&port, "port", 0, "with --oidc: the port of this computer that the browser comes to (default: a free one)")
 	cmd.Flags().StringVar(&out, "out", "", "file to write (default ~/.config/muster/config.yaml)")
 	cmd.RunE = func(cmd *cobra.Command, _ []string) error {
 		conf, _, err := a.load()
 		if err != nil {
 			return err
+		}
+		if byProvider && tokenFile != "" {
+			return exitError{2, errors.New("--oidc and --token-file exclude each other")}
+		}
+		if port != 0 && (!byProvider || port < 1024) {
+			return exitError{2, errors.New("--port goes with --oidc and is 1024 or higher")}
 		}
 		token := conf.Token
 		if tokenFile != "" {
@@ -517,7 +532,14 @@ host, admin.yaml gets a new token in the same moment.`,
 		if err != nil {
 			return err
 		}
-		m, err := c.access.Login(cmd.Context(), &musterv1.LoginRequest{Token: token})
+		q := &musterv1.LoginRequest{Token: token}
+		if byProvider {
+			if q.Code, q.Verifier, err = browserLogin(cmd.Context(), cmd.ErrOrStderr(), conf.Server, port); err != nil {
+				return err
+			}
+			q.Token = ""
+		}
+		m, err := c.access.Login(cmd.Context(), q)
 		if err != nil {
 			return c.explain(err)
 		}

@@ -14,6 +14,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/muster-edge/muster/central"
+	"github.com/muster-edge/muster/central/oidc"
 	"github.com/muster-edge/muster/pxe"
 	pxeserver "github.com/muster-edge/muster/pxe/server"
 )
@@ -23,6 +24,7 @@ type serveSettings struct {
 	maxConns, maxConnsPerSource                                          int
 	blobQuota                                                            int64
 	data, operators, nodes, metrics                                      string
+	oidc                                                                 string
 	database, databaseFile                                               string
 	advertise, releaseKeys                                               []string
 	reportEvery                                                          time.Duration
@@ -43,6 +45,7 @@ func (s *serveSettings) flags(cmd *cobra.Command) {
 	f.StringVar(&s.metrics, "metrics", "127.0.0.1:7490", "address for Prometheus metrics and health; \"-\" for none")
 	f.StringSliceVar(&s.advertise, "advertise", nil, "further host names and addresses of the centre, for its TLS certificate")
 	f.StringSliceVar(&s.releaseKeys, "release-key", nil, "PEM file with a public release key to trust; may be repeated")
+	f.StringVar(&s.oidc, "oidc", "", "YAML `file` about the identity provider at which people log in; its secret is in a file of its own")
 	f.DurationVar(&s.reportEvery, "report-every", time.Minute, "how often nodes shall call")
 	f.IntVar(&s.maxConns, "max-conns", 8192, "most open connections of an endpoint")
 	f.IntVar(&s.maxConnsPerSource, "max-conns-per-source", 1024, "most open connections from one address; behind a load balancer that hides addresses, as --max-conns")
@@ -144,6 +147,13 @@ func (s *serveSettings) config(cmd *cobra.Command) (central.Config, error) {
 			continue
 		}
 		cfg.ReleaseKeys = append(cfg.ReleaseKeys, b)
+	}
+	if s.oidc != "" {
+		provider, err := oidc.Load(s.oidc)
+		if err != nil {
+			bad("--oidc: %w", err)
+		}
+		cfg.OIDC = provider
 	}
 	var level slog.Level
 	if err := level.UnmarshalText([]byte(s.logLevel)); err != nil {
