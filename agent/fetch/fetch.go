@@ -11,6 +11,8 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"time"
+
+	"github.com/muster-edge/muster/internal/sleep"
 )
 
 // Digest is SHA-256.
@@ -85,7 +87,10 @@ type Spool interface {
 type Fetcher struct {
 	// Sources returns who may be asked at the moment, the preferred first.
 	Sources func() []Source
-	// Rate is the most bytes in a second; 0: as fast as it goes.
+	// Team are the peers of the site: whoever of them has a piece is asked
+	// before Sources, and Sources by one node of the site at a time. nil: alone.
+	Team *Team
+	// Rate is the most bytes in a second from Sources; 0: as fast as it goes.
 	Rate int64
 	// Stall is how long a connection may be silent (60 s).
 	Stall time.Duration
@@ -95,6 +100,7 @@ type Fetcher struct {
 	Log      *slog.Logger
 	picker   Picker
 	limit    limiter
+	want     *want
 }
 
 // Lies returns how often a source sent what was not asked for.
@@ -111,6 +117,7 @@ func (f *Fetcher) Chunks(ctx context.Context, b Blob, first int, take func(i int
 	if len(b.Chunks) == 0 && b.Size > maxChunk {
 		return fmt.Errorf("fetch: %d bytes without digests of chunks are too much for memory; use a spool", b.Size)
 	}
+	defer f.join(b)()
 	mem := NewMemory()
 	for i := first; i < n; i++ {
 		off, size, want := b.chunk(i)
@@ -132,7 +139,20 @@ func (f *Fetcher) Whole(ctx context.Context, b Blob, s Spool) error {
 	if err := b.Validate(); err != nil {
 		return err
 	}
+	defer f.join(b)()
 	return f.piece(ctx, b, 0, b.Size, b.Digest, s)
+}
+
+// join tells the team what is wanted.
+func (f *Fetcher) join(b Blob) (leave func()) {
+	if f.Team == nil {
+		return func() {}
+	}
+	f.want = f.Team.begin(b.Digest)
+	return func() {
+		f.want.end()
+		f.want = nil
+	}
 }
 
 // piece brings size bytes at off into s.
@@ -159,11 +179,13 @@ func (f *Fetcher) piece(ctx context.Context, b Blob, off, size int64, want Diges
 			}
 			if alone && from != "" {
 				f.note(from, Lied, "it sent other bytes than those asked for")
-				f.log().Warn("a source sent wrong bytes", "source", from, "digest", hex.EncodeToString(b.Digest[:8]), "offset", off)
+				f.distrust(from)
+				f.log().Warn("a source sent wrong bytes: it is not asked again for a while", "source", from, "digest", hex.EncodeToString(b.Digest[:8]), "offset", off)
+				f.progress(off, b.Size, from+" sent other bytes than those asked for; somebody else is asked")
 			}
 			from, alone = "", true
 		}
-		src, err := f.choose(ctx, off+s.Len(), b.Size)
+		src, direct, err := f.choose(ctx, b, off, size, off+s.Len())
 		if err != nil {
 			return err
 		}
@@ -178,43 +200,115 @@ func (f *Fetcher) piece(ctx context.Context, b Blob, off, size int64, want Diges
 			}
 		}
 		from = src.Name()
-		if err := f.some(ctx, src, b, off, size, s); err != nil {
+		if err := f.some(ctx, src, direct, b, off, size, s); err != nil {
 			return err
 		}
 	}
 }
 
-// choose waits until somebody may be asked.
-func (f *Fetcher) choose(ctx context.Context, got, size int64) (Source, error) {
+// choose waits until somebody may be asked for what is behind pos in the piece
+// of size bytes at off. direct: it is one of Sources.
+func (f *Fetcher) choose(ctx context.Context, b Blob, off, size, pos int64) (src Source, direct bool, err error) {
 	for {
 		if err := ctx.Err(); err != nil {
-			return nil, err
+			return nil, false, err
+		}
+		f.want.at(pos)
+		pause := 5 * time.Second
+		if f.want != nil {
+			src, why := f.mate(ctx, off, size, pos)
+			if src != nil {
+				return src, false, nil
+			}
+			if pause = lookOften; why != "" {
+				f.progress(pos, b.Size, why)
+				if err := sleep.For(ctx, pause); err != nil {
+					return nil, false, err
+				}
+				continue
+			}
 		}
 		all := f.Sources()
-		names := make([]string, len(all))
-		for i, s := range all {
-			names[i] = s.Name()
-		}
-		i, wait, why, ok := f.picker.Pick(time.Now(), names)
+		i, wait, why, ok := f.picker.Pick(time.Now(), namesOf(all))
 		if ok {
-			return all[i], nil
+			return all[i], true, nil
 		}
-		f.progress(got, size, why)
+		f.progress(pos, b.Size, why)
 		// Sources come and go: look again soon.
-		t := time.NewTimer(min(wait, 5*time.Second))
-		select {
-		case <-ctx.Done():
-			t.Stop()
-			return nil, ctx.Err()
-		case <-t.C:
+		if err := sleep.For(ctx, min(wait, pause)); err != nil {
+			return nil, false, err
 		}
+	}
+}
+
+func namesOf[S Source](all []S) []string {
+	names := make([]string, len(all))
+	for i, s := range all {
+		names[i] = s.Name()
+	}
+	return names
+}
+
+// mate returns a mate to ask, or why this node waits for one; neither: it asks
+// the centre itself.
+func (f *Fetcher) mate(ctx context.Context, off, size, pos int64) (Source, string) {
+	w := f.want
+	for _, all := range []bool{false, true} {
+		mates := w.look(ctx, all)
+		with := w.whoHas(mates, pos)
+		now := time.Now()
+		if i, _, _, ok := f.picker.Pick(now, namesOf(with)); ok {
+			w.mu.Lock()
+			w.share.Takes()
+			w.mu.Unlock()
+			return with[i], ""
+		}
+		w.mu.Lock()
+		was := w.share.Direct()
+		ok, why := w.share.MayAsk(now, off, size)
+		if ok && !was && !all {
+			w.share.Takes() // not before all were asked once more
+		}
+		w.mu.Unlock()
+		if !ok {
+			return nil, why
+		}
+		if was {
+			return nil, ""
+		}
+	}
+	return nil, ""
+}
+
+// distrust ends a liar's say in who asks the centre.
+func (f *Fetcher) distrust(name string) {
+	if w := f.want; w != nil {
+		w.mu.Lock()
+		w.share.Distrust(time.Now(), name)
+		w.mu.Unlock()
 	}
 }
 
 // some asks src for the rest of a piece. It returns an error only of the spool
 // or of ctx.
-func (f *Fetcher) some(ctx context.Context, src Source, b Blob, off, size int64, s Spool) error {
+func (f *Fetcher) some(ctx context.Context, src Source, direct bool, b Blob, off, size int64, s Spool) error {
 	rctx, cancel := context.WithCancelCause(ctx)
+	rate := f.Rate
+	if f.want != nil {
+		if direct {
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				f.want.watch(rctx, cancel)
+			}()
+			defer func() {
+				cancel(nil)
+				<-done
+			}()
+		} else {
+			rate = 0 // the LAN is not what is to be spared
+		}
+	}
 	defer cancel(nil)
 	stall := f.Stall
 	if stall == 0 {
@@ -235,13 +329,14 @@ func (f *Fetcher) some(ctx context.Context, src Source, b Blob, off, size int64,
 		buf := make([]byte, 32<<10)
 		fed := int64(0)
 		for s.Len() < size {
-			n, err := r.Read(buf[:min(int64(len(buf)), size-s.Len(), f.limit.most(f.Rate))])
+			n, err := r.Read(buf[:min(int64(len(buf)), size-s.Len(), f.limit.most(rate))])
 			if n > 0 {
 				if _, werr := s.Write(buf[:n]); werr != nil {
 					return spoolError{werr}
 				}
+				f.want.at(off + s.Len())
 				f.progress(off+s.Len(), b.Size, "")
-				if werr := f.limit.wait(rctx, f.Rate, n); werr != nil {
+				if werr := f.limit.wait(rctx, rate, n); werr != nil {
 					return werr
 				}
 				// A byte now and then is no life: a source must not hold us up
@@ -270,7 +365,10 @@ func (f *Fetcher) some(ctx context.Context, src Source, b Blob, off, size int64,
 	} else if err != nil && !errors.Is(err, io.EOF) {
 		why = err.Error()
 	}
+	var yields errYield
 	switch {
+	case errors.As(context.Cause(rctx), &yields):
+		// Nothing is wrong with the source.
 	case s.Len() == size || s.Len()-before >= muchBytes:
 		f.note(src.Name(), Progress, why)
 	case s.Len() > before:
@@ -279,6 +377,11 @@ func (f *Fetcher) some(ctx context.Context, src Source, b Blob, off, size int64,
 		f.note(src.Name(), Missing, "it does not have the file")
 	default:
 		f.note(src.Name(), Nothing, why)
+	}
+	if w := f.want; w != nil && direct && s.Len() == before && yields.why == "" {
+		w.mu.Lock()
+		w.share.Vain(time.Now())
+		w.mu.Unlock()
 	}
 	if s.Len() < size {
 		f.log().Debug("a transfer ended early", "source", src.Name(), "got", s.Len()-before, "why", why)

@@ -20,6 +20,8 @@ type Peer struct {
 	gate   *gate
 	heard  *heard
 	escrow *store
+	// readers bounds the reading of files for peers.
+	readers *readers
 
 	// certificate is made once: it costs a TPM signature.
 	certificate func() (tls.Certificate, error)
@@ -53,6 +55,7 @@ func New(cfg Config) (*Peer, error) {
 	p := &Peer{
 		cfg: cfg, key: key, gate: newGate(cfg.Limits), heard: newHeard(), beside: map[fleet.NodeID]string{},
 		attests:     make(chan struct{}, 2),
+		readers:     &readers{slots: make(chan struct{}, cfg.Limits.BlobReaders), rate: cfg.Limits.BlobRate},
 		certificate: onceGood(func() (tls.Certificate, error) { return bare(cfg.Signer) }),
 	}
 	if cfg.EscrowDir != "" {
@@ -111,6 +114,12 @@ func (l Limits) withDefaults() Limits {
 	set(&l.HelloPerKey, 60)
 	set(&l.ProvePerKey, 12)
 	set(&l.TurnPerKey, 30)
+	set(&l.BlobsPerKey, 1200)
+	set(&l.BlobReaders, 4)
+	set(&l.BlobsPerNode, 2)
+	if l.BlobRate == 0 {
+		l.BlobRate = 64 << 20
+	}
 	set(&l.Strangers, 600)
 	set(&l.EscrowBlobs, 2)
 	if l.Port == 0 {
@@ -140,7 +149,8 @@ func (l Limits) Validate() error {
 		n    int64
 	}{
 		{"unproven", int64(l.Unproven)}, {"unproven_per_source", int64(l.UnprovenPerSource)}, {"per_source", int64(l.PerSource)},
-		{"proven", int64(l.Proven)}, {"hello", int64(l.Hello)}, {"hello_per_key", int64(l.HelloPerKey)}, {"prove_per_key", int64(l.ProvePerKey)}, {"turn_per_key", int64(l.TurnPerKey)}, {"strangers", int64(l.Strangers)},
+		{"proven", int64(l.Proven)}, {"hello", int64(l.Hello)}, {"hello_per_key", int64(l.HelloPerKey)}, {"prove_per_key", int64(l.ProvePerKey)}, {"turn_per_key", int64(l.TurnPerKey)}, {"blobs_per_key", int64(l.BlobsPerKey)},
+		{"blob_readers", int64(l.BlobReaders)}, {"blobs_per_node", int64(l.BlobsPerNode)}, {"blob_rate", l.BlobRate}, {"strangers", int64(l.Strangers)},
 		{"idle", int64(l.Idle)}, {"escrow_blobs", int64(l.EscrowBlobs)}, {"escrow_size", l.EscrowSize}, {"escrow_total", l.EscrowTotal},
 	} {
 		if f.n < 0 {

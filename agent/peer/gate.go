@@ -30,6 +30,7 @@ type gate struct {
 	strangers *buckets[struct{}]
 	provers   *buckets[papers.Ref]
 	turners   *buckets[papers.Ref]
+	filers    *buckets[papers.Ref]
 	// friends are sources of admitted nodes, the last seen first.
 	friends     *list.List // of netip.Addr
 	friendPlace map[netip.Addr]*list.Element
@@ -60,6 +61,7 @@ func newGate(l Limits) *gate {
 		strangers: newBuckets[struct{}](l.Strangers, max(1, l.Strangers/10), 1),
 		provers:   newBuckets[papers.Ref](l.ProvePerKey, l.ProvePerKey, maxSources),
 		turners:   newBuckets[papers.Ref](l.TurnPerKey, l.TurnPerKey, maxSources),
+		filers:    newBuckets[papers.Ref](l.BlobsPerKey, l.BlobsPerKey, maxSources),
 		friends:   list.New(), friendPlace: map[netip.Addr]*list.Element{},
 	}
 }
@@ -232,6 +234,13 @@ func (g *gate) turner(now time.Time, key papers.Ref) bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	return g.turners.take(now, key)
+}
+
+// filer says whether a key may ask about a file now.
+func (g *gate) filer(now time.Time, key papers.Ref) bool {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.filers.take(now, key)
 }
 
 // unprovenNow counts connections that are not past hello.

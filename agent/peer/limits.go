@@ -25,6 +25,11 @@ type Limits struct {
 	// TurnPerKey is how many times a minute a key may ask for its turn (30):
 	// each has this node ask its cluster a few things.
 	TurnPerKey int
+	// BlobsPerKey is how many times a minute a key may ask about files (1200);
+	// BlobReaders bounds files that are read for peers at once (4), BlobsPerNode
+	// those for one (2), BlobRate the bytes a second for all (64 MiB).
+	BlobsPerKey, BlobReaders, BlobsPerNode int
+	BlobRate                               int64
 	// Strangers is how many hellos a minute of keys that nobody knows are
 	// looked at (600).
 	Strangers int

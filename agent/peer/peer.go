@@ -109,7 +109,7 @@ func (Secret) LogValue() slog.Value { return slog.StringValue("[secret]") }
 // MarshalText hides the secret from encoders.
 func (Secret) MarshalText() ([]byte, error) { return []byte("[secret]"), nil }
 
-// Config says what a Peer works with. All but the last four are needed.
+// Config says what a Peer works with. All but the last ones are needed.
 type Config struct {
 	Self fleet.NodeID
 	// Signer has the LDevID key.
@@ -122,7 +122,9 @@ type Config struct {
 	// EscrowDir holds the blobs of peers; "" keeps none.
 	EscrowDir string
 	// Turns asks the cluster for workers; nil gives no turns.
-	Turns  TurnGiver
+	Turns TurnGiver
+	// Blobs are the files for peers; nil serves none.
+	Blobs  Blobs
 	Limits Limits
 	// Now is the clock: its monotonic part measures ages, its wall part is
 	// shown as a hint. Default time.Now.

@@ -327,7 +327,11 @@ func (p *Peer) handler() http.Handler {
 		most, known := procedures[r.URL.Path]
 		hello := r.URL.Path == peerv1connect.PeerServiceHelloProcedure
 		node, _ := l.greeted()
-		if hello == (node != "") || !known || !strings.HasPrefix(r.URL.Path, path) {
+		what, file, isFile := blobPath(r.URL.Path)
+		if isFile = isFile && p.cfg.Blobs != nil; isFile {
+			known = true
+		}
+		if hello == (node != "") || !known || !isFile && !strings.HasPrefix(r.URL.Path, path) {
 			refuse(w)
 			return
 		}
@@ -336,6 +340,11 @@ func (p *Peer) handler() http.Handler {
 				refuse(w)
 				return
 			}
+		}
+		if isFile {
+			r.Body = http.MaxBytesReader(w, r.Body, 0)
+			p.serveFile(w, r, l, what, file)
+			return
 		}
 		if r.URL.Path != peerv1connect.PeerServiceKeepEscrowProcedure {
 			r.Body = http.MaxBytesReader(w, r.Body, int64(most)+maxSmallBody)

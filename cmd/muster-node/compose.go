@@ -176,21 +176,29 @@ func (a *nodeAgent) join(ctx context.Context, p parts) error {
 	if err != nil {
 		return err
 	}
-	pr, err := peer.New(peer.Config{
-		Self: p.id, Signer: p.dev.Signer(), Papers: p.papers, Node: m, TPM: p.dev, EventLog: a.o.readEventLog,
-		EscrowDir: filepath.Join(a.o.paths.State, "escrow"), Turns: a.giveTurn, Log: a.log,
-	})
-	if err != nil {
-		return err
-	}
-	ln, ok := until(ctx, a, "I cannot listen for other machines at "+a.o.listen, func() (net.Listener, error) { return net.Listen("tcp", a.o.listen) })
-	if !ok {
-		return nil
-	}
 	sys, err := a.newSystem(p, m, up)
 	if err != nil {
 		// The site matters more than updates: it goes on, and says so.
 		a.log.Error("this node cannot look after its own system", "err", err)
+	}
+	var blobs peer.Blobs // none where no slot runs
+	if sys != nil {
+		blobs = sys.lib
+	}
+	pr, err := peer.New(peer.Config{
+		Self: p.id, Signer: p.dev.Signer(), Papers: p.papers, Node: m, TPM: p.dev, EventLog: a.o.readEventLog,
+		EscrowDir: filepath.Join(a.o.paths.State, "escrow"), Turns: a.giveTurn, Blobs: blobs, Log: a.log,
+	})
+	if err != nil {
+		return err
+	}
+	if sys != nil {
+		sys.mates = &peer.Mates{Peer: pr, Addresses: m.Addresses}
+		defer sys.mates.Close()
+	}
+	ln, ok := until(ctx, a, "I cannot listen for other machines at "+a.o.listen, func() (net.Listener, error) { return net.Listen("tcp", a.o.listen) })
+	if !ok {
+		return nil
 	}
 	a.mu.Lock()
 	a.member, a.up, a.system = m, up, sys

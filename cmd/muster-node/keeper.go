@@ -14,6 +14,7 @@ import (
 	"github.com/muster-edge/muster/agent/install"
 	"github.com/muster-edge/muster/agent/member"
 	"github.com/muster-edge/muster/agent/member/uplink"
+	"github.com/muster-edge/muster/agent/peer"
 	"github.com/muster-edge/muster/agent/slots"
 	"github.com/muster-edge/muster/agent/slots/metal"
 	"github.com/muster-edge/muster/agent/spool"
@@ -40,9 +41,13 @@ type system struct {
 	turns  *slots.Turns
 	key    *diskKey
 	images *metal.Images
-	paths  k3s.Paths
-	log    *slog.Logger
-	start  time.Duration
+	// team are the peers as sources of images, lib what they find here.
+	team  *fetch.Team
+	mates *peer.Mates
+	lib   *metal.Library
+	paths k3s.Paths
+	log   *slog.Logger
+	start time.Duration
 }
 
 // askLimit bounds a question to the centre in the middle of a plan.
@@ -81,6 +86,8 @@ func (a *nodeAgent) newSystem(p parts, m *member.Member, up *uplink.Uplink) (*sy
 	}
 	s.images = &metal.Images{Dir: filepath.Join(a.o.paths.State, "images"), ReleaseKeys: keys, Arch: runtime.GOARCH, Parts: b.sys.Parts,
 		Fetcher: s.fetcher, Manifest: s.manifest, WriteSlot: install.WriteSlot}
+	s.team = &fetch.Team{Self: string(p.id), Mates: func() []fetch.Mate { return s.mates.List() }} // mates are there before anything runs
+	s.lib = &metal.Library{Images: s.images, ESP: espDir(a.o.paths.Run), Team: s.team, Slots: func() [2]firmware.Slot { return s.keeper.Now().Slots }}
 	s.keeper, err = slots.New(slots.Config{
 		Record: b.record(), ESP: b.esp, Loader: metal.Loader{}, Images: s.images, Running: b.running,
 		Site:   s.turns,
@@ -129,6 +136,8 @@ func (s *system) busy() string {
 		return "this node is becoming a server"
 	case k.Ledger != nil && k.Ledger.Plan.Active():
 		return "the cluster is changing its servers"
+	case s.team.Serving(time.Now()):
+		return "other nodes are fetching images from this node"
 	}
 	return ""
 }
@@ -195,11 +204,30 @@ func (s *system) sources() []fetch.Source {
 }
 
 func (s *system) fetcher() *fetch.Fetcher {
-	return &fetch.Fetcher{Sources: s.sources, Rate: s.policy().RateKbit * 1000 / 8, Log: s.log}
+	return &fetch.Fetcher{Team: s.team, Sources: s.sources, Rate: s.policy().RateKbit * 1000 / 8, Log: s.log}
 }
 
 func (s *system) manifest(ctx context.Context, image firmware.Digest) ([]byte, error) {
 	var problems []error
+	for _, x := range metal.Few(s.team) {
+		asks, ok := x.(interface {
+			Manifest(ctx context.Context, image fetch.Digest) ([]byte, error)
+		})
+		if !ok {
+			continue
+		}
+		mctx, cancel := context.WithTimeout(ctx, metal.MateTime)
+		b, err := asks.Manifest(mctx, image)
+		cancel()
+		if err == nil {
+			var m firmware.Manifest
+			if m, err = firmware.OpenManifest(b, s.images.ReleaseKeys); err == nil && m.SHA256 == image {
+				return b, nil
+			}
+			err = fmt.Errorf("%s gave another manifest: %w", x.Name(), errors.Join(err))
+		}
+		problems = append(problems, err)
+	}
 	for _, x := range s.sources() {
 		h, ok := x.(fetch.HTTP)
 		if !ok {

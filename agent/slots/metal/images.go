@@ -10,6 +10,8 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
+	"time"
 
 	"github.com/google/renameio/v2"
 
@@ -36,6 +38,19 @@ type Images struct {
 	Manifest func(ctx context.Context, image firmware.Digest) ([]byte, error)
 	// WriteSlot writes both file systems (agent/install).
 	WriteSlot func(ctx context.Context, f *fetch.Fetcher, img firmware.SlotImage, root, verity disk.Device, from int64, note func(verified int64) error) error
+
+	mu sync.Mutex
+	// writing is what Write is about or was about last; boots are boot files
+	// that are whole and on their way to the ESP.
+	writing written
+	boots   map[fetch.Digest]string
+}
+
+// written is how much of an image is in a slot.
+type written struct {
+	slot     firmware.SlotID
+	image    firmware.Digest
+	verified int64
 }
 
 func (m *Images) file(kind string, d []byte) string {
@@ -96,21 +111,52 @@ func (m *Images) Stack(ctx context.Context, ref fleet.StackRef, tenant string) (
 	return nil, fmt.Errorf("metal: stack version %s has no image for %s", v.ID(), m.Arch)
 }
 
+// MateTime is how long one mate may take for a small file, of which a few are
+// asked before the centre.
+const (
+	MateTime = 3 * time.Second
+	fewMates = 3
+)
+
+// Few returns some mates to ask for a small file.
+func Few(t *fetch.Team) []fetch.Mate {
+	if t == nil {
+		return nil
+	}
+	all := t.Mates()
+	return all[:min(len(all), fewMates)]
+}
+
 // envelope fetches a blob whose size nobody said: at most that of an envelope.
 func (m *Images) envelope(ctx context.Context, d fetch.Digest) ([]byte, error) {
 	var problems []error
-	for _, s := range m.Fetcher().Sources() {
+	f := m.Fetcher()
+	ask := func(ctx context.Context, s fetch.Source) ([]byte, bool) {
 		r, err := s.Open(ctx, d, 0, fleet.MaxEnvelope)
 		if err != nil {
 			problems = append(problems, err)
-			continue
+			return nil, false
 		}
 		b, err := io.ReadAll(io.LimitReader(r, fleet.MaxEnvelope+1))
 		_ = r.Close()
 		if err == nil && sum(b) == d {
-			return b, nil
+			return b, true
 		}
 		problems = append(problems, fmt.Errorf("metal: %s sent something else: %w", s.Name(), errors.Join(err)))
+		return nil, false
+	}
+	for _, s := range Few(f.Team) {
+		mctx, cancel := context.WithTimeout(ctx, MateTime)
+		b, ok := ask(mctx, s)
+		cancel()
+		if ok {
+			return b, nil
+		}
+	}
+	for _, s := range f.Sources() {
+		if b, ok := ask(ctx, s); ok {
+			return b, nil
+		}
 	}
 	return nil, errors.Join(append([]error{errors.New("metal: nobody has the stack version")}, problems...)...)
 }
@@ -160,7 +206,16 @@ func (m *Images) Write(ctx context.Context, slot firmware.SlotID, image firmware
 		return err
 	}
 	defer func() { err = errors.Join(err, verity.Close()) }()
-	return m.WriteSlot(ctx, m.Fetcher(), *x.Slot, root, verity, from, note)
+	tell := func(verified int64) {
+		m.mu.Lock()
+		m.writing = written{slot, image, verified}
+		m.mu.Unlock()
+	}
+	tell(from)
+	return m.WriteSlot(ctx, m.Fetcher(), *x.Slot, root, verity, from, func(verified int64) error {
+		tell(verified)
+		return note(verified)
+	})
 }
 
 // Boot implements slots.Images: the boot file goes through a file on the data
@@ -179,7 +234,17 @@ func (m *Images) Boot(ctx context.Context, image firmware.Digest) (io.ReadCloser
 	if err := m.Fetcher().Whole(ctx, fetch.Blob{Digest: image, Size: x.Size}, s); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	return &whole{s.Reader(), s, name}, nil
+	m.mu.Lock()
+	if m.boots == nil {
+		m.boots = map[fetch.Digest]string{}
+	}
+	m.boots[image] = name
+	m.mu.Unlock()
+	return &whole{s.Reader(), s, name, func() {
+		m.mu.Lock()
+		delete(m.boots, image)
+		m.mu.Unlock()
+	}}, nil
 }
 
 // tidy removes boot files of other images that were never fetched whole.
@@ -200,7 +265,11 @@ type whole struct {
 	io.Reader
 	f    *fetch.File
 	name string
+	gone func()
 }
 
 // Close implements io.Closer.
-func (w *whole) Close() error { return errors.Join(w.f.Close(), os.Remove(w.name)) }
+func (w *whole) Close() error {
+	w.gone()
+	return errors.Join(w.f.Close(), os.Remove(w.name))
+}
