@@ -319,7 +319,7 @@ func TestSiteGoesOnWithoutTheOneThatFetches(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				h := newHall(t, 3, 16<<20, 256<<10, 2.5e5)
+				h := newHall(t, 3, 8<<20, 64<<10, 1.25e5)
 				var victim *box
 				if name == "its way was always missing" {
 					h.nodes[0].dark = true
