@@ -2,6 +2,7 @@ package central
 
 import (
 	"context"
+	"encoding/base64"
 	"fmt"
 	"net/http"
 	"strings"
@@ -34,6 +35,8 @@ const (
 	mgmt = "/muster.v1.ManagementService/"
 	acc  = "/muster.v1.AccessService/"
 )
+
+var applyBody = fmt.Sprintf(`{"dryRun":true,"documents":[%q]}`, base64.StdEncoding.EncodeToString([]byte(`{"apiVersion":"muster/v1","kind":"Site","metadata":{"name":"shop-9"}}`)))
 
 // endpoints: a method or a route that is not here fails the test.
 func endpoints(request, node string) []endpoint {
@@ -86,6 +89,11 @@ func endpoints(request, node string) []endpoint {
 		{path: mgmt + "ListStacks", body: `{}`, least: access.Viewer, site: true},
 		{path: mgmt + "GetStack", body: `{}`, least: access.Viewer, site: true},
 		{path: mgmt + "PublishStackVersion", body: `{}`, least: access.Operator},
+		// A site that nobody has yet, in base64: that the caller may is seen in
+		// what comes of it (TestApplyInPart), and here nothing is.
+		{path: mgmt + "Apply", body: applyBody, least: access.Operator, site: true},
+		{path: mgmt + "Export", body: `{"kind":"site"}`, least: access.Viewer, site: true},
+		{path: mgmt + "DeleteObject", body: `{"kind":"site","name":"shop-7","generation":999}`, least: access.Operator, site: true},
 		{path: mgmt + "LabelObject", body: `{}`, least: access.Operator, site: true},
 
 		{path: acc + "Login", open: true, body: `{}`},

@@ -85,6 +85,7 @@ func (p *part) labelSite(t store.Tx, by act, q *musterv1.LabelObjectRequest, rea
 			return err
 		}
 		site.Updated = by.now
+		site.Generation++
 		if site, err = t.PutSite(site); err == nil {
 			err = by.record(t, p.Tenant, audit.SiteChanged, "site/"+site.Name, map[string]any{"labels": before}, map[string]any{"labels": site.Labels}, reason)
 		}
@@ -108,6 +109,7 @@ func (p *part) labelStack(t store.Tx, by act, q *musterv1.LabelObjectRequest, re
 	k.Labels, out.Changed, err = relabel(k.Labels, q.Set, q.Remove)
 	if err == nil && out.Changed {
 		k.Updated = by.now
+		k.Generation++
 		if k, err = t.PutStack(k); err == nil {
 			err = by.record(t, p.Tenant, audit.StackChanged, "stack/"+k.Name, map[string]any{"labels": before}, map[string]any{"labels": k.Labels}, reason)
 		}

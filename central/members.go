@@ -278,69 +278,76 @@ type assignment struct {
 // assign admits a node of the pool to a site.
 func (s *Server) assign(ctx context.Context, c caller, a assignment) (n fleet.Node, admission fleet.Admission, created bool, err error) {
 	err = s.store.Update(ctx, func(t store.Tx) error {
-		by := act{actor: c.actor(), source: c.source, now: s.cfg.Now()}
-		look := c.part(t)
-		if n, err = look.findNode(a.id); err != nil {
-			return err
+		n, admission, created, err = s.assignIn(t, c.act(s.cfg.Now()), c, a)
+		if err == nil {
+			failpoint.Hit("assign.before-commit")
 		}
-		if err := look.may(access.Node, access.Change, a.site); err != nil {
-			return err
-		}
-		if a.revision != 0 && a.revision != n.Revision {
-			return fmt.Errorf("%w: node %s is at revision %d", store.ErrConflict, n.ID, n.Revision)
-		}
-		switch {
-		case n.State == fleet.NodeDenied:
-			return &enroll.Refused{Why: fmt.Sprintf("node %s is denied", n.ID), Do: "muster allow " + string(n.ID)}
-		case n.Site != "" && n.Site != a.site:
-			return &enroll.Refused{Why: fmt.Sprintf("node %s belongs to site %s", n.ID, n.Site), Do: fmt.Sprintf("muster remove %s --reason ..., then assign it", n.ID)}
-		}
-		if created, err = s.ensureSite(t, by, c.Tenant, a.site, a.createSite); err != nil {
-			return err
-		}
-		before := map[string]any{"site": n.Site, "may_serve": n.MayServe, "labels": n.Labels}
-		n.Site, n.MayServe = a.site, !a.worker
-		if a.labels != nil {
-			n.Labels = a.labels
-		}
-		if n.Incarnation <= n.Removed {
-			n.Incarnation = n.Removed + 1
-		}
-		n.Generation++
-		site, err := t.Site(c.Tenant, a.site)
-		if err != nil {
-			return err
-		}
-		if _, _, _, err := s.scribe.charter(t, by, &site, "first node of the site"); err != nil {
-			return err
-		}
-		if _, admission, err = s.scribe.admit(t, by, &site, n, a.reason); err != nil {
-			return err
-		}
-		if _, err := t.PutSite(site); err != nil {
-			return err
-		}
-		if n, err = s.place(t, n); err != nil {
-			return err
-		}
-		if err := by.record(t, c.Tenant, audit.NodeAssigned, "node/"+string(n.ID), before,
-			map[string]any{"site": n.Site, "may_serve": n.MayServe, "labels": n.Labels, "incarnation": n.Incarnation}, a.reason); err != nil {
-			return err
-		}
-		if _, err := t.AddEvent(cleanEvent(fleet.Event{
-			Tenant: c.Tenant, Time: by.now, Kind: "node.assigned", Node: n.ID, Site: n.Site,
-			Text: fmt.Sprintf("%s belongs to site %s now (%s)", n.Words, n.Site, by.actor),
-		})); err != nil {
-			return err
-		}
-		failpoint.Hit("assign.before-commit")
-		return nil
+		return err
 	})
 	if err == nil {
 		failpoint.Hit("assign.after-commit")
 		s.hub.changed(eventsTopic(c.Tenant))
 	}
 	return n, admission, created, err
+}
+
+// assignIn is assign inside a transaction.
+func (s *Server) assignIn(t store.Tx, by act, c caller, a assignment) (n fleet.Node, admission fleet.Admission, created bool, err error) {
+	look := c.part(t)
+	if n, err = look.findNode(a.id); err != nil {
+		return n, admission, created, err
+	}
+	if err := look.may(access.Node, access.Change, a.site); err != nil {
+		return n, admission, created, err
+	}
+	if a.revision != 0 && a.revision != n.Revision {
+		return n, admission, created, fmt.Errorf("%w: node %s is at revision %d", store.ErrConflict, n.ID, n.Revision)
+	}
+	switch {
+	case n.State == fleet.NodeDenied:
+		return n, admission, created, &enroll.Refused{Why: fmt.Sprintf("node %s is denied", n.ID), Do: "muster allow " + string(n.ID)}
+	case n.Site != "" && n.Site != a.site:
+		return n, admission, created, &enroll.Refused{Why: fmt.Sprintf("node %s belongs to site %s", n.ID, n.Site), Do: fmt.Sprintf("muster remove %s --reason ..., then assign it", n.ID)}
+	}
+	if created, err = s.ensureSite(t, by, c.Tenant, a.site, a.createSite); err != nil {
+		return n, admission, created, err
+	}
+	before := map[string]any{"site": n.Site, "may_serve": n.MayServe, "labels": n.Labels}
+	n.Site, n.MayServe = a.site, !a.worker
+	if a.labels != nil {
+		n.Labels = a.labels
+	}
+	if n.Incarnation <= n.Removed {
+		n.Incarnation = n.Removed + 1
+	}
+	n.Generation++
+	site, err := t.Site(c.Tenant, a.site)
+	if err != nil {
+		return n, admission, created, err
+	}
+	if _, _, _, err := s.scribe.charter(t, by, &site, "first node of the site"); err != nil {
+		return n, admission, created, err
+	}
+	if _, admission, err = s.scribe.admit(t, by, &site, n, a.reason); err != nil {
+		return n, admission, created, err
+	}
+	if _, err := t.PutSite(site); err != nil {
+		return n, admission, created, err
+	}
+	if n, err = s.place(t, n); err != nil {
+		return n, admission, created, err
+	}
+	if err := by.record(t, c.Tenant, audit.NodeAssigned, "node/"+string(n.ID), before,
+		map[string]any{"site": n.Site, "may_serve": n.MayServe, "labels": n.Labels, "incarnation": n.Incarnation}, a.reason); err != nil {
+		return n, admission, created, err
+	}
+	if _, err := t.AddEvent(cleanEvent(fleet.Event{
+		Tenant: c.Tenant, Time: by.now, Kind: "node.assigned", Node: n.ID, Site: n.Site,
+		Text: fmt.Sprintf("%s belongs to site %s now (%s)", n.Words, n.Site, by.actor),
+	})); err != nil {
+		return n, admission, created, err
+	}
+	return n, admission, created, nil
 }
 
 // place writes the node, and its live request as well: what a later

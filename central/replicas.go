@@ -162,6 +162,8 @@ func (f *follower) read(t store.Reader, c store.Change) error {
 		site, err := t.Site(c.Tenant, c.Key)
 		if err == nil {
 			f.s.sites.put(site)
+		} else if errors.Is(err, store.ErrNotFound) {
+			f.s.sites.drop(siteKey{c.Tenant, c.Key})
 		}
 		return missing(err)
 	case store.ChangedNode:

@@ -7,6 +7,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"reflect"
 
 	"github.com/muster-edge/muster/central/store"
@@ -102,39 +103,7 @@ func (s *Server) setSite(ctx context.Context, c caller, q siteChange) (out siteC
 		if q.settings != nil {
 			site.Spec.Settings = q.settings
 		}
-		was, is := old.Spec.Chosen(), site.Spec.Chosen()
-		reborn := !sameJSON(was.Birth, is.Birth)
-		if why := birthFrozen(old); reborn && why != "" {
-			return &enroll.Refused{
-				Why: fmt.Sprintf("the birth settings of site %s cannot change any more: %s", old.Name, why),
-				Do:  "network ranges, the flannel backend, secrets encryption, disabled parts and max-learners are for a new cluster only",
-			}
-		}
-		if out.changed = !sameJSON(was, is) || site.Title != old.Title || site.Location != old.Location; !out.changed {
-			out.site = old
-			out.charter, _, err = charterNow(t, c.Tenant, q.name)
-			return err
-		}
-		site.Generation++
-		site.Updated = by.now
-		if err := site.Validate(); err != nil {
-			return &enroll.Refused{Why: err.Error()}
-		}
-		if _, _, out.why, err = s.scribe.charter(t, by, &site, q.reason); err != nil {
-			return err
-		}
-		if out.charter, _, err = charterNow(t, c.Tenant, q.name); err != nil {
-			return err
-		}
-		if was.Birth.NodeCIDR != is.Birth.NodeCIDR {
-			if err := s.readdress(t, by, &site); err != nil {
-				return err
-			}
-		}
-		if out.site, err = t.PutSite(site); err != nil {
-			return err
-		}
-		if err := by.record(t, c.Tenant, audit.SiteChanged, "site/"+site.Name, wanted4audit(old), wanted4audit(site), q.reason); err != nil {
+		if out, err = s.rewriteSite(t, by, look, old, site, q.reason); err != nil || !out.changed {
 			return err
 		}
 		failpoint.Hit("site.before-commit")
@@ -143,6 +112,56 @@ func (s *Server) setSite(ctx context.Context, c caller, q siteChange) (out siteC
 	if err == nil {
 		failpoint.Hit("site.after-commit")
 		s.hub.changed(eventsTopic(c.Tenant))
+	}
+	return out, err
+}
+
+// rewriteSite brings a site that is there to what site says, with the charter
+// that says it to its nodes.
+func (s *Server) rewriteSite(t store.Tx, by act, look *part, old, site fleet.Site, reason string) (out siteChanged, err error) {
+	was, is := old.Spec.Chosen(), site.Spec.Chosen()
+	reborn := !sameJSON(was.Birth, is.Birth)
+	if why := birthFrozen(old); reborn && why != "" {
+		return out, &enroll.Refused{
+			Why: fmt.Sprintf("the birth settings of site %s cannot change any more: %s", old.Name, why),
+			Do:  "network ranges, the flannel backend, secrets encryption, disabled parts and max-learners are for a new cluster only",
+		}
+	}
+	if out.changed = !sameJSON(wanted4audit(old), wanted4audit(site)); !out.changed {
+		out.site = old
+		out.charter, _, err = charterNow(t, site.Tenant, site.Name)
+		return out, err
+	}
+	// Labels say whose a site is: nobody moves one out of their part.
+	if !maps.Equal(old.Labels, site.Labels) {
+		if err := look.mayMake(site); err != nil {
+			return out, err
+		}
+	}
+	site.Generation++
+	site.Updated = by.now
+	if err := site.Validate(); err != nil {
+		return out, &enroll.Refused{Why: err.Error()}
+	}
+	if _, _, out.why, err = s.scribe.charter(t, by, &site, reason); err != nil {
+		return out, err
+	}
+	if out.charter, _, err = charterNow(t, site.Tenant, site.Name); err != nil {
+		return out, err
+	}
+	if was.Birth.NodeCIDR != is.Birth.NodeCIDR {
+		if err := s.readdress(t, by, &site); err != nil {
+			return out, err
+		}
+	}
+	if out.site, err = t.PutSite(site); err != nil {
+		return out, err
+	}
+	if err := by.record(t, site.Tenant, audit.SiteChanged, "site/"+site.Name, wanted4audit(old), wanted4audit(out.site), reason); err != nil {
+		return out, err
+	}
+	if !sameJSON(stackForAudit(old), stackForAudit(site)) {
+		err = stackEvent(t, by, site)
 	}
 	return out, err
 }
@@ -160,7 +179,9 @@ func (s *Server) readdress(t store.Tx, by act, site *fleet.Site) error {
 
 // wanted4audit is what the audit log keeps of a site.
 func wanted4audit(s fleet.Site) any {
-	return map[string]any{"title": s.Title, "location": s.Location, "settings": s.Spec.Chosen(), "generation": s.Generation}
+	return map[string]any{
+		"title": s.Title, "location": s.Location, "labels": s.Labels, "settings": s.Spec.Chosen(), "stack": s.Spec.StackRef(), "generation": s.Generation,
+	}
 }
 
 func sameJSON(a, b any) bool {

@@ -82,66 +82,70 @@ func openVersion(envelope []byte, keys []crypto.PublicKey) (v fleet.StackVersion
 // also with another signature over the same words.
 func (s *Server) publish(ctx context.Context, c caller, envelope []byte, reason string) (out store.StackVersion, created bool, warnings []string, err error) {
 	err = s.store.Update(ctx, func(t store.Tx) error {
-		by := c.act(s.cfg.Now())
-		created, warnings = false, nil
-		keys, err := releaseKeys(t, c.Tenant)
-		if err != nil {
-			return err
-		}
-		v, keyID, err := openVersion(envelope, keys)
-		if err != nil {
-			return err
-		}
-		if v.Tenant != c.Tenant {
-			return &enroll.Refused{Why: fmt.Sprintf("stack version %s is of tenant %s, and this is tenant %s", v.ID(), v.Tenant, c.Tenant)}
-		}
-		old, err := t.StackVersion(c.Tenant, v.Stack, v.Version)
-		switch {
-		case err == nil:
-			was, err := versionOf(old)
-			if err != nil {
-				return err
-			}
-			if !sameJSON(was, v) {
-				return &enroll.Refused{Why: fmt.Sprintf("stack version %s is published and says something else", v.ID()), Do: "a version never changes: give it a new number"}
-			}
-			out = old
-			return nil
-		case !errors.Is(err, store.ErrNotFound):
-			return err
-		}
-		if _, err := t.Stack(c.Tenant, v.Stack); errors.Is(err, store.ErrNotFound) {
-			k := fleet.Stack{Meta: fleet.Meta{Tenant: c.Tenant, Name: v.Stack, Generation: 1, Created: by.now, Updated: by.now}}
-			if _, err := t.PutStack(k); err != nil {
-				return err
-			}
-			if err := by.record(t, c.Tenant, audit.StackCreated, "stack/"+v.Stack, nil, k, reason); err != nil {
-				return err
-			}
-		} else if err != nil {
-			return err
-		}
-		if warnings, err = s.lacking(t, v); err != nil {
-			return err
-		}
-		sum := sha256.Sum256(envelope)
-		out, created = store.StackVersion{
-			Tenant: c.Tenant, Stack: v.Stack, Version: v.Version, SHA256: sum[:], Published: by.now.UTC(), By: by.actor, KeyID: keyID, Envelope: envelope,
-		}, true
-		if err := t.AddStackVersion(out); err != nil {
-			return err
-		}
-		if err := by.record(t, c.Tenant, audit.StackVersionAdded, "stack/"+v.ID(), nil, v, reason); err != nil {
-			return err
-		}
-		_, err = t.AddEvent(cleanEvent(fleet.Event{
-			Tenant: c.Tenant, Time: by.now, Kind: "stack.published", Text: fmt.Sprintf("stack version %s was published by %s", v.ID(), by.actor),
-		}))
+		out, created, warnings, err = s.publishIn(t, c.act(s.cfg.Now()), c.Tenant, envelope, reason)
 		return err
 	})
 	if err == nil && created {
 		s.hub.changed(eventsTopic(c.Tenant))
 	}
+	return out, created, warnings, err
+}
+
+// publishIn is publish inside a transaction.
+func (s *Server) publishIn(t store.Tx, by act, tenant string, envelope []byte, reason string) (out store.StackVersion, created bool, warnings []string, err error) {
+	keys, err := releaseKeys(t, tenant)
+	if err != nil {
+		return out, created, warnings, err
+	}
+	v, keyID, err := openVersion(envelope, keys)
+	if err != nil {
+		return out, created, warnings, err
+	}
+	if v.Tenant != tenant {
+		return out, created, warnings, &enroll.Refused{Why: fmt.Sprintf("stack version %s is of tenant %s, and this is tenant %s", v.ID(), v.Tenant, tenant)}
+	}
+	old, err := t.StackVersion(tenant, v.Stack, v.Version)
+	switch {
+	case err == nil:
+		was, err := versionOf(old)
+		if err != nil {
+			return out, created, warnings, err
+		}
+		if !sameJSON(was, v) {
+			return out, created, warnings, &enroll.Refused{Why: fmt.Sprintf("stack version %s is published and says something else", v.ID()), Do: "a version never changes: give it a new number"}
+		}
+		out = old
+		return out, false, nil, nil
+	case !errors.Is(err, store.ErrNotFound):
+		return out, created, warnings, err
+	}
+	if _, err := t.Stack(tenant, v.Stack); errors.Is(err, store.ErrNotFound) {
+		k := fleet.Stack{Meta: fleet.Meta{Tenant: tenant, Name: v.Stack, Generation: 1, Created: by.now, Updated: by.now}}
+		if _, err := t.PutStack(k); err != nil {
+			return out, created, warnings, err
+		}
+		if err := by.record(t, tenant, audit.StackCreated, "stack/"+v.Stack, nil, k, reason); err != nil {
+			return out, created, warnings, err
+		}
+	} else if err != nil {
+		return out, created, warnings, err
+	}
+	if warnings, err = s.lacking(t, v); err != nil {
+		return out, created, warnings, err
+	}
+	sum := sha256.Sum256(envelope)
+	out, created = store.StackVersion{
+		Tenant: tenant, Stack: v.Stack, Version: v.Version, SHA256: sum[:], Published: by.now.UTC(), By: by.actor, KeyID: keyID, Envelope: envelope,
+	}, true
+	if err := t.AddStackVersion(out); err != nil {
+		return out, created, warnings, err
+	}
+	if err := by.record(t, tenant, audit.StackVersionAdded, "stack/"+v.ID(), nil, v, reason); err != nil {
+		return out, created, warnings, err
+	}
+	_, err = t.AddEvent(cleanEvent(fleet.Event{
+		Tenant: tenant, Time: by.now, Kind: "stack.published", Text: fmt.Sprintf("stack version %s was published by %s", v.ID(), by.actor),
+	}))
 	return out, created, warnings, err
 }
 
@@ -227,25 +231,11 @@ func (s *Server) assignStack(ctx context.Context, c caller, q stackAssignment) (
 	names := slices.Clone(q.sites)
 	err = s.store.View(ctx, func(t store.Reader) error {
 		if q.stack != "" {
-			kept, err := t.StackVersion(c.Tenant, q.stack, q.version)
-			if errors.Is(err, store.ErrNotFound) {
-				return &errNoSuch{fmt.Sprintf("there is no stack version %.80s@%.80s in tenant %s", q.stack, q.version, c.Tenant), "`muster get stacks` lists them"}
-			}
+			v, r, err := s.assignableVersion(t, c.Tenant, q.stack, q.version)
 			if err != nil {
 				return err
 			}
-			v, err := versionOf(kept)
-			if err != nil {
-				return err
-			}
-			lacks, err := s.lacking(t, v)
-			if err != nil {
-				return err
-			}
-			if len(lacks) > 0 {
-				return &enroll.Refused{Why: fmt.Sprintf("stack version %s could not be fetched by any node: %s", v.ID(), strings.Join(lacks, "; "))}
-			}
-			version, ref = &v, &fleet.StackRef{Name: v.Stack, Version: v.Version, SHA256: kept.SHA256}
+			version, ref = &v, &r
 		}
 		if len(q.labels) == 0 {
 			return nil
@@ -299,6 +289,28 @@ func (s *Server) assignStack(ctx context.Context, c caller, q stackAssignment) (
 	return out, warnings, nil
 }
 
+// assignableVersion finds a version that nodes can fetch as a whole.
+func (s *Server) assignableVersion(t store.Reader, tenant, stack, version string) (v fleet.StackVersion, ref fleet.StackRef, err error) {
+	kept, err := t.StackVersion(tenant, stack, version)
+	if errors.Is(err, store.ErrNotFound) {
+		return v, ref, &errNoSuch{fmt.Sprintf("there is no stack version %.80s@%.80s in tenant %s", stack, version, tenant), "`muster get stacks` lists them"}
+	}
+	if err != nil {
+		return v, ref, err
+	}
+	if v, err = versionOf(kept); err != nil {
+		return v, ref, err
+	}
+	lacks, err := s.lacking(t, v)
+	if err != nil {
+		return v, ref, err
+	}
+	if len(lacks) > 0 {
+		return v, ref, &enroll.Refused{Why: fmt.Sprintf("stack version %s could not be fetched by any node: %s", v.ID(), strings.Join(lacks, "; "))}
+	}
+	return v, fleet.StackRef{Name: v.Stack, Version: v.Version, SHA256: kept.SHA256}, nil
+}
+
 // assignOne changes one site. What a person has to know about one site of many
 // is its refusal; with one site it is the error.
 func (s *Server) assignOne(t store.Tx, by act, c caller, name string, v *fleet.StackVersion, ref *fleet.StackRef, q stackAssignment) (assignedSite, error) {
@@ -348,12 +360,17 @@ func (s *Server) assignOne(t store.Tx, by act, c caller, name string, v *fleet.S
 	if err := by.record(t, tenant, audit.SiteChanged, "site/"+name, before, stackForAudit(site), q.reason); err != nil {
 		return out, err
 	}
-	words := fmt.Sprintf("site %s shall run nothing in particular (%s)", name, by.actor)
-	if ref != nil {
-		words = fmt.Sprintf("site %s shall run %s (%s)", name, ref.ID(), by.actor)
+	return out, stackEvent(t, by, out.site)
+}
+
+// stackEvent tells that a site shall run something else.
+func stackEvent(t store.Tx, by act, site fleet.Site) error {
+	words := fmt.Sprintf("site %s shall run nothing in particular (%s)", site.Name, by.actor)
+	if ref := site.Spec.StackRef(); ref != nil {
+		words = fmt.Sprintf("site %s shall run %s (%s)", site.Name, ref.ID(), by.actor)
 	}
-	_, err = t.AddEvent(cleanEvent(fleet.Event{Tenant: tenant, Time: by.now, Kind: "site.stack", Site: name, Text: words}))
-	return out, err
+	_, err := t.AddEvent(cleanEvent(fleet.Event{Tenant: site.Tenant, Time: by.now, Kind: "site.stack", Site: site.Name, Text: words}))
+	return err
 }
 
 func stackForAudit(s fleet.Site) any {

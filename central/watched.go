@@ -32,6 +32,9 @@ func (w *watched) Update(ctx context.Context, f func(store.Tx) error) error {
 	for _, s := range t.sites {
 		w.sites.put(s)
 	}
+	for _, k := range t.gone {
+		w.sites.drop(k)
+	}
 	return nil
 }
 
@@ -39,6 +42,16 @@ type watchedTx struct {
 	store.Tx
 	nodes []fleet.Node
 	sites []fleet.Site
+	gone  []siteKey
+}
+
+// DeleteSite implements store.Tx.
+func (t *watchedTx) DeleteSite(tenant, name string, revision int64) error {
+	err := t.Tx.DeleteSite(tenant, name, revision)
+	if err == nil {
+		t.gone = append(t.gone, siteKey{tenant, name})
+	}
+	return err
 }
 
 // PutNode implements store.Tx.
@@ -82,6 +95,14 @@ func (x *siteIndex) put(s fleet.Site) {
 	if old := x.sites[k]; old.revision <= s.Revision {
 		x.sites[k] = siteEntry{documents: s.Ledger.Documents, revision: s.Revision}
 	}
+}
+
+// drop forgets a site that was deleted: one of the same name begins at
+// revision 1 again.
+func (x *siteIndex) drop(k siteKey) {
+	x.mu.Lock()
+	defer x.mu.Unlock()
+	delete(x.sites, k)
 }
 
 func (x *siteIndex) get(tenant, name string) siteEntry {

@@ -40,6 +40,8 @@ type StackTx interface {
 	// DeleteStack deletes the stack of exactly this revision with its
 	// versions.
 	DeleteStack(tenant, name string, revision int64) error
+	// DeleteStackVersion deletes one version; ErrNotFound if there is none.
+	DeleteStackVersion(tenant, stack, version string) error
 	// AddStackVersion returns ErrExists if the version or the digest is
 	// taken.
 	AddStackVersion(StackVersion) error

@@ -110,6 +110,9 @@ type Reader interface {
 	// LinesOfEK returns the lines with this EK in lists that are not
 	// withdrawn.
 	LinesOfEK(tenant string, ek fleet.EKHash) ([]ListLine, error)
+	// CountLinesOfSite counts the lines of a list that bring their machine to
+	// a site.
+	CountLinesOfSite(tenant, preApproval, site string) (int, error)
 	// CountUses counts the uses of a pre-approval after a time.
 	CountUses(tenant, preApproval string, after time.Time) (int, error)
 	// CountUsesOfNode counts the pre-approvals that were used for a machine.

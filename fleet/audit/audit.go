@@ -65,6 +65,7 @@ const (
 	FoundingGranted    Kind = "site.founding-granted"
 	SiteConfirmed      Kind = "site.confirmed"
 	PreApprovalCreated Kind = "pre-approval.created"
+	PreApprovalChanged Kind = "pre-approval.changed"
 	PreApprovalEnded   Kind = "pre-approval.withdrawn"
 	ImageRegistered    Kind = "image.registered"
 	ImageWithdrawn     Kind = "image.withdrawn"
@@ -80,7 +81,15 @@ const (
 	EscrowFetched      Kind = "escrow.fetched"
 	StackCreated       Kind = "stack.created"
 	StackChanged       Kind = "stack.changed"
+	StackDeleted       Kind = "stack.deleted"
 	StackVersionAdded  Kind = "stack-version.published"
+	StackVersionGone   Kind = "stack-version.deleted"
+	RolloutStarted     Kind = "rollout.started"
+	RolloutMoved       Kind = "rollout.moved" // on, or stopped, or at its end
+	RolloutPaused      Kind = "rollout.paused"
+	RolloutResumed     Kind = "rollout.resumed"
+	RolloutAborted     Kind = "rollout.aborted"
+	RolloutDeleted     Kind = "rollout.deleted"
 	BootWindowOpened   Kind = "boot.window-opened"
 	AuthorityCreated   Kind = "authority.created"
 	AuthorityRotated   Kind = "authority.rotated"
@@ -102,9 +111,10 @@ var kinds = []Kind{
 	RequestFiled, RequestApproved, RequestPreApproved, RequestRejected, RequestExpired, RequestSuperseded,
 	RequestQuarantined, RequestReopened, CertificateIssued, CertificateRenewed, NodeActivated, NodeAssigned,
 	NodeChanged, NodeDenied, NodeAllowed, NodeReplaced, NodeRemoved, NodeReported, TenantCreated, TenantChanged, TenantMarkedLab,
-	SiteCreated, SiteChanged, SiteDeleted, FoundingGranted, SiteConfirmed, PreApprovalCreated, PreApprovalEnded,
+	SiteCreated, SiteChanged, SiteDeleted, FoundingGranted, SiteConfirmed, PreApprovalCreated, PreApprovalChanged, PreApprovalEnded,
 	ImageRegistered, ImageWithdrawn, RootsImported, RootsRemoved, CharterIssued, AdmissionIssued,
-	RemovalIssued, OrderIssued, OrderWithdrawn, OrderFinished, EscrowHandedOver, EscrowFetched, StackCreated, StackChanged, StackVersionAdded,
+	RemovalIssued, OrderIssued, OrderWithdrawn, OrderFinished, EscrowHandedOver, EscrowFetched, StackCreated, StackChanged, StackDeleted,
+	StackVersionAdded, StackVersionGone, RolloutStarted, RolloutMoved, RolloutPaused, RolloutResumed, RolloutAborted, RolloutDeleted,
 	BootWindowOpened, AuthorityCreated, AuthorityRotated, AuthorityExported, TokenCreated, TokenRevoked, UserChanged,
 	TokenUsedUp, RoleGranted, RoleRevoked, LoggedIn, LoggedOut, TenantHandedOver,
 	BackupRestored, AuditExported,

@@ -184,6 +184,7 @@ var cores = map[string][]string{
 	"fleet/audit":       {"fleet"},
 	"fleet/text":        {"fleet"},
 	"fleet/turns":       {"fleet"},
+	"fleet/declare":     {"fleet"},
 	"pxe":               {"fleet"},
 	"pki":               {"fleet"},
 	"enroll":            {"fleet", "pki"},

@@ -4215,6 +4215,561 @@ func (x *PublishStackVersionResponse) GetWarnings() []string {
 	return nil
 }
 
+type ApplyRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// JSON of one document each (package fleet/declare).
+	Documents [][]byte `protobuf:"bytes,1,rep,name=documents,proto3" json:"documents,omitempty"`
+	DryRun    bool     `protobuf:"varint,2,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Reason    string   `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Also where a site's step raises etcd's minor, which cannot be undone.
+	AcceptNoReturn bool `protobuf:"varint,4,opt,name=accept_no_return,json=acceptNoReturn,proto3" json:"accept_no_return,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *ApplyRequest) Reset() {
+	*x = ApplyRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyRequest) ProtoMessage() {}
+
+func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
+func (*ApplyRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *ApplyRequest) GetDocuments() [][]byte {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+func (x *ApplyRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *ApplyRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ApplyRequest) GetAcceptNoReturn() bool {
+	if x != nil {
+		return x.AcceptNoReturn
+	}
+	return false
+}
+
+type ApplyProblem struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Index of the document, and the path of the field: "spec.policy.servers".
+	Document uint32 `protobuf:"varint,1,opt,name=document,proto3" json:"document,omitempty"`
+	Path     string `protobuf:"bytes,2,opt,name=path,proto3" json:"path,omitempty"`
+	Problem  string `protobuf:"bytes,3,opt,name=problem,proto3" json:"problem,omitempty"`
+	// The object was changed since the document was made from it.
+	Conflict      bool `protobuf:"varint,4,opt,name=conflict,proto3" json:"conflict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyProblem) Reset() {
+	*x = ApplyProblem{}
+	mi := &file_muster_v1_management_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyProblem) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyProblem) ProtoMessage() {}
+
+func (x *ApplyProblem) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyProblem.ProtoReflect.Descriptor instead.
+func (*ApplyProblem) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *ApplyProblem) GetDocument() uint32 {
+	if x != nil {
+		return x.Document
+	}
+	return 0
+}
+
+func (x *ApplyProblem) GetPath() string {
+	if x != nil {
+		return x.Path
+	}
+	return ""
+}
+
+func (x *ApplyProblem) GetProblem() string {
+	if x != nil {
+		return x.Problem
+	}
+	return ""
+}
+
+func (x *ApplyProblem) GetConflict() bool {
+	if x != nil {
+		return x.Conflict
+	}
+	return false
+}
+
+type AppliedObject struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Index of the document.
+	Document uint32 `protobuf:"varint,1,opt,name=document,proto3" json:"document,omitempty"`
+	Kind     string `protobuf:"bytes,2,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name     string `protobuf:"bytes,3,opt,name=name,proto3" json:"name,omitempty"`
+	// "created", "changed" or "unchanged".
+	Outcome    string `protobuf:"bytes,4,opt,name=outcome,proto3" json:"outcome,omitempty"`
+	Generation int64  `protobuf:"varint,5,opt,name=generation,proto3" json:"generation,omitempty"`
+	// The object as a document before and after, as JSON; before is empty for
+	// what was not there.
+	Before []byte `protobuf:"bytes,6,opt,name=before,proto3" json:"before,omitempty"`
+	After  []byte `protobuf:"bytes,7,opt,name=after,proto3" json:"after,omitempty"`
+	// Sentences that a person should read.
+	Notes         []string `protobuf:"bytes,8,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *AppliedObject) Reset() {
+	*x = AppliedObject{}
+	mi := &file_muster_v1_management_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *AppliedObject) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*AppliedObject) ProtoMessage() {}
+
+func (x *AppliedObject) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
+func (*AppliedObject) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *AppliedObject) GetDocument() uint32 {
+	if x != nil {
+		return x.Document
+	}
+	return 0
+}
+
+func (x *AppliedObject) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *AppliedObject) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *AppliedObject) GetOutcome() string {
+	if x != nil {
+		return x.Outcome
+	}
+	return ""
+}
+
+func (x *AppliedObject) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *AppliedObject) GetBefore() []byte {
+	if x != nil {
+		return x.Before
+	}
+	return nil
+}
+
+func (x *AppliedObject) GetAfter() []byte {
+	if x != nil {
+		return x.After
+	}
+	return nil
+}
+
+func (x *AppliedObject) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
+type ApplyResponse struct {
+	state    protoimpl.MessageState `protogen:"open.v1"`
+	Objects  []*AppliedObject       `protobuf:"bytes,1,rep,name=objects,proto3" json:"objects,omitempty"`
+	Problems []*ApplyProblem        `protobuf:"bytes,2,rep,name=problems,proto3" json:"problems,omitempty"`
+	// There may be more problems: only so many are looked for.
+	MoreProblems  bool `protobuf:"varint,3,opt,name=more_problems,json=moreProblems,proto3" json:"more_problems,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ApplyResponse) Reset() {
+	*x = ApplyResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ApplyResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ApplyResponse) ProtoMessage() {}
+
+func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
+func (*ApplyResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *ApplyResponse) GetObjects() []*AppliedObject {
+	if x != nil {
+		return x.Objects
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetProblems() []*ApplyProblem {
+	if x != nil {
+		return x.Problems
+	}
+	return nil
+}
+
+func (x *ApplyResponse) GetMoreProblems() bool {
+	if x != nil {
+		return x.MoreProblems
+	}
+	return false
+}
+
+type ExportRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A kind of document; empty: all but versions and assignments.
+	Kind string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	// One object; empty: all that the caller sees.
+	Name          string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	After         string `protobuf:"bytes,3,opt,name=after,proto3" json:"after,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportRequest) Reset() {
+	*x = ExportRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportRequest) ProtoMessage() {}
+
+func (x *ExportRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
+func (*ExportRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *ExportRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *ExportRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ExportRequest) GetAfter() string {
+	if x != nil {
+		return x.After
+	}
+	return ""
+}
+
+type ExportResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// JSON of one document each.
+	Documents [][]byte `protobuf:"bytes,1,rep,name=documents,proto3" json:"documents,omitempty"`
+	// Ask again with the name of the last one as after, and its kind.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ExportResponse) Reset() {
+	*x = ExportResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ExportResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ExportResponse) ProtoMessage() {}
+
+func (x *ExportResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
+func (*ExportResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{67}
+}
+
+func (x *ExportResponse) GetDocuments() [][]byte {
+	if x != nil {
+		return x.Documents
+	}
+	return nil
+}
+
+func (x *ExportResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+type DeleteObjectRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// "site", "stack", "stack-version" (NAME@VERSION), "pre-approval" or
+	// "rollout".
+	Kind   string `protobuf:"bytes,1,opt,name=kind,proto3" json:"kind,omitempty"`
+	Name   string `protobuf:"bytes,2,opt,name=name,proto3" json:"name,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Only if the object is at this generation; 0: whatever is there.
+	Generation int64 `protobuf:"varint,4,opt,name=generation,proto3" json:"generation,omitempty"`
+	DryRun     bool  `protobuf:"varint,5,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	// Of a site: its sealed snapshots, too.
+	WithEscrow    bool `protobuf:"varint,6,opt,name=with_escrow,json=withEscrow,proto3" json:"with_escrow,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteObjectRequest) Reset() {
+	*x = DeleteObjectRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteObjectRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteObjectRequest) ProtoMessage() {}
+
+func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteObjectRequest.ProtoReflect.Descriptor instead.
+func (*DeleteObjectRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *DeleteObjectRequest) GetKind() string {
+	if x != nil {
+		return x.Kind
+	}
+	return ""
+}
+
+func (x *DeleteObjectRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *DeleteObjectRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *DeleteObjectRequest) GetGeneration() int64 {
+	if x != nil {
+		return x.Generation
+	}
+	return 0
+}
+
+func (x *DeleteObjectRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *DeleteObjectRequest) GetWithEscrow() bool {
+	if x != nil {
+		return x.WithEscrow
+	}
+	return false
+}
+
+type DeleteObjectResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// What goes with it, in sentences.
+	Notes         []string `protobuf:"bytes,1,rep,name=notes,proto3" json:"notes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DeleteObjectResponse) Reset() {
+	*x = DeleteObjectResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DeleteObjectResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DeleteObjectResponse) ProtoMessage() {}
+
+func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DeleteObjectResponse.ProtoReflect.Descriptor instead.
+func (*DeleteObjectResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *DeleteObjectResponse) GetNotes() []string {
+	if x != nil {
+		return x.Notes
+	}
+	return nil
+}
+
 type LabelObjectRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// "site", "stack" or "node".
@@ -4231,7 +4786,7 @@ type LabelObjectRequest struct {
 
 func (x *LabelObjectRequest) Reset() {
 	*x = LabelObjectRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[62]
+	mi := &file_muster_v1_management_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4243,7 +4798,7 @@ func (x *LabelObjectRequest) String() string {
 func (*LabelObjectRequest) ProtoMessage() {}
 
 func (x *LabelObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[62]
+	mi := &file_muster_v1_management_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4256,7 +4811,7 @@ func (x *LabelObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelObjectRequest.ProtoReflect.Descriptor instead.
 func (*LabelObjectRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{62}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *LabelObjectRequest) GetKind() string {
@@ -4312,7 +4867,7 @@ type LabelObjectResponse struct {
 
 func (x *LabelObjectResponse) Reset() {
 	*x = LabelObjectResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[63]
+	mi := &file_muster_v1_management_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4324,7 +4879,7 @@ func (x *LabelObjectResponse) String() string {
 func (*LabelObjectResponse) ProtoMessage() {}
 
 func (x *LabelObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[63]
+	mi := &file_muster_v1_management_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4337,7 +4892,7 @@ func (x *LabelObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelObjectResponse.ProtoReflect.Descriptor instead.
 func (*LabelObjectResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{63}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *LabelObjectResponse) GetLabels() map[string]string {
@@ -4398,7 +4953,7 @@ type CreateOrderRequest struct {
 
 func (x *CreateOrderRequest) Reset() {
 	*x = CreateOrderRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[64]
+	mi := &file_muster_v1_management_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4410,7 +4965,7 @@ func (x *CreateOrderRequest) String() string {
 func (*CreateOrderRequest) ProtoMessage() {}
 
 func (x *CreateOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[64]
+	mi := &file_muster_v1_management_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4423,7 +4978,7 @@ func (x *CreateOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOrderRequest.ProtoReflect.Descriptor instead.
 func (*CreateOrderRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{64}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *CreateOrderRequest) GetKind() string {
@@ -4540,7 +5095,7 @@ type CreateOrderResponse struct {
 
 func (x *CreateOrderResponse) Reset() {
 	*x = CreateOrderResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[65]
+	mi := &file_muster_v1_management_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4552,7 +5107,7 @@ func (x *CreateOrderResponse) String() string {
 func (*CreateOrderResponse) ProtoMessage() {}
 
 func (x *CreateOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[65]
+	mi := &file_muster_v1_management_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4565,7 +5120,7 @@ func (x *CreateOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOrderResponse.ProtoReflect.Descriptor instead.
 func (*CreateOrderResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{65}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *CreateOrderResponse) GetOrder() *IssuedOrder {
@@ -4609,7 +5164,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[66]
+	mi := &file_muster_v1_management_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4621,7 +5176,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[66]
+	mi := &file_muster_v1_management_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4634,7 +5189,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{66}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ListOrdersRequest) GetSite() string {
@@ -4670,7 +5225,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[67]
+	mi := &file_muster_v1_management_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4682,7 +5237,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[67]
+	mi := &file_muster_v1_management_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4695,7 +5250,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{67}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*IssuedOrder {
@@ -4729,7 +5284,7 @@ type WithdrawOrderRequest struct {
 
 func (x *WithdrawOrderRequest) Reset() {
 	*x = WithdrawOrderRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[68]
+	mi := &file_muster_v1_management_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4741,7 +5296,7 @@ func (x *WithdrawOrderRequest) String() string {
 func (*WithdrawOrderRequest) ProtoMessage() {}
 
 func (x *WithdrawOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[68]
+	mi := &file_muster_v1_management_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4754,7 +5309,7 @@ func (x *WithdrawOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithdrawOrderRequest.ProtoReflect.Descriptor instead.
 func (*WithdrawOrderRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{68}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *WithdrawOrderRequest) GetId() string {
@@ -4780,7 +5335,7 @@ type WithdrawOrderResponse struct {
 
 func (x *WithdrawOrderResponse) Reset() {
 	*x = WithdrawOrderResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[69]
+	mi := &file_muster_v1_management_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4792,7 +5347,7 @@ func (x *WithdrawOrderResponse) String() string {
 func (*WithdrawOrderResponse) ProtoMessage() {}
 
 func (x *WithdrawOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[69]
+	mi := &file_muster_v1_management_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4805,7 +5360,7 @@ func (x *WithdrawOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithdrawOrderResponse.ProtoReflect.Descriptor instead.
 func (*WithdrawOrderResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{69}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *WithdrawOrderResponse) GetOrder() *IssuedOrder {
@@ -4826,7 +5381,7 @@ type TrustEscrowKeyRequest struct {
 
 func (x *TrustEscrowKeyRequest) Reset() {
 	*x = TrustEscrowKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[70]
+	mi := &file_muster_v1_management_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4838,7 +5393,7 @@ func (x *TrustEscrowKeyRequest) String() string {
 func (*TrustEscrowKeyRequest) ProtoMessage() {}
 
 func (x *TrustEscrowKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[70]
+	mi := &file_muster_v1_management_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4851,7 +5406,7 @@ func (x *TrustEscrowKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustEscrowKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustEscrowKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{70}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *TrustEscrowKeyRequest) GetKey() []byte {
@@ -4878,7 +5433,7 @@ type TrustEscrowKeyResponse struct {
 
 func (x *TrustEscrowKeyResponse) Reset() {
 	*x = TrustEscrowKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[71]
+	mi := &file_muster_v1_management_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4890,7 +5445,7 @@ func (x *TrustEscrowKeyResponse) String() string {
 func (*TrustEscrowKeyResponse) ProtoMessage() {}
 
 func (x *TrustEscrowKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[71]
+	mi := &file_muster_v1_management_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4903,7 +5458,7 @@ func (x *TrustEscrowKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustEscrowKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustEscrowKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{71}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *TrustEscrowKeyResponse) GetKeyId() string {
@@ -4929,7 +5484,7 @@ type ListEscrowRequest struct {
 
 func (x *ListEscrowRequest) Reset() {
 	*x = ListEscrowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[72]
+	mi := &file_muster_v1_management_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4941,7 +5496,7 @@ func (x *ListEscrowRequest) String() string {
 func (*ListEscrowRequest) ProtoMessage() {}
 
 func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[72]
+	mi := &file_muster_v1_management_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4954,7 +5509,7 @@ func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowRequest.ProtoReflect.Descriptor instead.
 func (*ListEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{72}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *ListEscrowRequest) GetSite() string {
@@ -4975,7 +5530,7 @@ type ListEscrowResponse struct {
 
 func (x *ListEscrowResponse) Reset() {
 	*x = ListEscrowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[73]
+	mi := &file_muster_v1_management_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4987,7 +5542,7 @@ func (x *ListEscrowResponse) String() string {
 func (*ListEscrowResponse) ProtoMessage() {}
 
 func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[73]
+	mi := &file_muster_v1_management_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5000,7 +5555,7 @@ func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowResponse.ProtoReflect.Descriptor instead.
 func (*ListEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{73}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *ListEscrowResponse) GetBlobs() []*EscrowBlob {
@@ -5026,7 +5581,7 @@ type FetchEscrowRequest struct {
 
 func (x *FetchEscrowRequest) Reset() {
 	*x = FetchEscrowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[74]
+	mi := &file_muster_v1_management_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5038,7 +5593,7 @@ func (x *FetchEscrowRequest) String() string {
 func (*FetchEscrowRequest) ProtoMessage() {}
 
 func (x *FetchEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[74]
+	mi := &file_muster_v1_management_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5051,7 +5606,7 @@ func (x *FetchEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchEscrowRequest.ProtoReflect.Descriptor instead.
 func (*FetchEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{74}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *FetchEscrowRequest) GetId() string {
@@ -5074,7 +5629,7 @@ type FetchEscrowResponse struct {
 
 func (x *FetchEscrowResponse) Reset() {
 	*x = FetchEscrowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[75]
+	mi := &file_muster_v1_management_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5086,7 +5641,7 @@ func (x *FetchEscrowResponse) String() string {
 func (*FetchEscrowResponse) ProtoMessage() {}
 
 func (x *FetchEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[75]
+	mi := &file_muster_v1_management_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5099,7 +5654,7 @@ func (x *FetchEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchEscrowResponse.ProtoReflect.Descriptor instead.
 func (*FetchEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{75}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *FetchEscrowResponse) GetPart() isFetchEscrowResponse_Part {
@@ -5156,7 +5711,7 @@ type PutHandoverRequest struct {
 
 func (x *PutHandoverRequest) Reset() {
 	*x = PutHandoverRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[76]
+	mi := &file_muster_v1_management_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5168,7 +5723,7 @@ func (x *PutHandoverRequest) String() string {
 func (*PutHandoverRequest) ProtoMessage() {}
 
 func (x *PutHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[76]
+	mi := &file_muster_v1_management_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5181,7 +5736,7 @@ func (x *PutHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PutHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{76}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *PutHandoverRequest) GetPart() isPutHandoverRequest_Part {
@@ -5241,7 +5796,7 @@ type HandoverHeader struct {
 
 func (x *HandoverHeader) Reset() {
 	*x = HandoverHeader{}
-	mi := &file_muster_v1_management_proto_msgTypes[77]
+	mi := &file_muster_v1_management_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5253,7 +5808,7 @@ func (x *HandoverHeader) String() string {
 func (*HandoverHeader) ProtoMessage() {}
 
 func (x *HandoverHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[77]
+	mi := &file_muster_v1_management_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5266,7 +5821,7 @@ func (x *HandoverHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandoverHeader.ProtoReflect.Descriptor instead.
 func (*HandoverHeader) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{77}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *HandoverHeader) GetNode() string {
@@ -5327,7 +5882,7 @@ type PutHandoverResponse struct {
 
 func (x *PutHandoverResponse) Reset() {
 	*x = PutHandoverResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[78]
+	mi := &file_muster_v1_management_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5339,7 +5894,7 @@ func (x *PutHandoverResponse) String() string {
 func (*PutHandoverResponse) ProtoMessage() {}
 
 func (x *PutHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[78]
+	mi := &file_muster_v1_management_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5352,7 +5907,7 @@ func (x *PutHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PutHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{78}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *PutHandoverResponse) GetBlob() *EscrowBlob {
@@ -5370,7 +5925,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[79]
+	mi := &file_muster_v1_management_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5382,7 +5937,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[79]
+	mi := &file_muster_v1_management_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5395,7 +5950,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{79}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{87}
 }
 
 type ListImagesResponse struct {
@@ -5408,7 +5963,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[80]
+	mi := &file_muster_v1_management_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5420,7 +5975,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[80]
+	mi := &file_muster_v1_management_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5433,7 +5988,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{80}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -5460,7 +6015,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[81]
+	mi := &file_muster_v1_management_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5472,7 +6027,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[81]
+	mi := &file_muster_v1_management_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5485,7 +6040,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{81}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *RegisterImageRequest) GetManifest() []byte {
@@ -5506,7 +6061,7 @@ type RegisterImageResponse struct {
 
 func (x *RegisterImageResponse) Reset() {
 	*x = RegisterImageResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[82]
+	mi := &file_muster_v1_management_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5518,7 +6073,7 @@ func (x *RegisterImageResponse) String() string {
 func (*RegisterImageResponse) ProtoMessage() {}
 
 func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[82]
+	mi := &file_muster_v1_management_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5531,7 +6086,7 @@ func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
 func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{82}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *RegisterImageResponse) GetImage() *Image {
@@ -5559,7 +6114,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[83]
+	mi := &file_muster_v1_management_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5571,7 +6126,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[83]
+	mi := &file_muster_v1_management_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5584,7 +6139,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{83}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *TrustReleaseKeyRequest) GetPublicKey() string {
@@ -5612,7 +6167,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[84]
+	mi := &file_muster_v1_management_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5624,7 +6179,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[84]
+	mi := &file_muster_v1_management_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5637,7 +6192,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{84}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *TrustReleaseKeyResponse) GetKeyIds() []string {
@@ -5668,7 +6223,7 @@ type Root struct {
 
 func (x *Root) Reset() {
 	*x = Root{}
-	mi := &file_muster_v1_management_proto_msgTypes[85]
+	mi := &file_muster_v1_management_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5680,7 +6235,7 @@ func (x *Root) String() string {
 func (*Root) ProtoMessage() {}
 
 func (x *Root) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[85]
+	mi := &file_muster_v1_management_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5693,7 +6248,7 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Root.ProtoReflect.Descriptor instead.
 func (*Root) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{85}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *Root) GetFile() string {
@@ -5739,7 +6294,7 @@ type ListRootsRequest struct {
 
 func (x *ListRootsRequest) Reset() {
 	*x = ListRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[86]
+	mi := &file_muster_v1_management_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5751,7 +6306,7 @@ func (x *ListRootsRequest) String() string {
 func (*ListRootsRequest) ProtoMessage() {}
 
 func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[86]
+	mi := &file_muster_v1_management_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5764,7 +6319,7 @@ func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsRequest.ProtoReflect.Descriptor instead.
 func (*ListRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{86}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{94}
 }
 
 type ListRootsResponse struct {
@@ -5779,7 +6334,7 @@ type ListRootsResponse struct {
 
 func (x *ListRootsResponse) Reset() {
 	*x = ListRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[87]
+	mi := &file_muster_v1_management_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5791,7 +6346,7 @@ func (x *ListRootsResponse) String() string {
 func (*ListRootsResponse) ProtoMessage() {}
 
 func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[87]
+	mi := &file_muster_v1_management_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5804,7 +6359,7 @@ func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsResponse.ProtoReflect.Descriptor instead.
 func (*ListRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{87}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *ListRootsResponse) GetRoots() []*Root {
@@ -5840,7 +6395,7 @@ type ImportRootsRequest struct {
 
 func (x *ImportRootsRequest) Reset() {
 	*x = ImportRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[88]
+	mi := &file_muster_v1_management_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5852,7 +6407,7 @@ func (x *ImportRootsRequest) String() string {
 func (*ImportRootsRequest) ProtoMessage() {}
 
 func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[88]
+	mi := &file_muster_v1_management_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5865,7 +6420,7 @@ func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsRequest.ProtoReflect.Descriptor instead.
 func (*ImportRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{88}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *ImportRootsRequest) GetCertificates() [][]byte {
@@ -5898,7 +6453,7 @@ type ImportRootsResponse struct {
 
 func (x *ImportRootsResponse) Reset() {
 	*x = ImportRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[89]
+	mi := &file_muster_v1_management_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5910,7 +6465,7 @@ func (x *ImportRootsResponse) String() string {
 func (*ImportRootsResponse) ProtoMessage() {}
 
 func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[89]
+	mi := &file_muster_v1_management_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5923,7 +6478,7 @@ func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsResponse.ProtoReflect.Descriptor instead.
 func (*ImportRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{89}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *ImportRootsResponse) GetRoots() []*Root {
@@ -5944,7 +6499,7 @@ type OpenBootWindowRequest struct {
 
 func (x *OpenBootWindowRequest) Reset() {
 	*x = OpenBootWindowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[90]
+	mi := &file_muster_v1_management_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5956,7 +6511,7 @@ func (x *OpenBootWindowRequest) String() string {
 func (*OpenBootWindowRequest) ProtoMessage() {}
 
 func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[90]
+	mi := &file_muster_v1_management_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5969,7 +6524,7 @@ func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowRequest.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{90}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{98}
 }
 
 func (x *OpenBootWindowRequest) GetSeconds() uint32 {
@@ -6003,7 +6558,7 @@ type OpenBootWindowResponse struct {
 
 func (x *OpenBootWindowResponse) Reset() {
 	*x = OpenBootWindowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[91]
+	mi := &file_muster_v1_management_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6015,7 +6570,7 @@ func (x *OpenBootWindowResponse) String() string {
 func (*OpenBootWindowResponse) ProtoMessage() {}
 
 func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[91]
+	mi := &file_muster_v1_management_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6028,7 +6583,7 @@ func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowResponse.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{91}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *OpenBootWindowResponse) GetUntil() *timestamppb.Timestamp {
@@ -6058,7 +6613,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[92]
+	mi := &file_muster_v1_management_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6070,7 +6625,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[92]
+	mi := &file_muster_v1_management_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6083,7 +6638,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{92}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *WatchEventsRequest) GetAfter() uint64 {
@@ -6118,7 +6673,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[93]
+	mi := &file_muster_v1_management_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6130,7 +6685,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[93]
+	mi := &file_muster_v1_management_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6143,7 +6698,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{93}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -6171,7 +6726,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[94]
+	mi := &file_muster_v1_management_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6183,7 +6738,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[94]
+	mi := &file_muster_v1_management_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6196,7 +6751,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{94}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *ListAuditRequest) GetAfter() uint64 {
@@ -6261,7 +6816,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[95]
+	mi := &file_muster_v1_management_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6273,7 +6828,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[95]
+	mi := &file_muster_v1_management_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6286,7 +6841,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{95}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *ListAuditResponse) GetRecords() []*AuditRecord {
@@ -6318,7 +6873,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[96]
+	mi := &file_muster_v1_management_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6330,7 +6885,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[96]
+	mi := &file_muster_v1_management_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6343,7 +6898,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{96}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{104}
 }
 
 type VerifyAuditResponse struct {
@@ -6361,7 +6916,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[97]
+	mi := &file_muster_v1_management_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6373,7 +6928,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[97]
+	mi := &file_muster_v1_management_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6386,7 +6941,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{97}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{105}
 }
 
 func (x *VerifyAuditResponse) GetOk() bool {
@@ -6776,7 +7331,51 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x1bPublishStackVersionResponse\x125\n" +
 	"\aversion\x18\x01 \x01(\v2\x1b.muster.v1.PublishedVersionR\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\bR\acreated\x12\x1a\n" +
-	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\xfa\x01\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\x87\x01\n" +
+	"\fApplyRequest\x12\x1c\n" +
+	"\tdocuments\x18\x01 \x03(\fR\tdocuments\x12\x17\n" +
+	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12(\n" +
+	"\x10accept_no_return\x18\x04 \x01(\bR\x0eacceptNoReturn\"t\n" +
+	"\fApplyProblem\x12\x1a\n" +
+	"\bdocument\x18\x01 \x01(\rR\bdocument\x12\x12\n" +
+	"\x04path\x18\x02 \x01(\tR\x04path\x12\x18\n" +
+	"\aproblem\x18\x03 \x01(\tR\aproblem\x12\x1a\n" +
+	"\bconflict\x18\x04 \x01(\bR\bconflict\"\xd1\x01\n" +
+	"\rAppliedObject\x12\x1a\n" +
+	"\bdocument\x18\x01 \x01(\rR\bdocument\x12\x12\n" +
+	"\x04kind\x18\x02 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x03 \x01(\tR\x04name\x12\x18\n" +
+	"\aoutcome\x18\x04 \x01(\tR\aoutcome\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x05 \x01(\x03R\n" +
+	"generation\x12\x16\n" +
+	"\x06before\x18\x06 \x01(\fR\x06before\x12\x14\n" +
+	"\x05after\x18\a \x01(\fR\x05after\x12\x14\n" +
+	"\x05notes\x18\b \x03(\tR\x05notes\"\x9d\x01\n" +
+	"\rApplyResponse\x122\n" +
+	"\aobjects\x18\x01 \x03(\v2\x18.muster.v1.AppliedObjectR\aobjects\x123\n" +
+	"\bproblems\x18\x02 \x03(\v2\x17.muster.v1.ApplyProblemR\bproblems\x12#\n" +
+	"\rmore_problems\x18\x03 \x01(\bR\fmoreProblems\"M\n" +
+	"\rExportRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x14\n" +
+	"\x05after\x18\x03 \x01(\tR\x05after\"B\n" +
+	"\x0eExportResponse\x12\x1c\n" +
+	"\tdocuments\x18\x01 \x03(\fR\tdocuments\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\xaf\x01\n" +
+	"\x13DeleteObjectRequest\x12\x12\n" +
+	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
+	"\x04name\x18\x02 \x01(\tR\x04name\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1e\n" +
+	"\n" +
+	"generation\x18\x04 \x01(\x03R\n" +
+	"generation\x12\x17\n" +
+	"\adry_run\x18\x05 \x01(\bR\x06dryRun\x12\x1f\n" +
+	"\vwith_escrow\x18\x06 \x01(\bR\n" +
+	"withEscrow\",\n" +
+	"\x14DeleteObjectResponse\x12\x14\n" +
+	"\x05notes\x18\x01 \x03(\tR\x05notes\"\xfa\x01\n" +
 	"\x12LabelObjectRequest\x12\x12\n" +
 	"\x04kind\x18\x01 \x01(\tR\x04kind\x12\x12\n" +
 	"\x04name\x18\x02 \x01(\tR\x04name\x128\n" +
@@ -6924,7 +7523,7 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x17\n" +
 	"\abad_seq\x18\x03 \x01(\x04R\x06badSeq\x12\x18\n" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x12\n" +
-	"\x04head\x18\x05 \x01(\tR\x04head2\xa8\x1b\n" +
+	"\x04head\x18\x05 \x01(\tR\x04head2\xf4\x1c\n" +
 	"\x11ManagementService\x12F\n" +
 	"\tGetCentre\x12\x1b.muster.v1.GetCentreRequest\x1a\x1c.muster.v1.GetCentreResponse\x12O\n" +
 	"\fListRequests\x12\x1e.muster.v1.ListRequestsRequest\x1a\x1f.muster.v1.ListRequestsResponse\x12I\n" +
@@ -6958,7 +7557,10 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\n" +
 	"ListStacks\x12\x1c.muster.v1.ListStacksRequest\x1a\x1d.muster.v1.ListStacksResponse\x12C\n" +
 	"\bGetStack\x12\x1a.muster.v1.GetStackRequest\x1a\x1b.muster.v1.GetStackResponse\x12d\n" +
-	"\x13PublishStackVersion\x12%.muster.v1.PublishStackVersionRequest\x1a&.muster.v1.PublishStackVersionResponse\x12L\n" +
+	"\x13PublishStackVersion\x12%.muster.v1.PublishStackVersionRequest\x1a&.muster.v1.PublishStackVersionResponse\x12:\n" +
+	"\x05Apply\x12\x17.muster.v1.ApplyRequest\x1a\x18.muster.v1.ApplyResponse\x12=\n" +
+	"\x06Export\x12\x18.muster.v1.ExportRequest\x1a\x19.muster.v1.ExportResponse\x12O\n" +
+	"\fDeleteObject\x12\x1e.muster.v1.DeleteObjectRequest\x1a\x1f.muster.v1.DeleteObjectResponse\x12L\n" +
 	"\vLabelObject\x12\x1d.muster.v1.LabelObjectRequest\x1a\x1e.muster.v1.LabelObjectResponse\x12L\n" +
 	"\vCreateOrder\x12\x1d.muster.v1.CreateOrderRequest\x1a\x1e.muster.v1.CreateOrderResponse\x12I\n" +
 	"\n" +
@@ -6992,7 +7594,7 @@ func file_muster_v1_management_proto_rawDescGZIP() []byte {
 	return file_muster_v1_management_proto_rawDescData
 }
 
-var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 111)
+var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 119)
 var file_muster_v1_management_proto_goTypes = []any{
 	(*GetCentreRequest)(nil),            // 0: muster.v1.GetCentreRequest
 	(*GetCentreResponse)(nil),           // 1: muster.v1.GetCentreResponse
@@ -7056,264 +7658,280 @@ var file_muster_v1_management_proto_goTypes = []any{
 	(*GetStackResponse)(nil),            // 59: muster.v1.GetStackResponse
 	(*PublishStackVersionRequest)(nil),  // 60: muster.v1.PublishStackVersionRequest
 	(*PublishStackVersionResponse)(nil), // 61: muster.v1.PublishStackVersionResponse
-	(*LabelObjectRequest)(nil),          // 62: muster.v1.LabelObjectRequest
-	(*LabelObjectResponse)(nil),         // 63: muster.v1.LabelObjectResponse
-	(*CreateOrderRequest)(nil),          // 64: muster.v1.CreateOrderRequest
-	(*CreateOrderResponse)(nil),         // 65: muster.v1.CreateOrderResponse
-	(*ListOrdersRequest)(nil),           // 66: muster.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),          // 67: muster.v1.ListOrdersResponse
-	(*WithdrawOrderRequest)(nil),        // 68: muster.v1.WithdrawOrderRequest
-	(*WithdrawOrderResponse)(nil),       // 69: muster.v1.WithdrawOrderResponse
-	(*TrustEscrowKeyRequest)(nil),       // 70: muster.v1.TrustEscrowKeyRequest
-	(*TrustEscrowKeyResponse)(nil),      // 71: muster.v1.TrustEscrowKeyResponse
-	(*ListEscrowRequest)(nil),           // 72: muster.v1.ListEscrowRequest
-	(*ListEscrowResponse)(nil),          // 73: muster.v1.ListEscrowResponse
-	(*FetchEscrowRequest)(nil),          // 74: muster.v1.FetchEscrowRequest
-	(*FetchEscrowResponse)(nil),         // 75: muster.v1.FetchEscrowResponse
-	(*PutHandoverRequest)(nil),          // 76: muster.v1.PutHandoverRequest
-	(*HandoverHeader)(nil),              // 77: muster.v1.HandoverHeader
-	(*PutHandoverResponse)(nil),         // 78: muster.v1.PutHandoverResponse
-	(*ListImagesRequest)(nil),           // 79: muster.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),          // 80: muster.v1.ListImagesResponse
-	(*RegisterImageRequest)(nil),        // 81: muster.v1.RegisterImageRequest
-	(*RegisterImageResponse)(nil),       // 82: muster.v1.RegisterImageResponse
-	(*TrustReleaseKeyRequest)(nil),      // 83: muster.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil),     // 84: muster.v1.TrustReleaseKeyResponse
-	(*Root)(nil),                        // 85: muster.v1.Root
-	(*ListRootsRequest)(nil),            // 86: muster.v1.ListRootsRequest
-	(*ListRootsResponse)(nil),           // 87: muster.v1.ListRootsResponse
-	(*ImportRootsRequest)(nil),          // 88: muster.v1.ImportRootsRequest
-	(*ImportRootsResponse)(nil),         // 89: muster.v1.ImportRootsResponse
-	(*OpenBootWindowRequest)(nil),       // 90: muster.v1.OpenBootWindowRequest
-	(*OpenBootWindowResponse)(nil),      // 91: muster.v1.OpenBootWindowResponse
-	(*WatchEventsRequest)(nil),          // 92: muster.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),         // 93: muster.v1.WatchEventsResponse
-	(*ListAuditRequest)(nil),            // 94: muster.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),           // 95: muster.v1.ListAuditResponse
-	(*VerifyAuditRequest)(nil),          // 96: muster.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),         // 97: muster.v1.VerifyAuditResponse
-	nil,                                 // 98: muster.v1.GetCentreResponse.RequestsEntry
-	nil,                                 // 99: muster.v1.GetCentreResponse.NodesEntry
-	nil,                                 // 100: muster.v1.ApproveRequest.LabelsEntry
-	nil,                                 // 101: muster.v1.ImportPreApprovalRequest.LabelsEntry
-	nil,                                 // 102: muster.v1.CreateClaimRequest.LabelsEntry
-	nil,                                 // 103: muster.v1.CreateRuleRequest.LabelsEntry
-	nil,                                 // 104: muster.v1.TestPreApprovalsResponse.LabelsEntry
-	nil,                                 // 105: muster.v1.AssignNodeRequest.LabelsEntry
-	nil,                                 // 106: muster.v1.AssignStackRequest.LabelsEntry
-	nil,                                 // 107: muster.v1.GetDriftRequest.LabelsEntry
-	nil,                                 // 108: muster.v1.StackSummary.SitesEntry
-	nil,                                 // 109: muster.v1.LabelObjectRequest.SetEntry
-	nil,                                 // 110: muster.v1.LabelObjectResponse.LabelsEntry
-	(*Tenant)(nil),                      // 111: muster.v1.Tenant
-	(*timestamppb.Timestamp)(nil),       // 112: google.protobuf.Timestamp
-	(IdentityTrust)(0),                  // 113: muster.v1.IdentityTrust
-	(*Request)(nil),                     // 114: muster.v1.Request
-	(*Event)(nil),                       // 115: muster.v1.Event
-	(*Node)(nil),                        // 116: muster.v1.Node
-	(*PreApproval)(nil),                 // 117: muster.v1.PreApproval
-	(BootTrust)(0),                      // 118: muster.v1.BootTrust
-	(*SystemReport)(nil),                // 119: muster.v1.SystemReport
-	(*NodeReport)(nil),                  // 120: muster.v1.NodeReport
-	(*IssuedOrder)(nil),                 // 121: muster.v1.IssuedOrder
-	(*StackRef)(nil),                    // 122: muster.v1.StackRef
-	(*Site)(nil),                        // 123: muster.v1.Site
-	(*Charter)(nil),                     // 124: muster.v1.Charter
-	(*SiteSettings)(nil),                // 125: muster.v1.SiteSettings
-	(*Admission)(nil),                   // 126: muster.v1.Admission
-	(*Removal)(nil),                     // 127: muster.v1.Removal
-	(SystemState)(0),                    // 128: muster.v1.SystemState
-	(*Stack)(nil),                       // 129: muster.v1.Stack
-	(*PublishedVersion)(nil),            // 130: muster.v1.PublishedVersion
-	(*EscrowBlob)(nil),                  // 131: muster.v1.EscrowBlob
-	(*Image)(nil),                       // 132: muster.v1.Image
-	(*AuditRecord)(nil),                 // 133: muster.v1.AuditRecord
+	(*ApplyRequest)(nil),                // 62: muster.v1.ApplyRequest
+	(*ApplyProblem)(nil),                // 63: muster.v1.ApplyProblem
+	(*AppliedObject)(nil),               // 64: muster.v1.AppliedObject
+	(*ApplyResponse)(nil),               // 65: muster.v1.ApplyResponse
+	(*ExportRequest)(nil),               // 66: muster.v1.ExportRequest
+	(*ExportResponse)(nil),              // 67: muster.v1.ExportResponse
+	(*DeleteObjectRequest)(nil),         // 68: muster.v1.DeleteObjectRequest
+	(*DeleteObjectResponse)(nil),        // 69: muster.v1.DeleteObjectResponse
+	(*LabelObjectRequest)(nil),          // 70: muster.v1.LabelObjectRequest
+	(*LabelObjectResponse)(nil),         // 71: muster.v1.LabelObjectResponse
+	(*CreateOrderRequest)(nil),          // 72: muster.v1.CreateOrderRequest
+	(*CreateOrderResponse)(nil),         // 73: muster.v1.CreateOrderResponse
+	(*ListOrdersRequest)(nil),           // 74: muster.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),          // 75: muster.v1.ListOrdersResponse
+	(*WithdrawOrderRequest)(nil),        // 76: muster.v1.WithdrawOrderRequest
+	(*WithdrawOrderResponse)(nil),       // 77: muster.v1.WithdrawOrderResponse
+	(*TrustEscrowKeyRequest)(nil),       // 78: muster.v1.TrustEscrowKeyRequest
+	(*TrustEscrowKeyResponse)(nil),      // 79: muster.v1.TrustEscrowKeyResponse
+	(*ListEscrowRequest)(nil),           // 80: muster.v1.ListEscrowRequest
+	(*ListEscrowResponse)(nil),          // 81: muster.v1.ListEscrowResponse
+	(*FetchEscrowRequest)(nil),          // 82: muster.v1.FetchEscrowRequest
+	(*FetchEscrowResponse)(nil),         // 83: muster.v1.FetchEscrowResponse
+	(*PutHandoverRequest)(nil),          // 84: muster.v1.PutHandoverRequest
+	(*HandoverHeader)(nil),              // 85: muster.v1.HandoverHeader
+	(*PutHandoverResponse)(nil),         // 86: muster.v1.PutHandoverResponse
+	(*ListImagesRequest)(nil),           // 87: muster.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),          // 88: muster.v1.ListImagesResponse
+	(*RegisterImageRequest)(nil),        // 89: muster.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),       // 90: muster.v1.RegisterImageResponse
+	(*TrustReleaseKeyRequest)(nil),      // 91: muster.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil),     // 92: muster.v1.TrustReleaseKeyResponse
+	(*Root)(nil),                        // 93: muster.v1.Root
+	(*ListRootsRequest)(nil),            // 94: muster.v1.ListRootsRequest
+	(*ListRootsResponse)(nil),           // 95: muster.v1.ListRootsResponse
+	(*ImportRootsRequest)(nil),          // 96: muster.v1.ImportRootsRequest
+	(*ImportRootsResponse)(nil),         // 97: muster.v1.ImportRootsResponse
+	(*OpenBootWindowRequest)(nil),       // 98: muster.v1.OpenBootWindowRequest
+	(*OpenBootWindowResponse)(nil),      // 99: muster.v1.OpenBootWindowResponse
+	(*WatchEventsRequest)(nil),          // 100: muster.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),         // 101: muster.v1.WatchEventsResponse
+	(*ListAuditRequest)(nil),            // 102: muster.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),           // 103: muster.v1.ListAuditResponse
+	(*VerifyAuditRequest)(nil),          // 104: muster.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),         // 105: muster.v1.VerifyAuditResponse
+	nil,                                 // 106: muster.v1.GetCentreResponse.RequestsEntry
+	nil,                                 // 107: muster.v1.GetCentreResponse.NodesEntry
+	nil,                                 // 108: muster.v1.ApproveRequest.LabelsEntry
+	nil,                                 // 109: muster.v1.ImportPreApprovalRequest.LabelsEntry
+	nil,                                 // 110: muster.v1.CreateClaimRequest.LabelsEntry
+	nil,                                 // 111: muster.v1.CreateRuleRequest.LabelsEntry
+	nil,                                 // 112: muster.v1.TestPreApprovalsResponse.LabelsEntry
+	nil,                                 // 113: muster.v1.AssignNodeRequest.LabelsEntry
+	nil,                                 // 114: muster.v1.AssignStackRequest.LabelsEntry
+	nil,                                 // 115: muster.v1.GetDriftRequest.LabelsEntry
+	nil,                                 // 116: muster.v1.StackSummary.SitesEntry
+	nil,                                 // 117: muster.v1.LabelObjectRequest.SetEntry
+	nil,                                 // 118: muster.v1.LabelObjectResponse.LabelsEntry
+	(*Tenant)(nil),                      // 119: muster.v1.Tenant
+	(*timestamppb.Timestamp)(nil),       // 120: google.protobuf.Timestamp
+	(IdentityTrust)(0),                  // 121: muster.v1.IdentityTrust
+	(*Request)(nil),                     // 122: muster.v1.Request
+	(*Event)(nil),                       // 123: muster.v1.Event
+	(*Node)(nil),                        // 124: muster.v1.Node
+	(*PreApproval)(nil),                 // 125: muster.v1.PreApproval
+	(BootTrust)(0),                      // 126: muster.v1.BootTrust
+	(*SystemReport)(nil),                // 127: muster.v1.SystemReport
+	(*NodeReport)(nil),                  // 128: muster.v1.NodeReport
+	(*IssuedOrder)(nil),                 // 129: muster.v1.IssuedOrder
+	(*StackRef)(nil),                    // 130: muster.v1.StackRef
+	(*Site)(nil),                        // 131: muster.v1.Site
+	(*Charter)(nil),                     // 132: muster.v1.Charter
+	(*SiteSettings)(nil),                // 133: muster.v1.SiteSettings
+	(*Admission)(nil),                   // 134: muster.v1.Admission
+	(*Removal)(nil),                     // 135: muster.v1.Removal
+	(SystemState)(0),                    // 136: muster.v1.SystemState
+	(*Stack)(nil),                       // 137: muster.v1.Stack
+	(*PublishedVersion)(nil),            // 138: muster.v1.PublishedVersion
+	(*EscrowBlob)(nil),                  // 139: muster.v1.EscrowBlob
+	(*Image)(nil),                       // 140: muster.v1.Image
+	(*AuditRecord)(nil),                 // 141: muster.v1.AuditRecord
 }
 var file_muster_v1_management_proto_depIdxs = []int32{
-	111, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
-	112, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
-	98,  // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
-	99,  // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
-	113, // 4: muster.v1.ListRequestsRequest.identities:type_name -> muster.v1.IdentityTrust
-	114, // 5: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
-	114, // 6: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
-	115, // 7: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
-	100, // 8: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
-	114, // 9: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
-	114, // 10: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
-	114, // 11: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
-	116, // 12: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
-	114, // 13: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
-	101, // 14: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
-	117, // 15: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	119, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
+	120, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
+	106, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
+	107, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
+	121, // 4: muster.v1.ListRequestsRequest.identities:type_name -> muster.v1.IdentityTrust
+	122, // 5: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
+	122, // 6: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
+	123, // 7: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
+	108, // 8: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
+	122, // 9: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
+	122, // 10: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
+	122, // 11: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
+	124, // 12: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
+	122, // 13: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
+	109, // 14: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
+	125, // 15: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
 	15,  // 16: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
-	102, // 17: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
-	117, // 18: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
-	103, // 19: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
-	113, // 20: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
-	118, // 21: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
-	117, // 22: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
-	117, // 23: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
-	117, // 24: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
-	104, // 25: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
+	110, // 17: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
+	125, // 18: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
+	111, // 19: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
+	121, // 20: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
+	126, // 21: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
+	125, // 22: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
+	125, // 23: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
+	125, // 24: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	112, // 25: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
 	26,  // 26: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
-	116, // 27: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
-	119, // 28: muster.v1.ListNodesResponse.systems:type_name -> muster.v1.SystemReport
-	116, // 29: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
-	114, // 30: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
-	120, // 31: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
-	119, // 32: muster.v1.GetNodeResponse.system:type_name -> muster.v1.SystemReport
-	121, // 33: muster.v1.GetNodeResponse.orders:type_name -> muster.v1.IssuedOrder
-	122, // 34: muster.v1.GetNodeResponse.desired:type_name -> muster.v1.StackRef
-	112, // 35: muster.v1.GetNodeResponse.now:type_name -> google.protobuf.Timestamp
-	116, // 36: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
-	116, // 37: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
-	123, // 38: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
-	123, // 39: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
-	124, // 40: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
-	116, // 41: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
-	120, // 42: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
-	121, // 43: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
-	112, // 44: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
-	119, // 45: muster.v1.GetSiteResponse.systems:type_name -> muster.v1.SystemReport
+	124, // 27: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
+	127, // 28: muster.v1.ListNodesResponse.systems:type_name -> muster.v1.SystemReport
+	124, // 29: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
+	122, // 30: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
+	128, // 31: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
+	127, // 32: muster.v1.GetNodeResponse.system:type_name -> muster.v1.SystemReport
+	129, // 33: muster.v1.GetNodeResponse.orders:type_name -> muster.v1.IssuedOrder
+	130, // 34: muster.v1.GetNodeResponse.desired:type_name -> muster.v1.StackRef
+	120, // 35: muster.v1.GetNodeResponse.now:type_name -> google.protobuf.Timestamp
+	124, // 36: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
+	124, // 37: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
+	131, // 38: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
+	131, // 39: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
+	132, // 40: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
+	124, // 41: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
+	128, // 42: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
+	129, // 43: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
+	120, // 44: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
+	127, // 45: muster.v1.GetSiteResponse.systems:type_name -> muster.v1.SystemReport
 	53,  // 46: muster.v1.GetSiteResponse.drift:type_name -> muster.v1.SiteDrift
-	125, // 47: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
-	123, // 48: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
-	124, // 49: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
-	123, // 50: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
-	105, // 51: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
-	116, // 52: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
-	126, // 53: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
-	116, // 54: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
-	127, // 55: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
-	106, // 56: muster.v1.AssignStackRequest.labels:type_name -> muster.v1.AssignStackRequest.LabelsEntry
-	123, // 57: muster.v1.AssignedSite.site:type_name -> muster.v1.Site
+	133, // 47: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
+	131, // 48: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
+	132, // 49: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
+	131, // 50: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
+	113, // 51: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
+	124, // 52: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
+	134, // 53: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
+	124, // 54: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
+	135, // 55: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
+	114, // 56: muster.v1.AssignStackRequest.labels:type_name -> muster.v1.AssignStackRequest.LabelsEntry
+	131, // 57: muster.v1.AssignedSite.site:type_name -> muster.v1.Site
 	49,  // 58: muster.v1.AssignStackResponse.sites:type_name -> muster.v1.AssignedSite
-	107, // 59: muster.v1.GetDriftRequest.labels:type_name -> muster.v1.GetDriftRequest.LabelsEntry
-	112, // 60: muster.v1.NodeDrift.last_heard:type_name -> google.protobuf.Timestamp
-	128, // 61: muster.v1.NodeDrift.state:type_name -> muster.v1.SystemState
-	112, // 62: muster.v1.SiteDrift.last_heard:type_name -> google.protobuf.Timestamp
+	115, // 59: muster.v1.GetDriftRequest.labels:type_name -> muster.v1.GetDriftRequest.LabelsEntry
+	120, // 60: muster.v1.NodeDrift.last_heard:type_name -> google.protobuf.Timestamp
+	136, // 61: muster.v1.NodeDrift.state:type_name -> muster.v1.SystemState
+	120, // 62: muster.v1.SiteDrift.last_heard:type_name -> google.protobuf.Timestamp
 	52,  // 63: muster.v1.SiteDrift.outliers:type_name -> muster.v1.NodeDrift
 	53,  // 64: muster.v1.GetDriftResponse.outliers:type_name -> muster.v1.SiteDrift
-	112, // 65: muster.v1.GetDriftResponse.now:type_name -> google.protobuf.Timestamp
-	129, // 66: muster.v1.StackSummary.stack:type_name -> muster.v1.Stack
-	130, // 67: muster.v1.StackSummary.versions:type_name -> muster.v1.PublishedVersion
-	108, // 68: muster.v1.StackSummary.sites:type_name -> muster.v1.StackSummary.SitesEntry
+	120, // 65: muster.v1.GetDriftResponse.now:type_name -> google.protobuf.Timestamp
+	137, // 66: muster.v1.StackSummary.stack:type_name -> muster.v1.Stack
+	138, // 67: muster.v1.StackSummary.versions:type_name -> muster.v1.PublishedVersion
+	116, // 68: muster.v1.StackSummary.sites:type_name -> muster.v1.StackSummary.SitesEntry
 	56,  // 69: muster.v1.ListStacksResponse.stacks:type_name -> muster.v1.StackSummary
 	56,  // 70: muster.v1.GetStackResponse.stack:type_name -> muster.v1.StackSummary
-	130, // 71: muster.v1.PublishStackVersionResponse.version:type_name -> muster.v1.PublishedVersion
-	109, // 72: muster.v1.LabelObjectRequest.set:type_name -> muster.v1.LabelObjectRequest.SetEntry
-	110, // 73: muster.v1.LabelObjectResponse.labels:type_name -> muster.v1.LabelObjectResponse.LabelsEntry
-	121, // 74: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	121, // 75: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
-	121, // 76: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	131, // 77: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
-	131, // 78: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
-	77,  // 79: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
-	131, // 80: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
-	132, // 81: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
-	132, // 82: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
-	112, // 83: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
-	85,  // 84: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
-	85,  // 85: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
-	112, // 86: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
-	115, // 87: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
-	133, // 88: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
-	0,   // 89: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
-	2,   // 90: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
-	4,   // 91: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
-	6,   // 92: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
-	8,   // 93: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
-	10,  // 94: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
-	12,  // 95: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
-	14,  // 96: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
-	17,  // 97: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
-	19,  // 98: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
-	21,  // 99: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
-	23,  // 100: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
-	25,  // 101: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
-	28,  // 102: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
-	30,  // 103: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
-	32,  // 104: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
-	34,  // 105: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
-	44,  // 106: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
-	46,  // 107: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
-	36,  // 108: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
-	38,  // 109: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
-	40,  // 110: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
-	42,  // 111: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
-	48,  // 112: muster.v1.ManagementService.AssignStack:input_type -> muster.v1.AssignStackRequest
-	51,  // 113: muster.v1.ManagementService.GetDrift:input_type -> muster.v1.GetDriftRequest
-	55,  // 114: muster.v1.ManagementService.ListStacks:input_type -> muster.v1.ListStacksRequest
-	58,  // 115: muster.v1.ManagementService.GetStack:input_type -> muster.v1.GetStackRequest
-	60,  // 116: muster.v1.ManagementService.PublishStackVersion:input_type -> muster.v1.PublishStackVersionRequest
-	62,  // 117: muster.v1.ManagementService.LabelObject:input_type -> muster.v1.LabelObjectRequest
-	64,  // 118: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
-	66,  // 119: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
-	68,  // 120: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
-	70,  // 121: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
-	72,  // 122: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
-	74,  // 123: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
-	76,  // 124: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
-	79,  // 125: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
-	81,  // 126: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
-	83,  // 127: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
-	86,  // 128: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
-	88,  // 129: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
-	90,  // 130: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
-	92,  // 131: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
-	94,  // 132: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
-	96,  // 133: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
-	1,   // 134: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
-	3,   // 135: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
-	5,   // 136: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
-	7,   // 137: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
-	9,   // 138: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
-	11,  // 139: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
-	13,  // 140: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
-	16,  // 141: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
-	18,  // 142: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
-	20,  // 143: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
-	22,  // 144: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
-	24,  // 145: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
-	27,  // 146: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
-	29,  // 147: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
-	31,  // 148: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
-	33,  // 149: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
-	35,  // 150: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
-	45,  // 151: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
-	47,  // 152: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
-	37,  // 153: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
-	39,  // 154: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
-	41,  // 155: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
-	43,  // 156: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
-	50,  // 157: muster.v1.ManagementService.AssignStack:output_type -> muster.v1.AssignStackResponse
-	54,  // 158: muster.v1.ManagementService.GetDrift:output_type -> muster.v1.GetDriftResponse
-	57,  // 159: muster.v1.ManagementService.ListStacks:output_type -> muster.v1.ListStacksResponse
-	59,  // 160: muster.v1.ManagementService.GetStack:output_type -> muster.v1.GetStackResponse
-	61,  // 161: muster.v1.ManagementService.PublishStackVersion:output_type -> muster.v1.PublishStackVersionResponse
-	63,  // 162: muster.v1.ManagementService.LabelObject:output_type -> muster.v1.LabelObjectResponse
-	65,  // 163: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
-	67,  // 164: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
-	69,  // 165: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
-	71,  // 166: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
-	73,  // 167: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
-	75,  // 168: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
-	78,  // 169: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
-	80,  // 170: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
-	82,  // 171: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
-	84,  // 172: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
-	87,  // 173: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
-	89,  // 174: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
-	91,  // 175: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
-	93,  // 176: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
-	95,  // 177: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
-	97,  // 178: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
-	134, // [134:179] is the sub-list for method output_type
-	89,  // [89:134] is the sub-list for method input_type
-	89,  // [89:89] is the sub-list for extension type_name
-	89,  // [89:89] is the sub-list for extension extendee
-	0,   // [0:89] is the sub-list for field type_name
+	138, // 71: muster.v1.PublishStackVersionResponse.version:type_name -> muster.v1.PublishedVersion
+	64,  // 72: muster.v1.ApplyResponse.objects:type_name -> muster.v1.AppliedObject
+	63,  // 73: muster.v1.ApplyResponse.problems:type_name -> muster.v1.ApplyProblem
+	117, // 74: muster.v1.LabelObjectRequest.set:type_name -> muster.v1.LabelObjectRequest.SetEntry
+	118, // 75: muster.v1.LabelObjectResponse.labels:type_name -> muster.v1.LabelObjectResponse.LabelsEntry
+	129, // 76: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	129, // 77: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
+	129, // 78: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	139, // 79: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
+	139, // 80: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
+	85,  // 81: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
+	139, // 82: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
+	140, // 83: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
+	140, // 84: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
+	120, // 85: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
+	93,  // 86: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
+	93,  // 87: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
+	120, // 88: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
+	123, // 89: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
+	141, // 90: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
+	0,   // 91: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
+	2,   // 92: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
+	4,   // 93: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
+	6,   // 94: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
+	8,   // 95: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
+	10,  // 96: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
+	12,  // 97: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
+	14,  // 98: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
+	17,  // 99: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
+	19,  // 100: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
+	21,  // 101: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
+	23,  // 102: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
+	25,  // 103: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
+	28,  // 104: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
+	30,  // 105: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
+	32,  // 106: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
+	34,  // 107: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
+	44,  // 108: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
+	46,  // 109: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
+	36,  // 110: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
+	38,  // 111: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
+	40,  // 112: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
+	42,  // 113: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
+	48,  // 114: muster.v1.ManagementService.AssignStack:input_type -> muster.v1.AssignStackRequest
+	51,  // 115: muster.v1.ManagementService.GetDrift:input_type -> muster.v1.GetDriftRequest
+	55,  // 116: muster.v1.ManagementService.ListStacks:input_type -> muster.v1.ListStacksRequest
+	58,  // 117: muster.v1.ManagementService.GetStack:input_type -> muster.v1.GetStackRequest
+	60,  // 118: muster.v1.ManagementService.PublishStackVersion:input_type -> muster.v1.PublishStackVersionRequest
+	62,  // 119: muster.v1.ManagementService.Apply:input_type -> muster.v1.ApplyRequest
+	66,  // 120: muster.v1.ManagementService.Export:input_type -> muster.v1.ExportRequest
+	68,  // 121: muster.v1.ManagementService.DeleteObject:input_type -> muster.v1.DeleteObjectRequest
+	70,  // 122: muster.v1.ManagementService.LabelObject:input_type -> muster.v1.LabelObjectRequest
+	72,  // 123: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
+	74,  // 124: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
+	76,  // 125: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
+	78,  // 126: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
+	80,  // 127: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
+	82,  // 128: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
+	84,  // 129: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
+	87,  // 130: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
+	89,  // 131: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
+	91,  // 132: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
+	94,  // 133: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
+	96,  // 134: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
+	98,  // 135: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
+	100, // 136: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
+	102, // 137: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
+	104, // 138: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
+	1,   // 139: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
+	3,   // 140: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
+	5,   // 141: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
+	7,   // 142: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
+	9,   // 143: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
+	11,  // 144: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
+	13,  // 145: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
+	16,  // 146: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
+	18,  // 147: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
+	20,  // 148: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
+	22,  // 149: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
+	24,  // 150: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
+	27,  // 151: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
+	29,  // 152: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
+	31,  // 153: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
+	33,  // 154: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
+	35,  // 155: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
+	45,  // 156: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
+	47,  // 157: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
+	37,  // 158: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
+	39,  // 159: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
+	41,  // 160: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
+	43,  // 161: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
+	50,  // 162: muster.v1.ManagementService.AssignStack:output_type -> muster.v1.AssignStackResponse
+	54,  // 163: muster.v1.ManagementService.GetDrift:output_type -> muster.v1.GetDriftResponse
+	57,  // 164: muster.v1.ManagementService.ListStacks:output_type -> muster.v1.ListStacksResponse
+	59,  // 165: muster.v1.ManagementService.GetStack:output_type -> muster.v1.GetStackResponse
+	61,  // 166: muster.v1.ManagementService.PublishStackVersion:output_type -> muster.v1.PublishStackVersionResponse
+	65,  // 167: muster.v1.ManagementService.Apply:output_type -> muster.v1.ApplyResponse
+	67,  // 168: muster.v1.ManagementService.Export:output_type -> muster.v1.ExportResponse
+	69,  // 169: muster.v1.ManagementService.DeleteObject:output_type -> muster.v1.DeleteObjectResponse
+	71,  // 170: muster.v1.ManagementService.LabelObject:output_type -> muster.v1.LabelObjectResponse
+	73,  // 171: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
+	75,  // 172: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
+	77,  // 173: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
+	79,  // 174: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
+	81,  // 175: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
+	83,  // 176: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
+	86,  // 177: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
+	88,  // 178: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
+	90,  // 179: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
+	92,  // 180: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
+	95,  // 181: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
+	97,  // 182: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
+	99,  // 183: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
+	101, // 184: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
+	103, // 185: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
+	105, // 186: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
+	139, // [139:187] is the sub-list for method output_type
+	91,  // [91:139] is the sub-list for method input_type
+	91,  // [91:91] is the sub-list for extension type_name
+	91,  // [91:91] is the sub-list for extension extendee
+	0,   // [0:91] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_management_proto_init() }
@@ -7322,11 +7940,11 @@ func file_muster_v1_management_proto_init() {
 		return
 	}
 	file_muster_v1_objects_proto_init()
-	file_muster_v1_management_proto_msgTypes[75].OneofWrappers = []any{
+	file_muster_v1_management_proto_msgTypes[83].OneofWrappers = []any{
 		(*FetchEscrowResponse_Blob)(nil),
 		(*FetchEscrowResponse_Data)(nil),
 	}
-	file_muster_v1_management_proto_msgTypes[76].OneofWrappers = []any{
+	file_muster_v1_management_proto_msgTypes[84].OneofWrappers = []any{
 		(*PutHandoverRequest_Header)(nil),
 		(*PutHandoverRequest_Data)(nil),
 	}
@@ -7336,7 +7954,7 @@ func file_muster_v1_management_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_management_proto_rawDesc), len(file_muster_v1_management_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   111,
+			NumMessages:   119,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

@@ -53,6 +53,11 @@ func (t *tx) LinesOfEK(tenant string, ek fleet.EKHash) ([]store.ListLine, error)
 	})
 }
 
+func (t *tx) CountLinesOfSite(tenant, preApproval, site string) (int, error) {
+	n, err := t.q.CountLinesOfSite(t.ctx, db.CountLinesOfSiteParams{Tenant: tenant, Preapproval: preApproval, Pattern: `%"site":"` + site + `"%`})
+	return int(n), wrap("count", "listed EKs", err)
+}
+
 func (t *tx) CountUses(tenant, preApproval string, after time.Time) (int, error) {
 	n, err := t.q.CountPreApprovalUses(t.ctx, db.CountPreApprovalUsesParams{Tenant: tenant, Preapproval: preApproval, After: stamp(after)})
 	return int(n), wrap("count", "uses", err)

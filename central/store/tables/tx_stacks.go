@@ -168,7 +168,16 @@ func (t *tx) AddStackVersion(v store.StackVersion) error {
 	}))
 }
 
+func (t *tx) DeleteStackVersion(tenant, stack, version string) error {
+	n, err := t.q.DeleteStackVersion(t.ctx, db.DeleteStackVersionParams{Tenant: tenant, Stack: stack, Version: version})
+	if err == nil && n == 0 {
+		return fmt.Errorf("tables: delete stack version: %w", store.ErrNotFound)
+	}
+	return wrap("delete", "stack version", err)
+}
+
 func (t *tx) DeleteSite(tenant, name string, revision int64) error {
+	t.changed(store.ChangedSite, tenant, name)
 	if err := t.DropAddresses(tenant, name); err != nil {
 		return err
 	}

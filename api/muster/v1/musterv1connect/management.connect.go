@@ -127,6 +127,14 @@ const (
 	// ManagementServicePublishStackVersionProcedure is the fully-qualified name of the
 	// ManagementService's PublishStackVersion RPC.
 	ManagementServicePublishStackVersionProcedure = "/muster.v1.ManagementService/PublishStackVersion"
+	// ManagementServiceApplyProcedure is the fully-qualified name of the ManagementService's Apply RPC.
+	ManagementServiceApplyProcedure = "/muster.v1.ManagementService/Apply"
+	// ManagementServiceExportProcedure is the fully-qualified name of the ManagementService's Export
+	// RPC.
+	ManagementServiceExportProcedure = "/muster.v1.ManagementService/Export"
+	// ManagementServiceDeleteObjectProcedure is the fully-qualified name of the ManagementService's
+	// DeleteObject RPC.
+	ManagementServiceDeleteObjectProcedure = "/muster.v1.ManagementService/DeleteObject"
 	// ManagementServiceLabelObjectProcedure is the fully-qualified name of the ManagementService's
 	// LabelObject RPC.
 	ManagementServiceLabelObjectProcedure = "/muster.v1.ManagementService/LabelObject"
@@ -235,6 +243,14 @@ type ManagementServiceClient interface {
 	// PublishStackVersion takes a version that a release key of the tenant has
 	// signed. A version never changes.
 	PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error)
+	// Apply brings objects to what documents say: each document in one
+	// transaction, in their order, up to the first that cannot be. A dry run
+	// finds the problems of all of them and changes nothing.
+	Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error)
+	// Export writes objects as documents that Apply takes.
+	Export(context.Context, *v1.ExportRequest) (*v1.ExportResponse, error)
+	// DeleteObject deletes what nothing needs any more.
+	DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error)
 	// LabelObject changes labels of a site, a stack or a node.
 	LabelObject(context.Context, *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error)
 	// CreateOrder signs an order. For install, wipe, downgrade and clear-failed
@@ -449,6 +465,24 @@ func NewManagementServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(managementServiceMethods.ByName("PublishStackVersion")),
 			connect.WithClientOptions(opts...),
 		),
+		apply: connect.NewClient[v1.ApplyRequest, v1.ApplyResponse](
+			httpClient,
+			baseURL+ManagementServiceApplyProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("Apply")),
+			connect.WithClientOptions(opts...),
+		),
+		export: connect.NewClient[v1.ExportRequest, v1.ExportResponse](
+			httpClient,
+			baseURL+ManagementServiceExportProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("Export")),
+			connect.WithClientOptions(opts...),
+		),
+		deleteObject: connect.NewClient[v1.DeleteObjectRequest, v1.DeleteObjectResponse](
+			httpClient,
+			baseURL+ManagementServiceDeleteObjectProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("DeleteObject")),
+			connect.WithClientOptions(opts...),
+		),
 		labelObject: connect.NewClient[v1.LabelObjectRequest, v1.LabelObjectResponse](
 			httpClient,
 			baseURL+ManagementServiceLabelObjectProcedure,
@@ -584,6 +618,9 @@ type managementServiceClient struct {
 	listStacks          *connect.Client[v1.ListStacksRequest, v1.ListStacksResponse]
 	getStack            *connect.Client[v1.GetStackRequest, v1.GetStackResponse]
 	publishStackVersion *connect.Client[v1.PublishStackVersionRequest, v1.PublishStackVersionResponse]
+	apply               *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
+	export              *connect.Client[v1.ExportRequest, v1.ExportResponse]
+	deleteObject        *connect.Client[v1.DeleteObjectRequest, v1.DeleteObjectResponse]
 	labelObject         *connect.Client[v1.LabelObjectRequest, v1.LabelObjectResponse]
 	createOrder         *connect.Client[v1.CreateOrderRequest, v1.CreateOrderResponse]
 	listOrders          *connect.Client[v1.ListOrdersRequest, v1.ListOrdersResponse]
@@ -855,6 +892,33 @@ func (c *managementServiceClient) PublishStackVersion(ctx context.Context, req *
 	return nil, err
 }
 
+// Apply calls muster.v1.ManagementService.Apply.
+func (c *managementServiceClient) Apply(ctx context.Context, req *v1.ApplyRequest) (*v1.ApplyResponse, error) {
+	response, err := c.apply.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// Export calls muster.v1.ManagementService.Export.
+func (c *managementServiceClient) Export(ctx context.Context, req *v1.ExportRequest) (*v1.ExportResponse, error) {
+	response, err := c.export.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// DeleteObject calls muster.v1.ManagementService.DeleteObject.
+func (c *managementServiceClient) DeleteObject(ctx context.Context, req *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error) {
+	response, err := c.deleteObject.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // LabelObject calls muster.v1.ManagementService.LabelObject.
 func (c *managementServiceClient) LabelObject(ctx context.Context, req *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error) {
 	response, err := c.labelObject.CallUnary(ctx, connect.NewRequest(req))
@@ -1051,6 +1115,14 @@ type ManagementServiceHandler interface {
 	// PublishStackVersion takes a version that a release key of the tenant has
 	// signed. A version never changes.
 	PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error)
+	// Apply brings objects to what documents say: each document in one
+	// transaction, in their order, up to the first that cannot be. A dry run
+	// finds the problems of all of them and changes nothing.
+	Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error)
+	// Export writes objects as documents that Apply takes.
+	Export(context.Context, *v1.ExportRequest) (*v1.ExportResponse, error)
+	// DeleteObject deletes what nothing needs any more.
+	DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error)
 	// LabelObject changes labels of a site, a stack or a node.
 	LabelObject(context.Context, *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error)
 	// CreateOrder signs an order. For install, wipe, downgrade and clear-failed
@@ -1261,6 +1333,24 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 		connect.WithSchema(managementServiceMethods.ByName("PublishStackVersion")),
 		connect.WithHandlerOptions(opts...),
 	)
+	managementServiceApplyHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceApplyProcedure,
+		svc.Apply,
+		connect.WithSchema(managementServiceMethods.ByName("Apply")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceExportHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceExportProcedure,
+		svc.Export,
+		connect.WithSchema(managementServiceMethods.ByName("Export")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceDeleteObjectHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceDeleteObjectProcedure,
+		svc.DeleteObject,
+		connect.WithSchema(managementServiceMethods.ByName("DeleteObject")),
+		connect.WithHandlerOptions(opts...),
+	)
 	managementServiceLabelObjectHandler := connect.NewUnaryHandlerSimple(
 		ManagementServiceLabelObjectProcedure,
 		svc.LabelObject,
@@ -1421,6 +1511,12 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 			managementServiceGetStackHandler.ServeHTTP(w, r)
 		case ManagementServicePublishStackVersionProcedure:
 			managementServicePublishStackVersionHandler.ServeHTTP(w, r)
+		case ManagementServiceApplyProcedure:
+			managementServiceApplyHandler.ServeHTTP(w, r)
+		case ManagementServiceExportProcedure:
+			managementServiceExportHandler.ServeHTTP(w, r)
+		case ManagementServiceDeleteObjectProcedure:
+			managementServiceDeleteObjectHandler.ServeHTTP(w, r)
 		case ManagementServiceLabelObjectProcedure:
 			managementServiceLabelObjectHandler.ServeHTTP(w, r)
 		case ManagementServiceCreateOrderProcedure:
@@ -1574,6 +1670,18 @@ func (UnimplementedManagementServiceHandler) GetStack(context.Context, *v1.GetSt
 
 func (UnimplementedManagementServiceHandler) PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.PublishStackVersion is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.Apply is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) Export(context.Context, *v1.ExportRequest) (*v1.ExportResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.Export is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) DeleteObject(context.Context, *v1.DeleteObjectRequest) (*v1.DeleteObjectResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.DeleteObject is not implemented"))
 }
 
 func (UnimplementedManagementServiceHandler) LabelObject(context.Context, *v1.LabelObjectRequest) (*v1.LabelObjectResponse, error) {

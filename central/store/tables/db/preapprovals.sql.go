@@ -9,6 +9,26 @@ import (
 	"context"
 )
 
+const countLinesOfSite = `-- name: CountLinesOfSite :one
+SELECT COUNT(*) FROM listed_eks
+WHERE tenant = ?1 AND preapproval = ?2 AND body LIKE CAST(?3 AS TEXT)
+`
+
+type CountLinesOfSiteParams struct {
+	Tenant      string
+	Preapproval string
+	Pattern     string
+}
+
+// Quotes inside of texts are escaped in the body, so that the pattern fits the
+// field alone; names of sites hold no wildcards.
+func (q *Queries) CountLinesOfSite(ctx context.Context, arg CountLinesOfSiteParams) (int64, error) {
+	row := q.db.QueryRowContext(ctx, countLinesOfSite, arg.Tenant, arg.Preapproval, arg.Pattern)
+	var count int64
+	err := row.Scan(&count)
+	return count, err
+}
+
 const countPreApprovalUses = `-- name: CountPreApprovalUses :one
 SELECT COUNT(*) AS n FROM preapproval_uses
 WHERE tenant = ?1 AND preapproval = ?2 AND at > ?3

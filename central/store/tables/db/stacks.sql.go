@@ -59,6 +59,24 @@ func (q *Queries) DeleteStack(ctx context.Context, arg DeleteStackParams) (int64
 	return result.RowsAffected()
 }
 
+const deleteStackVersion = `-- name: DeleteStackVersion :execrows
+DELETE FROM stack_versions WHERE tenant = ?1 AND stack = ?2 AND version = ?3
+`
+
+type DeleteStackVersionParams struct {
+	Tenant  string
+	Stack   string
+	Version string
+}
+
+func (q *Queries) DeleteStackVersion(ctx context.Context, arg DeleteStackVersionParams) (int64, error) {
+	result, err := q.db.ExecContext(ctx, deleteStackVersion, arg.Tenant, arg.Stack, arg.Version)
+	if err != nil {
+		return 0, err
+	}
+	return result.RowsAffected()
+}
+
 const deleteStackVersions = `-- name: DeleteStackVersions :exec
 DELETE FROM stack_versions WHERE tenant = ?1 AND stack = ?2
 `

@@ -45,3 +45,9 @@ WHERE tenant = sqlc.arg(tenant) AND preapproval = sqlc.arg(preapproval) AND at >
 
 -- name: CountPreApprovalUsesOfNode :one
 SELECT COUNT(*) AS n FROM preapproval_uses WHERE tenant = sqlc.arg(tenant) AND node = sqlc.arg(node);
+
+-- Quotes inside of texts are escaped in the body, so that the pattern fits the
+-- field alone; names of sites hold no wildcards.
+-- name: CountLinesOfSite :one
+SELECT COUNT(*) FROM listed_eks
+WHERE tenant = sqlc.arg(tenant) AND preapproval = sqlc.arg(preapproval) AND body LIKE CAST(sqlc.arg(pattern) AS TEXT);

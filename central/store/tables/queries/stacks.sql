@@ -54,6 +54,9 @@ DELETE FROM stacks WHERE tenant = sqlc.arg(tenant) AND name = sqlc.arg(name) AND
 -- name: DeleteStackVersions :exec
 DELETE FROM stack_versions WHERE tenant = sqlc.arg(tenant) AND stack = sqlc.arg(stack);
 
+-- name: DeleteStackVersion :execrows
+DELETE FROM stack_versions WHERE tenant = sqlc.arg(tenant) AND stack = sqlc.arg(stack) AND version = sqlc.arg(version);
+
 -- name: GetStackVersion :one
 SELECT * FROM stack_versions WHERE tenant = sqlc.arg(tenant) AND stack = sqlc.arg(stack) AND version = sqlc.arg(version);
 
