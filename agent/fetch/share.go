@@ -112,7 +112,7 @@ func (s *Share) Only(names []string) {
 	}
 	for _, n := range names {
 		if s.mates[n] == nil && len(s.mates) < maxKnown {
-			s.mates[n] = &mate{rank: s.rank(n), silent: silentMost}
+			s.mates[n] = &mate{rank: s.rank(n)}
 		}
 	}
 }
@@ -155,6 +155,12 @@ func (s *Share) Known(now time.Time, name string) (st Standing, at time.Time, ok
 		return Standing{}, time.Time{}, false
 	}
 	return m.Standing, m.at, true
+}
+
+// Answers reports whether a mate answered when it was asked last.
+func (s *Share) Answers(name string) bool {
+	m := s.mates[name]
+	return m != nil && m.silent == 0
 }
 
 func (m *mate) counts(now time.Time) bool {

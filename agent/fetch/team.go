@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -38,6 +37,7 @@ func ParseStanding(b []byte) (Standing, error) {
 // Pauses between two questions to one mate, and how long it may think.
 const (
 	lookOften = time.Second
+	lookAway  = 10 * time.Second
 	lookTime  = 3 * time.Second
 	// While this node's own transfer is young, somebody else may have begun in
 	// the same moment.
@@ -189,6 +189,9 @@ func (w *want) look(ctx context.Context, all bool) []Mate {
 		if st, _, ok := w.share.Known(now, m.Name()); all || ok && (st.Direct || st.Have > 0) {
 			every = lookOften
 		}
+		if !w.share.Answers(m.Name()) {
+			every = lookAway
+		}
 		if at, ok := w.looked[m.Name()]; ok && now.Sub(at) < every {
 			continue
 		}
@@ -200,24 +203,32 @@ func (w *want) look(ctx context.Context, all bool) []Mate {
 	return mates
 }
 
-// ask puts the question to mates at once.
+// ask puts the question to mates at once. Who did not answer the last time is
+// not waited for.
 func (w *want) ask(ctx context.Context, due []Mate) {
-	ctx, cancel := context.WithTimeout(ctx, lookTime)
-	defer cancel()
 	var wg sync.WaitGroup
 	for _, m := range due {
-		wg.Go(func() {
-			st, err := m.Standing(ctx, w.file)
+		w.mu.Lock()
+		answers := w.share.Answers(m.Name())
+		w.mu.Unlock()
+		one := func() {
+			actx, cancel := context.WithTimeout(ctx, lookTime)
+			defer cancel()
+			st, err := m.Standing(actx, w.file)
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			if err != nil || st.Validate() != nil {
-				if !errors.Is(err, context.Canceled) {
-					w.share.Silent(m.Name())
-				}
-				return
+			switch {
+			case err == nil && st.Validate() == nil:
+				w.share.Heard(time.Now(), m.Name(), st, w.got)
+			case ctx.Err() == nil:
+				w.share.Silent(m.Name())
 			}
-			w.share.Heard(time.Now(), m.Name(), st, w.got)
-		})
+		}
+		if answers {
+			wg.Go(one)
+		} else {
+			go one()
+		}
 	}
 	wg.Wait()
 }
@@ -281,7 +292,7 @@ func (w *want) watch(ctx context.Context, stop context.CancelCauseFunc) {
 		mates := w.team.Mates()
 		w.mu.Lock()
 		for _, m := range mates {
-			if st, _, ok := w.share.Known(time.Now(), m.Name()); ok && st.Wants || time.Since(began) < youngFor {
+			if st, _, ok := w.share.Known(time.Now(), m.Name()); ok && (st.Wants || time.Since(began) < youngFor) {
 				due = append(due, m)
 			}
 		}
