@@ -218,6 +218,17 @@ func TestFounder(t *testing.T) {
 		}
 	})
 	row(t, "R5", func(t *testing.T) {
+		// A node that does not carry its member's name yet is no member to remove.
+		b.eventually("the member's name on the node", time.Minute, func() error {
+			o, err := f.nodeObject("f1")
+			if err != nil {
+				return err
+			}
+			if o.Metadata.Annotations["etcd.k3s.cattle.io/node-name"] == "" {
+				return errors.New("not there yet")
+			}
+			return nil
+		})
 		f.must(t, http.MethodPatch, "/api/v1/nodes/f1", map[string]any{"metadata": map[string]any{"annotations": map[string]any{"etcd.k3s.cattle.io/remove": "true"}}}, 200)
 		b.eventually("the refused annotation to go", time.Minute, func() error {
 			o, err := f.nodeObject("f1")

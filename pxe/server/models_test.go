@@ -109,6 +109,7 @@ func TestFirmwareModels(t *testing.T) {
 	if t.Failed() {
 		return
 	}
+	b.WriteString("\nWhat people ran into with other systems, what muster does instead, and the tests that show it: [field-lessons.yaml](../field-lessons.yaml).\n")
 	const path = "../../docs/reference/firmware.md"
 	if *update {
 		if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
