@@ -33,7 +33,7 @@ that are namespaces with a disk, a TPM and a cable each, on a network of their
 own. The host's network is never touched, and when the lab ends, however it
 ends, nothing of it is left but its logs.`,
 	}
-	cmd.AddCommand(labRunCommand(), labUpCommand(), labListCommand(), labLogsCommand(), labExecCommand(), labPowerCommand(), labDownCommand(), labPruneCommand(), labInsideCommand(), labNodeCommand(), labFleetCommand())
+	cmd.AddCommand(labRunCommand(), labUpCommand(), labListCommand(), labLogsCommand(), labExecCommand(), labConsoleCommand(), labPowerCommand(), labDownCommand(), labPruneCommand(), labInsideCommand(), labNodeCommand(), labFleetCommand())
 	return cmd
 }
 
@@ -311,6 +311,7 @@ func labUpCommand() *cobra.Command {
 			fmt.Fprintf(cmd.OutOrStdout(), `The lab is up: %s
   the approval queue:   muster lab exec %[1]s get requests
   approve a machine:    muster lab exec %[1]s approve REQUEST --site lab
+  or in a browser:      muster lab console %[1]s
   what happens:         muster lab logs -f %[1]s
   a machine's console:  muster lab logs -f %[1]s node1
   end it:               muster lab down %[1]s

@@ -5,12 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"os"
-	"runtime"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/internal/netns"
 	"github.com/muster-edge/muster/pki/tpm"
 	"github.com/muster-edge/muster/pki/tpm/device"
 	"github.com/muster-edge/muster/pki/tpm/swtpmtest"
@@ -23,32 +20,11 @@ func (n *Node) Dial(ctx context.Context, network, address string) (net.Conn, err
 	if pid == 0 {
 		return nil, fmt.Errorf("host: dial from %s: it is off", n.cfg.Name)
 	}
-	type result struct {
-		c   net.Conn
-		err error
+	c, err := netns.Dial(ctx, pid, network, address)
+	if err != nil {
+		return nil, fmt.Errorf("host: dial from %s: %w", n.cfg.Name, err)
 	}
-	ch := make(chan result, 1)
-	go func() {
-		// The thread is in the node's network from here on: it serves nobody
-		// else and ends with this goroutine.
-		runtime.LockOSThread()
-		var r result
-		f, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
-		if err == nil {
-			err = errors.Join(unix.Setns(int(f.Fd()), unix.CLONE_NEWNET), f.Close())
-		}
-		if err == nil {
-			// With one address there is no second attempt on another thread.
-			r.c, err = (&net.Dialer{FallbackDelay: -1}).DialContext(ctx, network, address)
-		}
-		r.err = err
-		ch <- r
-	}()
-	r := <-ch
-	if r.err != nil {
-		return nil, fmt.Errorf("host: dial from %s: %w", n.cfg.Name, r.err)
-	}
-	return r.c, nil
+	return c, nil
 }
 
 // Files is the root of the node's files, seen from the host; "" if it is off.
