@@ -54,11 +54,15 @@ func Forward(ctx context.Context, ln net.Listener, pid int, address string, fail
 	ctx, cancel := context.WithCancel(ctx)
 	defer wg.Wait()
 	defer cancel()
+	defer ln.Close()
 	stop := context.AfterFunc(ctx, func() { _ = ln.Close() })
 	defer stop()
 	for {
 		c, err := ln.Accept()
 		if ctx.Err() != nil {
+			if err == nil {
+				_ = c.Close()
+			}
 			return nil
 		}
 		if err != nil {
