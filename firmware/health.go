@@ -53,16 +53,19 @@ type Health struct {
 	APIReachable bool
 }
 
+// HealthDeadline is when an unhealthy system is given up if nobody chose.
+const HealthDeadline = 15 * time.Minute
+
 // Gate are the gate's limits; zero fields get the defaults.
 type Gate struct {
-	// Deadline is when an unhealthy system is given up (15 min).
+	// Deadline is when an unhealthy system is given up (HealthDeadline).
 	Deadline time.Duration
 }
 
 // Judge says whether the running system may stay, and why.
 func (g Gate) Judge(h Health) (Verdict, string) {
 	if g.Deadline == 0 {
-		g.Deadline = 15 * time.Minute
+		g.Deadline = HealthDeadline
 	}
 	late := h.Up >= g.Deadline
 	for _, c := range []struct {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"slices"
+	"strings"
 
 	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/firmware/bootmodel"
@@ -136,6 +137,27 @@ func (k *Keeper) progress(verified int64, t *firmware.Target) {
 		n.Percent = percent(verified, t.Size)
 		k.show(n)
 	}
+}
+
+// Waiting says what keeps an image from coming, for people; "" when it comes.
+// It is about a slot that is being written, and about nothing else.
+func (k *Keeper) Waiting(why string) {
+	k.mu.Lock()
+	n := k.now
+	k.mu.Unlock()
+	if n.State != firmware.WritingSlot.String() {
+		return
+	}
+	const waits = "I wait for the image: "
+	switch {
+	case why != "":
+		n.Reason = waits + why
+	case strings.HasPrefix(n.Reason, waits):
+		n.Reason = "The image comes."
+	default:
+		return
+	}
+	k.show(n)
 }
 
 func (k *Keeper) show(n Now) {

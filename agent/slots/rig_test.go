@@ -57,6 +57,8 @@ type rig struct {
 	told       []firmware.FailedImage
 	settled    int
 	toRecovery int
+	// why is what the record said when recovery was started last.
+	why string
 
 	now, up time.Duration
 	dead    bool
@@ -342,6 +344,9 @@ func (r *rig) start() (firmware.SlotID, bool) {
 	name := path.Base(out.File)
 	if strings.HasPrefix(name, "recovery") {
 		r.toRecovery++
+		if m, err := r.readMeta(); err == nil {
+			r.why = m.Recovery
+		}
 		return 0, false
 	}
 	for i, s := range r.slots {

@@ -228,8 +228,8 @@ func TestAnOrderIntoRecoveryIsObeyedOnce(t *testing.T) {
 			r.fail("cut at %q: recovery was started %d times", at, r.toRecovery)
 		}
 		m, err := r.readMeta()
-		if err != nil || !strings.Contains(m.Recovery, "look at the disk") {
-			r.fail("cut at %q: %v %q", at, err, m.Recovery)
+		if err != nil || !strings.Contains(r.why, "look at the disk") || m.Recovery != "" {
+			r.fail("cut at %q: %v, recovery was told %q, and %q is left", at, err, r.why, m.Recovery)
 		}
 	}
 }
@@ -363,4 +363,40 @@ func FuzzNotes(f *testing.F) {
 			t.Fatal(fmt.Sprint(n))
 		}
 	})
+}
+
+// What keeps an image from coming is told, as long as it does and only while a
+// slot is being written.
+func TestWaitingIsTold(t *testing.T) {
+	told := 0
+	k := &Keeper{cfg: Config{Tells: func() { told++ }}}
+	k.now = Now{State: firmware.WritingSlot.String(), Reason: "I write version 2 into slot b."}
+	k.Waiting("")
+	if got := k.Now().Reason; got != "I write version 2 into slot b." || told != 0 {
+		t.Errorf("%q, told %d times", got, told)
+	}
+	k.Waiting("centre: it sent other bytes")
+	k.Waiting("centre: it sent other bytes")
+	if got := k.Now().Reason; got != "I wait for the image: centre: it sent other bytes" || told != 1 {
+		t.Errorf("%q, told %d times", got, told)
+	}
+	k.Waiting("")
+	if got := k.Now().Reason; strings.Contains(got, "other bytes") {
+		t.Errorf("it comes, and it says %q", got)
+	}
+	k.now.State, k.now.Reason = firmware.UpToDate.String(), "The system is the wanted one."
+	k.Waiting("centre: away")
+	if got := k.Now().Reason; got != "The system is the wanted one." {
+		t.Errorf("%q", got)
+	}
+}
+
+// Whoever sent the machine into recovery is not named any more when a system
+// runs again: a later start of recovery has another reason.
+func TestASystemForgetsWhyRecoveryWasWanted(t *testing.T) {
+	m := firmware.Meta{Recovery: "order o-1", Slots: [2]firmware.Slot{{State: firmware.SlotGood, Image: digest(1), Entry: "edge-1.efi"}}}
+	_, acts := firmware.PlanUpdate(firmware.UpdateFacts{Meta: m, Writable: true})
+	if len(acts) != 1 || acts[0].Meta == nil || acts[0].Meta.Recovery != "" {
+		t.Errorf("%+v", acts)
+	}
 }

@@ -19,6 +19,7 @@ import (
 	"github.com/muster-edge/muster/agent/member"
 	"github.com/muster-edge/muster/agent/member/local"
 	"github.com/muster-edge/muster/cluster-bootstrap/k3s/launch"
+	"github.com/muster-edge/muster/firmware"
 	"github.com/muster-edge/muster/fleet"
 )
 
@@ -30,6 +31,8 @@ type agentOptions struct {
 	log                          string
 	noFirewall, check            bool
 	peers                        []netip.AddrPort
+	// healthDeadline is when a system on trial is given up.
+	healthDeadline time.Duration
 }
 
 func agentFlags(args []string, errors io.Writer) (agentOptions, error) {
@@ -49,6 +52,7 @@ func agentFlags(args []string, errors io.Writer) (agentOptions, error) {
 	f.StringVar(&o.control, "control", "systemd", "what runs k3s: systemd (unit muster-k3s.service) or direct")
 	f.StringVar(&o.log, "log", "auto", "log form: text, json, or auto (json when stderr is neither a terminal nor the journal)")
 	f.BoolVar(&o.noFirewall, "no-firewall", false, "leave the host's firewall alone: whoever is on the LAN reaches k3s' ports")
+	f.DurationVar(&o.healthDeadline, "health-deadline", firmware.HealthDeadline, "when a new system that is not healthy is given up, counted from its start")
 	f.BoolVar(&o.check, "check", false, "print what the agent finds and end; nothing is changed")
 	f.Func("peer", "ADDRESS:PORT of a peer, where multicast is filtered; may be given again", func(s string) error {
 		a, err := netip.ParseAddrPort(s)
@@ -63,6 +67,9 @@ func agentFlags(args []string, errors io.Writer) (agentOptions, error) {
 	}
 	if o.control != "systemd" && o.control != "direct" {
 		return o, fmt.Errorf("muster-node agent: --control is %q, want systemd or direct", o.control)
+	}
+	if o.healthDeadline < time.Minute || o.healthDeadline > 24*time.Hour {
+		return o, fmt.Errorf("muster-node agent: --health-deadline is %s, want 1m to 24h", o.healthDeadline)
 	}
 	if len(o.peers) > 64 {
 		return o, fmt.Errorf("muster-node agent: %d peers, at most 64", len(o.peers))

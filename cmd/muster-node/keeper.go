@@ -91,7 +91,7 @@ func (a *nodeAgent) newSystem(p parts, m *member.Member, up *uplink.Uplink) (*sy
 	s.keeper, err = slots.New(slots.Config{
 		Record: b.record(), ESP: b.esp, Loader: metal.Loader{}, Images: s.images, Running: b.running,
 		Site:   s.turns,
-		Health: s.health, Wanted: s.wanted, Target: s.target, Done: s.done,
+		Health: s.health, Gate: firmware.Gate{Deadline: a.o.healthDeadline}, Wanted: s.wanted, Target: s.target, Done: s.done,
 		Dir: filepath.Join(a.o.paths.State, "slots"), Run: a.o.paths.Run, Tells: m.Tell, Log: a.log,
 	})
 	return s, err
@@ -204,7 +204,8 @@ func (s *system) sources() []fetch.Source {
 }
 
 func (s *system) fetcher() *fetch.Fetcher {
-	return &fetch.Fetcher{Team: s.team, Sources: s.sources, Rate: s.policy().RateKbit * 1000 / 8, Log: s.log}
+	return &fetch.Fetcher{Team: s.team, Sources: s.sources, Rate: s.policy().RateKbit * 1000 / 8, Log: s.log,
+		Progress: func(_, _ int64, waiting string) { s.keeper.Waiting(waiting) }}
 }
 
 func (s *system) manifest(ctx context.Context, image firmware.Digest) ([]byte, error) {

@@ -7,6 +7,7 @@ import (
 	"regexp"
 	"strings"
 	"testing"
+	"time"
 )
 
 const unitDir = "../../examples/systemd"
@@ -50,6 +51,14 @@ func TestUnitsSayWhatTheAgentNeeds(t *testing.T) {
 	// The flags in the units are flags of the program.
 	if _, err := agentFlags([]string{"--log", "text"}, os.Stderr); err != nil {
 		t.Error(err)
+	}
+	for _, d := range []string{"10s", "48h", "x"} {
+		if _, err := agentFlags([]string{"--health-deadline", d}, new(strings.Builder)); err == nil {
+			t.Errorf("--health-deadline %s is taken", d)
+		}
+	}
+	if o, err := agentFlags([]string{"--health-deadline", "5m"}, os.Stderr); err != nil || o.healthDeadline != 5*time.Minute {
+		t.Errorf("%v %s", err, o.healthDeadline)
 	}
 	if _, err := agentFlags([]string{"--log", "text", "--wings", "2"}, new(strings.Builder)); err == nil {
 		t.Error("a flag that does not exist was taken")

@@ -122,6 +122,9 @@ func openEstate(ctx context.Context, l *lab.Lab, o estateOptions) (*estate, erro
 	if err := e.c.introduce(ctx); err != nil {
 		return nil, err
 	}
+	if _, err := e.c.muster(ctx, "image", "push", imageDir(l)); err != nil {
+		return nil, fmt.Errorf("scenario: send the recovery image, which goes onto the disks too: %w", err)
+	}
 	if _, err := e.c.muster(ctx, "escrow", "trust", l.Path(escrowKeyFile+".pub"), "--reason", "the lab's key", "--yes"); err != nil {
 		return nil, fmt.Errorf("scenario: trust escrow key: %w", err)
 	}

@@ -60,7 +60,7 @@ func runInstallRefused(ctx context.Context, l *lab.Lab) error {
 		}
 		// One of the two is taken out. Now the centre orders it; but what the
 		// centre holds of the image is altered.
-		mend, err := e.alter(ctx)
+		mend, err := e.alter(ctx, firstVersion)
 		if err != nil {
 			return err
 		}
@@ -251,12 +251,8 @@ var emptySum, _ = hex.DecodeString("e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b
 
 // alter changes one bit of the image's file system where the centre keeps it,
 // as a bad disk or somebody with access to it does; mend takes it back.
-func (e *estate) alter(ctx context.Context) (mend func() error, err error) {
-	m, err := slotManifest(e.l, firstVersion)
-	if err != nil {
-		return nil, err
-	}
-	name, err := findBlob(filepath.Join(centreDir(e.l), "blobs"), m.Slot.Root.SHA256.String())
+func (e *estate) alter(_ context.Context, version string) (mend func() error, err error) {
+	name, err := e.blobOf(version)
 	if err != nil {
 		return nil, err
 	}

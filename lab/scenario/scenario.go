@@ -47,7 +47,7 @@ func All() []lab.Scenario {
 			Summary: "a centre, a boot host and machines that wait for approval, to play with (muster lab up)",
 			Prepare: prepareEnroll, Run: runUp,
 		},
-	}, append(diskScenarios(), siteScenarios()...)...)
+	}, append(append(diskScenarios(), updateScenarios()...), siteScenarios()...)...)
 }
 
 // Find returns a scenario by name.
