@@ -447,6 +447,7 @@ func poisoned() *fake {
 		site := f.sites[0]
 		site.Name, site.Title, site.Location, site.Status.Blocker, site.Status.Version = fmt.Sprintf("evil-%d", i), s, s, s, s
 		f.sites = append(f.sites, site)
+		f.poisonPeople(s)
 		f.alike[f.requests[0].ID] = append(f.alike[f.requests[0].ID], s)
 	}
 	return f
@@ -456,7 +457,7 @@ func TestBrowserIsNotTakenOverByHostileStrings(t *testing.T) {
 	f := poisoned()
 	b := open(t, f)
 	b.login("muster_admin")
-	paths := []string{"/", "/nodes", "/sites", "/sites/shop-7", "/sites/evil-3", "/images", "/events", "/audit", "/?q=" + url.QueryEscape(hostile[0]), "/nodes?q=" + url.QueryEscape(hostile[1]), "/audit?object=" + url.QueryEscape(hostile[8])}
+	paths := []string{"/", "/nodes", "/sites", "/sites/shop-7", "/sites/evil-3", "/stacks", "/stacks/store", "/access", "/tokens", "/tokens?all=1&ended=1", "/images", "/events", "/audit", "/?q=" + url.QueryEscape(hostile[0]), "/nodes?q=" + url.QueryEscape(hostile[1]), "/audit?object=" + url.QueryEscape(hostile[8])}
 	for i := range hostile {
 		paths = append(paths, "/requests/"+string(f.requests[len(f.requests)-1-i].ID))
 		if i%4 == 0 || thorough {
@@ -577,7 +578,7 @@ func TestBrowserTakesPictures(t *testing.T) {
 		width, height      int64
 	}{
 		{"console-queue", "/", "light", 1200, 860}, {"console-queue-dark", "/", "dark", 1200, 860}, {"console-request", "/requests/" + string(f.requests[0].ID), "light", 1200, 900},
-		{"console-changed", "/requests/" + string(f.requests[3].ID), "light", 1200, 900}, {"console-sites", "/sites", "light", 1200, 760}, {"console-site", "/sites/shop-7", "dark", 1200, 900}, {"console-phone", "/requests/" + string(f.requests[0].ID), "light", 390, 780},
+		{"console-changed", "/requests/" + string(f.requests[3].ID), "light", 1200, 900}, {"console-sites", "/sites", "light", 1200, 760}, {"console-site", "/sites/shop-7", "dark", 1200, 900}, {"console-stacks", "/stacks", "light", 1200, 860}, {"console-access", "/access", "light", 1200, 900}, {"console-tokens", "/tokens?all=1", "dark", 1200, 860}, {"console-phone", "/requests/" + string(f.requests[0].ID), "light", 390, 780},
 	} {
 		b.look(p.scheme, p.width, p.height)
 		b.goTo(p.path)

@@ -4,7 +4,9 @@ import (
 	"errors"
 	"html/template"
 	"log/slog"
+	"maps"
 	"net/http"
+	"slices"
 	"time"
 
 	"connectrpc.com/connect"
@@ -72,6 +74,7 @@ func (c *Config) validate() error {
 type Console struct {
 	cfg     Config
 	api     musterv1connect.ManagementServiceClient
+	people  musterv1connect.AccessServiceClient
 	pages   map[string]*template.Template
 	assets  assets
 	cross   *http.CrossOriginProtection
@@ -92,6 +95,7 @@ func New(cfg Config) (*Console, error) {
 	client := &http.Client{Transport: cfg.API}
 	// The address is never dialled.
 	c.api = musterv1connect.NewManagementServiceClient(client, "https://console.invalid", connect.WithReadMaxBytes(64<<20))
+	c.people = musterv1connect.NewAccessServiceClient(client, "https://console.invalid", connect.WithReadMaxBytes(64<<20))
 	var err error
 	c.pages, err = parsePages(c.assets)
 	return c, err
@@ -109,7 +113,27 @@ func (c *Console) Handler() http.Handler {
 	mux.HandleFunc("POST /theme", c.setTheme)
 	mux.HandleFunc("GET /auth/oidc", c.beginProvider)
 	mux.HandleFunc("GET /auth/oidc/callback", c.finishProvider)
-	for pattern, h := range map[string]func(*visit) error{
+	for pattern, h := range c.routes() {
+		mux.Handle(pattern, c.guarded(h))
+	}
+	missing := c.guarded(func(v *visit) error {
+		return &problem{http.StatusNotFound, "There is no such page", "The address may be mistyped, or the page has moved."}
+	})
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		// A program that asks for what is not here must not take the log-in
+		// page for an answer.
+		if _, err := c.cfg.Gate.Session(r); err != nil {
+			http.NotFound(w, r)
+			return
+		}
+		missing.ServeHTTP(w, r)
+	})
+	return c.secured(mux)
+}
+
+// routes are the pages for people with a session.
+func (c *Console) routes() map[string]func(*visit) error {
+	return map[string]func(*visit) error{
 		"GET /{$}":                    c.queue,
 		"GET /requests":               c.requests,
 		"GET /requests/{id}":          c.request,
@@ -133,20 +157,16 @@ func (c *Console) Handler() http.Handler {
 		"GET /help":                   c.help,
 		"GET /live":                   c.live,
 		"POST /logout":                c.logout,
-	} {
-		mux.Handle(pattern, c.guarded(h))
+		"POST /access/grant":          c.grant,
+		"POST /access/revoke":         c.revoke,
+		"POST /access/invite":         c.invite,
+		"GET /tokens":                 c.tokens,
+		"POST /tokens":                c.createToken,
+		"POST /tokens/revoke":         c.revokeToken,
+		"GET /stacks":                 c.stacks,
+		"GET /stacks/{name}":          c.stack,
 	}
-	missing := c.guarded(func(v *visit) error {
-		return &problem{http.StatusNotFound, "There is no such page", "The address may be mistyped, or the page has moved."}
-	})
-	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
-		// A program that asks for what is not here must not take the log-in
-		// page for an answer.
-		if _, err := c.cfg.Gate.Session(r); err != nil {
-			http.NotFound(w, r)
-			return
-		}
-		missing.ServeHTTP(w, r)
-	})
-	return c.secured(mux)
 }
+
+// Patterns are the routes that want a session, for tests that walk them all.
+func Patterns() []string { return slices.Sorted(maps.Keys((*Console)(nil).routes())) }

@@ -130,6 +130,7 @@ func pagesOf(f *fake) map[string]string {
 		"request-refused": "/requests/" + string(f.requests[5].ID), "request-rejected": "/requests/" + string(f.requests[7].ID), "requests": "/requests?state=rejected",
 		"search": "/?q=MXQA10B", "nodes": "/nodes", "node": "/nodes/" + string(f.nodes[0].ID), "node-denied": "/nodes/" + string(f.nodes[5].ID), "node-pool": "/nodes/" + string(f.nodes[4].ID),
 		"sites": "/sites", "site": "/sites/shop-7", "images": "/images", "events": "/events", "audit": "/audit", "access": "/access", "help": "/help",
+		"tokens": "/tokens", "tokens-all": "/tokens?all=1&ended=1", "stacks": "/stacks", "stack": "/stacks/store",
 	}
 }
 

@@ -29,6 +29,7 @@ var start = time.Date(2026, 3, 14, 9, 26, 53, 0, time.UTC)
 // about who may be approved and about revisions.
 type fake struct {
 	musterv1connect.UnimplementedManagementServiceHandler
+	people
 
 	mu       sync.Mutex
 	now      time.Time
@@ -161,6 +162,7 @@ func furnished() *fake {
 	})
 	site("shop-8", "Shop 8", "Lübeck", 40*time.Second, nil)
 	site("shop-9", "Shop 9", "Kiel", 5*time.Second, nil)
+	f.furnishPeople()
 	f.images = []fleet.Image{{Tenant: "default", Name: "recovery", Version: "1.4.0", Kind: "recovery", Arch: "amd64", SHA256: sum("uki"), Size: 38e6, Registered: start.Add(-200 * time.Hour)}}
 	for i, e := range []fleet.Event{
 		{Kind: "pxe.served", MAC: "00:16:3e:5a:a1:01", Text: "00:16:3e:5a:a1:01 got the recovery image: unknown machine"},
@@ -178,8 +180,10 @@ func furnished() *fake {
 }
 
 func (f *fake) handler() http.Handler {
-	_, h := musterv1connect.NewManagementServiceHandler(f)
-	return h
+	mux := http.NewServeMux()
+	mux.Handle(musterv1connect.NewManagementServiceHandler(f))
+	mux.Handle(musterv1connect.NewAccessServiceHandler(&f.people))
+	return mux
 }
 
 // notifyLocked wakes those who watch.

@@ -76,23 +76,6 @@ func (c *Console) audit(v *visit) error {
 	return v.show(http.StatusOK, "audit", page{Title: "Audit", Nav: "audit", CLI: []string{command("audit", "list"), command("audit", "verify")}, Body: b})
 }
 
-type accessBody struct {
-	Session Session
-	Roles   []roleText
-}
-
-type roleText struct{ Name, May string }
-
-func (c *Console) access(v *visit) error {
-	b := accessBody{Session: v.s, Roles: []roleText{
-		{"viewer", "look at everything of the tenant"},
-		{"approver", "also approve, reject and release requests"},
-		{"operator", "also assign, remove, replace and deny nodes, change sites, give orders, register images"},
-		{"admin", "also trust roots and keys, and manage who may do what"},
-	}}
-	return v.show(http.StatusOK, "access", page{Title: "Access", Nav: "access", CLI: []string{command("status")}, Body: b})
-}
-
 func (c *Console) help(v *visit) error {
 	return v.show(http.StatusOK, "help", page{Title: "Keys and help", Nav: "help", CLI: []string{command("--help")}})
 }

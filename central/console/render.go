@@ -54,6 +54,7 @@ const maxShown = 512
 var funcs = template.FuncMap{
 	"say":     say,
 	"ago":     ago,
+	"ends":    ends,
 	"stamp":   stamp,
 	"machine": machineTime,
 	"labels":  labelsOf,
@@ -98,6 +99,20 @@ func ago(now, t time.Time) string {
 		return fmt.Sprintf("%d h ago", d/time.Hour)
 	}
 	return fmt.Sprintf("%d days ago", d/(24*time.Hour))
+}
+
+// ends is when something that ends will, in the unit that people plan in.
+func ends(now, t time.Time) string {
+	d := t.Sub(now)
+	switch {
+	case d <= 0:
+		return "now"
+	case d < time.Hour:
+		return fmt.Sprintf("in %d min", (d+time.Minute-1)/time.Minute)
+	case d < 48*time.Hour:
+		return fmt.Sprintf("in %d h", d/time.Hour)
+	}
+	return fmt.Sprintf("in %d days", d/(24*time.Hour))
 }
 
 func stamp(t time.Time) string {

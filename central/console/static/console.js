@@ -72,9 +72,12 @@
   };
   const open = (hash) => {
     const link = $("[data-open]", current() || rows()[0] || document.createElement("i"));
-    if (link) location.assign(link.getAttribute("href") + (hash || ""));
+    if (!link) return;
+    // A line without a page of its own opens its form.
+    if (link.matches("summary")) { if (!hash) link.click(); return; }
+    location.assign(link.getAttribute("href") + (hash || ""));
   };
-  const places = { q: "/", n: "/nodes", s: "/sites", i: "/images", e: "/events", l: "/audit" };
+  const places = { q: "/", n: "/nodes", s: "/sites", k: "/stacks", i: "/images", e: "/events", l: "/audit", a: "/access", t: "/tokens" };
   let going = 0;
   document.addEventListener("keydown", (e) => {
     if (e.ctrlKey || e.metaKey || e.altKey || e.isComposing) return;
