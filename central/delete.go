@@ -145,6 +145,8 @@ func (d *deleting) site() error {
 	}
 	_, err = t.AddEvent(cleanEvent(fleet.Event{
 		Tenant: d.Tenant, Time: d.by.now, Level: fleet.EventWarning, Kind: "site.deleted", Text: fmt.Sprintf("site %s was deleted by %s", site.Name, d.by.actor),
+		// It is at no site any more: who sees a part of the tenant is not told.
+		Fields: map[string]string{"site": site.Name},
 	}))
 	return err
 }

@@ -2,6 +2,7 @@ package central
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
 	"sync"
 	"time"
@@ -140,4 +141,36 @@ func cleanEvent(e fleet.Event) fleet.Event {
 		e.Fields = fields
 	}
 	return e
+}
+
+// eventGap says why what came after an event is not known any more, "" if it
+// is: the ring has dropped the next one, or numbers ended below, since the
+// database was restored from a backup.
+func (s *Server) eventGap(ctx context.Context, tenant string, after uint64) (gap string, err error) {
+	err = s.store.View(ctx, func(t store.Reader) error {
+		last, err := t.LastEvent(tenant)
+		if err != nil {
+			return err
+		}
+		first, err := t.Events(tenant, 0, 1)
+		if err != nil {
+			return err
+		}
+		switch {
+		case after > last:
+			gap = fmt.Sprintf("event %d is not known here, the last one is %d: a backup was restored", after, last)
+		case len(first) > 0 && first[0].Seq > after+1:
+			gap = fmt.Sprintf("what came after event %d is not kept any more, the oldest one is %d", after, first[0].Seq)
+		}
+		return nil
+	})
+	return gap, err
+}
+
+// objectEvent tells those who watch that people changed something that has no
+// event of its own.
+func objectEvent(t store.Tx, by act, e fleet.Event) error {
+	e.Time = by.now
+	_, err := t.AddEvent(cleanEvent(e))
+	return err
 }

@@ -89,6 +89,9 @@ func (p *part) labelSite(t store.Tx, by act, q *musterv1.LabelObjectRequest, rea
 		if site, err = t.PutSite(site); err == nil {
 			err = by.record(t, p.Tenant, audit.SiteChanged, "site/"+site.Name, map[string]any{"labels": before}, map[string]any{"labels": site.Labels}, reason)
 		}
+		if err == nil {
+			err = siteEvent(t, by, site)
+		}
 	}
 	out.Labels, out.Revision = site.Labels, site.Revision
 	return err
@@ -141,6 +144,9 @@ func (p *part) labelNode(t store.Tx, by act, sign scribe, q *musterv1.LabelObjec
 	}
 	out.Labels, out.Revision = n.Labels, n.Revision
 	if err := by.record(t, p.Tenant, audit.NodeChanged, "node/"+string(n.ID), map[string]any{"labels": before}, map[string]any{"labels": n.Labels}, reason); err != nil {
+		return err
+	}
+	if err := objectEvent(t, by, fleet.Event{Tenant: p.Tenant, Kind: "node.labelled", Node: n.ID, Site: n.Site, Text: fmt.Sprintf("%s was labelled by %s", n.Words, by.actor)}); err != nil {
 		return err
 	}
 	if !n.Admitted() {

@@ -520,6 +520,18 @@ func (s management) WatchEvents(ctx context.Context, q *musterv1.WatchEventsRequ
 			return s.coded(ctx, "reading events", err)
 		}
 	}
+	if q.After > 0 {
+		gap, err := s.eventGap(ctx, tenant, q.After)
+		if err != nil {
+			return s.coded(ctx, "reading events", err)
+		}
+		if gap != "" {
+			after = 0
+			if err := out.Send(&musterv1.WatchEventsResponse{Gap: gap}); err != nil {
+				return err
+			}
+		}
+	}
 	if q.Follow {
 		// Tell the caller at once that somebody is there.
 		if err := out.Send(&musterv1.WatchEventsResponse{}); err != nil {

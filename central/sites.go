@@ -36,6 +36,9 @@ func (s *Server) makeSite(t store.Tx, by act, site fleet.Site, reason string) (f
 	if err := by.record(t, site.Tenant, audit.SiteCreated, "site/"+site.Name, nil, site, reason); err != nil {
 		return site, nil, "", err
 	}
+	if err := objectEvent(t, by, fleet.Event{Tenant: site.Tenant, Kind: "site.created", Site: site.Name, Text: fmt.Sprintf("site %s was made by %s", site.Name, by.actor)}); err != nil {
+		return site, nil, "", err
+	}
 	c, changed, why, err := s.scribe.charter(t, by, &site, reason)
 	if err == nil && changed {
 		site, err = t.PutSite(site)
@@ -161,9 +164,13 @@ func (s *Server) rewriteSite(t store.Tx, by act, look *part, old, site fleet.Sit
 		return out, err
 	}
 	if !sameJSON(stackForAudit(old), stackForAudit(site)) {
-		err = stackEvent(t, by, site)
+		return out, stackEvent(t, by, site)
 	}
-	return out, err
+	return out, siteEvent(t, by, site)
+}
+
+func siteEvent(t store.Tx, by act, site fleet.Site) error {
+	return objectEvent(t, by, fleet.Event{Tenant: site.Tenant, Kind: "site.changed", Site: site.Name, Text: fmt.Sprintf("site %s was changed by %s", site.Name, by.actor)})
 }
 
 // readdress gives all nodes new in-site addresses. No cluster is known yet.

@@ -77,6 +77,9 @@ func watch(cmd *cobra.Command, c *centre, f format, after uint64, tail uint32, f
 	}
 	defer stream.Close()
 	for stream.Receive() {
+		if gap := stream.Msg().Gap; gap != "" {
+			fmt.Fprintf(cmd.ErrOrStderr(), "events are missing: %s\n", cell(gap))
+		}
 		m := stream.Msg().Event
 		if m == nil {
 			continue

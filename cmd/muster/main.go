@@ -65,6 +65,7 @@ func rootCommand() *cobra.Command {
 		exportCommand(),
 		schemaCommand(),
 		deleteCommand(),
+		watchCommand(),
 		labelCommand(),
 		orderCommand(),
 		escrowCommand(),

@@ -6666,7 +6666,10 @@ type WatchEventsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Absent in the first message of a call that follows, and in a heartbeat,
 	// which is sent every 15 s while nothing happens.
-	Event         *Event `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	Event *Event `protobuf:"bytes,1,opt,name=event,proto3" json:"event,omitempty"`
+	// Why it is not known what came between the number that was asked for and
+	// the first event that follows: who keeps a list begins anew with a full one.
+	Gap           string `protobuf:"bytes,2,opt,name=gap,proto3" json:"gap,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -6706,6 +6709,13 @@ func (x *WatchEventsResponse) GetEvent() *Event {
 		return x.Event
 	}
 	return nil
+}
+
+func (x *WatchEventsResponse) GetGap() string {
+	if x != nil {
+		return x.Gap
+	}
+	return ""
 }
 
 type ListAuditRequest struct {
@@ -7502,9 +7512,10 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x12WatchEventsRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x12\n" +
 	"\x04tail\x18\x02 \x01(\rR\x04tail\x12\x16\n" +
-	"\x06follow\x18\x03 \x01(\bR\x06follow\"=\n" +
+	"\x06follow\x18\x03 \x01(\bR\x06follow\"O\n" +
 	"\x13WatchEventsResponse\x12&\n" +
-	"\x05event\x18\x01 \x01(\v2\x10.muster.v1.EventR\x05event\"\xbb\x01\n" +
+	"\x05event\x18\x01 \x01(\v2\x10.muster.v1.EventR\x05event\x12\x10\n" +
+	"\x03gap\x18\x02 \x01(\tR\x03gap\"\xbb\x01\n" +
 	"\x10ListAuditRequest\x12\x14\n" +
 	"\x05after\x18\x01 \x01(\x04R\x05after\x12\x14\n" +
 	"\x05limit\x18\x02 \x01(\rR\x05limit\x12!\n" +
