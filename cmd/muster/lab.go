@@ -244,6 +244,7 @@ func labPrint(w io.Writer, r lab.Result) {
 		fmt.Fprintf(t, "%s\t%s\n", mark, c.Name)
 	}
 	for _, name := range []string{"power_on_to_init_s", "power_on_to_request_s", "approve_to_certificate_s",
+		"approve_to_installed_s", "approve_to_first_server_s", "power_on_to_three_voters_s", "power_on_to_slot_s",
 		"start_to_first_server_s", "start_to_all_ready_s", "ready_to_three_voters_s", "policy_wait_s", "total_s"} {
 		if v, ok := r.Timings[name]; ok {
 			fmt.Fprintf(t, "%.1f s\t%s\n", v, strings.ReplaceAll(strings.TrimSuffix(name, "_s"), "_", " "))
@@ -265,7 +266,14 @@ func labPrint(w io.Writer, r lab.Result) {
 
 // labOutcome tells a newcomer what has just happened.
 func labOutcome(r lab.Result) string {
-	if !r.OK || r.Scenario != "enroll" || r.Forged || len(r.Machines) == 0 {
+	if !r.OK || r.Forged || len(r.Machines) == 0 {
+		return ""
+	}
+	switch r.Scenario {
+	case "enroll":
+	case "install", "pxe-first", "site":
+		return labInstalled(r)
+	default:
 		return ""
 	}
 	for _, m := range r.Machines {
@@ -287,6 +295,26 @@ func labOutcome(r lab.Result) string {
 queue with no secret in its hands. After approval it got a certificate for a key that never
 leaves its TPM. ` + it + ` is now an enrolled node.
 To look around in a lab that stays: bin/muster lab up`
+}
+
+// labInstalled tells what became of machines that got a system.
+func labInstalled(r lab.Result) string {
+	k3s := "a real k3s"
+	if r.K3s == "stand-in" {
+		k3s = "a stand-in for k3s: a real etcd and a real kube-apiserver without containers"
+	}
+	if len(r.Machines) == 1 {
+		return `An empty machine was switched on. The firmware loaded muster's recovery image from the network, the
+TPM proved which machine this is and what it runs, and it waited in the approval queue. One approval
+later it had a certificate, and an order named one disk exactly; the other disk was not touched. The
+system came from the centre, was verified and written; the machine started from its disk, made an
+encrypted data partition that its TPM opens, and founded the site's cluster. Then its power was cut,
+and it came back by itself. It ran ` + k3s + `.
+Three machines become a site: make lab SITE=1`
+	}
+	return fmt.Sprintf(`%d empty machines were switched on at once. Each proved itself, was approved, and got its system onto its
+disk. They found each other, formed one cluster, and went on when the first server lost its power.
+They ran %s.`, len(r.Machines), k3s)
 }
 
 func labUpCommand() *cobra.Command {

@@ -146,16 +146,7 @@ func approved(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Ma
 			return err
 		}
 	}
-	wantBoot := fleet.BootMeasured
-	if l.Spec.SecureBoot {
-		wantBoot = fleet.BootEnforced
-	}
-	if err := l.Check("before approval: pending, identity lab, boot "+wantBoot.String(), each(requests, func(r fleet.Request) error {
-		if r.State != fleet.RequestPending || r.Identity != fleet.IdentityLab || r.Boot != wantBoot {
-			return fmt.Errorf("request %s is %s, identity %s, boot %s: %s", r.ID, r.State, r.Identity, r.Boot, strings.Join(r.Warnings, "; "))
-		}
-		return nil
-	})); err != nil {
+	if err := judged(l, requests); err != nil {
 		return err
 	}
 	if err := nothingGranted(ctx, l, c, machines, "before approval"); err != nil {
@@ -203,6 +194,20 @@ func approved(ctx context.Context, l *lab.Lab, c *centre, machines []*machine.Ma
 	}
 	return l.Check("every machine's clock is the centre's", forEach(ctx, machines, func(ctx context.Context, m *machine.Machine) error {
 		return checkClock(ctx, l, m)
+	}))
+}
+
+// judged: the centre says of every request what the TPM proved.
+func judged(l *lab.Lab, requests map[string]fleet.Request) error {
+	wantBoot := fleet.BootMeasured
+	if l.Spec.SecureBoot {
+		wantBoot = fleet.BootEnforced
+	}
+	return l.Check("before approval: pending, identity lab, boot "+wantBoot.String(), each(requests, func(r fleet.Request) error {
+		if r.State != fleet.RequestPending || r.Identity != fleet.IdentityLab || r.Boot != wantBoot {
+			return fmt.Errorf("request %s is %s, identity %s, boot %s: %s", r.ID, r.State, r.Identity, r.Boot, strings.Join(r.Warnings, "; "))
+		}
+		return nil
 	}))
 }
 

@@ -65,6 +65,8 @@ type estate struct {
 	l   *lab.Lab
 	c   *centre
 	pcs []*pc
+	// requests are those that the centre had at the end.
+	requests []fleet.Request
 }
 
 // estateOptions is what a scenario wants to be otherwise.
@@ -294,7 +296,13 @@ func (e *estate) install(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if err := judged(e.l, requests); err != nil {
+		return err
+	}
 	if err := nothingGranted(ctx, e.l, e.c, e.machines(), "before approval"); err != nil {
+		return err
+	}
+	if err := checkSecrets(e.l, e.machines(), "before approval"); err != nil {
 		return err
 	}
 	if err := e.l.Check("before approval: nothing was written to any disk", e.blank()); err != nil {
@@ -312,6 +320,9 @@ func (e *estate) install(ctx context.Context) error {
 		return e.installed(ctx, p, at[p.Name()])
 	})
 	if err := e.l.Check("the centre orders one exact disk, and the machine writes and verifies the system", err); err != nil {
+		return err
+	}
+	if err := e.l.Check("the audit log: each request filed once, approved once and by a person", checkAudit(ctx, e.c, requests)); err != nil {
 		return err
 	}
 	err = e.each(ctx, func(ctx context.Context, p *pc) error { return e.up(ctx, p, firmware.SlotA) })
@@ -520,6 +531,24 @@ func (s siteView) servers(want int) error {
 	return nil
 }
 
+// oneCluster returns an error if nodes of the site showed two clusters.
+func (s siteView) oneCluster() error {
+	if s.Status.Second != "" {
+		return fmt.Errorf("a second cluster, %s, was shown by %s", s.Status.Second, s.Status.SecondBy)
+	}
+	uid := ""
+	for _, n := range s.Nodes {
+		if n.Report == nil || n.Report.UID == "" {
+			continue
+		}
+		if uid != "" && uid != n.Report.UID {
+			return fmt.Errorf("nodes of the site are in two clusters, %s and %s", uid, n.Report.UID)
+		}
+		uid = n.Report.UID
+	}
+	return nil
+}
+
 // site is what the centre knows of the site.
 func (e *estate) site(ctx context.Context) (v siteView, err error) {
 	return v, e.c.ask(ctx, &v, "describe", "site", site)
@@ -534,6 +563,9 @@ func (e *estate) serving(ctx context.Context, what string, fits func(siteView) e
 		v, err := e.site(ctx)
 		if err != nil {
 			return false, nil // a busy moment; the context ends it
+		}
+		if err := v.oneCluster(); err != nil {
+			return false, err // never, whatever is waited for
 		}
 		if last = fits(v); last == nil {
 			return true, nil

@@ -31,6 +31,11 @@ func diskScenarios() []lab.Scenario {
 			Summary: "two disks that say the same, an image that was altered at the centre, another disk than the order's: nothing is written, and everybody sees why",
 			Prepare: prepareEstate, Run: runInstallRefused,
 		},
+		{
+			Name: "site", Disk: true, Nodes: 3, Timeout: 45 * time.Minute,
+			Summary: "three empty machines become a site with three servers, lose the first of them and take it back",
+			Prepare: prepareEstate, Run: runVMSite,
+		},
 	}
 }
 
@@ -69,8 +74,9 @@ func runInstall(pxeFirst bool) func(context.Context, *lab.Lab) error {
 			if err := e.again(ctx, pxeFirst); err != nil {
 				return err
 			}
-			return checkSecrets(l, e.machines(), "at the end")
+			return e.lastLook(ctx)
 		})
+		e.report()
 		if err != nil || l.Spec.Keep {
 			return err
 		}
@@ -142,6 +148,12 @@ func (e *estate) again(ctx context.Context, pxeFirst bool) error {
 	return e.l.Check("the cluster is back, and the centre sees it", err)
 }
 
+// lastLook is what must hold at the end, while all still runs.
+func (e *estate) lastLook(ctx context.Context) (err error) {
+	e.requests, err = lastLook(ctx, e.l, e.c, e.machines())
+	return err
+}
+
 // last are the checks with everything off.
 func (e *estate) last(ctx context.Context) error {
 	for _, p := range e.pcs {
@@ -159,5 +171,8 @@ func (e *estate) last(ctx context.Context) error {
 	if err := checkSecrets(e.l, e.machines(), "with the machines off"); err != nil {
 		return err
 	}
-	return e.l.Check("the centre ends in order", e.c.stop())
+	if err := e.l.Check("the centre ends in order", e.c.stop()); err != nil {
+		return err
+	}
+	return e.l.Check("every certificate and admission says what it should, for the key that the TPM proved", checkIssued(ctx, e.l, e.requests))
 }
