@@ -37,10 +37,11 @@ bin/muster-node-crash: LDFLAGS += -X main.buildTime=$(BUILDTIME)
 bin/muster-node-crash: FORCE
 	@CGO_ENABLED=0 go build -trimpath -tags failpoint -ldflags "$(LDFLAGS)" -o $@ ./cmd/muster-node
 
-lab: ## boot a machine from power-on to its certificate (the main job)
+lab: ## an empty machine from power-on to a site's first server (the main job); SITE=1: three machines, one site
 	@internal/dev/prerequisites lab
 	@$(MAKE) --no-print-directory build
-	bin/muster lab run enroll
+	@[ -n "$$K3S" ] || command -v k3s >/dev/null || $(MAKE) --no-print-directory standin
+	bin/muster lab run $(if $(SITE),site,install)
 
 test: ## what CI runs: everything but the long scenarios, with the time of each part
 	@internal/dev/prerequisites lab test

@@ -218,11 +218,14 @@ func (s *Server) installByRule(ctx context.Context, tenant string, id fleet.Node
 	var refused *enroll.Refused
 	switch {
 	case errors.As(err, &refused):
-		why := refused.Why
+		// Why it is so may be long, and is cut off at the end.
+		words := fleet.Words(id)
+		said := fmt.Sprintf("%s waits for a person, who names the disk (muster order install %s --disk serial=S --reason TEXT --yes): %s",
+			words, id, strings.TrimPrefix(refused.Why, "no disk of "+words+" can be ordered: "))
 		err = s.store.Update(ctx, func(t store.Tx) error {
 			_, err := t.AddEvent(cleanEvent(fleet.Event{
 				Tenant: tenant, Time: s.cfg.Now(), Level: fleet.EventWarning, Kind: "install.waits", Node: id, Site: site.Name,
-				Text: fmt.Sprintf("%s waits for a person to install it: %s", fleet.Words(id), why),
+				Text: said,
 			}))
 			return err
 		})

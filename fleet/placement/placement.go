@@ -91,7 +91,11 @@ func Choose(rule fleet.DiskRule, disks []fleet.Disk) (Choice, error) {
 		if len(disks) == 0 {
 			return Choice{}, errors.New("placement: the machine reported no disk")
 		}
-		return Choice{}, fmt.Errorf("placement: no disk suits the rule: %w", errors.Join(why...))
+		var said []string
+		for _, err := range why[:min(len(why), 8)] {
+			said = append(said, strings.TrimPrefix(err.Error(), "placement: "))
+		}
+		return Choice{}, fmt.Errorf("placement: no disk suits the rule: %s", strings.Join(said, "; "))
 	}
 	if rule.Prefer == fleet.DiskOnly && len(good) > 1 {
 		return Choice{}, fmt.Errorf("placement: the rule wants just one disk, and %d suit it: %s", len(good), describe(good))
@@ -166,7 +170,7 @@ func usable(d fleet.Disk, overwrite bool, all []fleet.Disk) error {
 	case d.SizeBytes <= 0:
 		return fmt.Errorf("placement: the size of %s is not known", d.Path)
 	case same != 1:
-		return fmt.Errorf("placement: %d disks of the machine say the same of themselves as %s, so that no order can name it exactly: take one out", same, d.Path)
+		return fmt.Errorf("placement: %d disks of the machine say the same of themselves (%s, serial %q), so that no order can name one exactly: take one out", same, d.Path, d.Serial+d.WWN)
 	case d.Partitioned && !overwrite:
 		return fmt.Errorf("placement: %s holds a partition table: what is on it would be lost (overwrite says that this is all right)", d.Path)
 	}

@@ -34,11 +34,12 @@ const (
 // firstVersion is what machines are installed with.
 const firstVersion = "1.0.0"
 
-// Limits of broken runs. A good one is much faster.
+// Limits of broken runs. A good one is much faster, also on a host that has other
+// things to do.
 const (
-	installLimit = 10 * time.Minute
-	slotLimit    = 8 * time.Minute
-	serverLimit  = 10 * time.Minute
+	installLimit = 20 * time.Minute
+	slotLimit    = 15 * time.Minute
+	serverLimit  = 20 * time.Minute
 )
 
 var (
@@ -236,6 +237,14 @@ func diskSum(name string) (string, error) {
 	}
 }
 
+// title is the machine's name; "the machine" in tests that have none.
+func (p *pc) title() string {
+	if p.Machine == nil {
+		return "the machine"
+	}
+	return p.Name()
+}
+
 // untouched returns an error if somebody wrote to a disk that nobody named.
 func (p *pc) untouched() error {
 	if p.other == "" {
@@ -243,7 +252,7 @@ func (p *pc) untouched() error {
 	}
 	sum, err := diskSum(p.other)
 	if err == nil && sum != p.otherSum {
-		err = fmt.Errorf("the other disk of %s (%s) was written to", p.Name(), p.other)
+		err = fmt.Errorf("the other disk of %s (%s) was written to", p.title(), p.other)
 	}
 	return err
 }
@@ -484,14 +493,17 @@ func (e *estate) describe(ctx context.Context, p *pc) (v nodeView, err error) {
 	return v, e.c.ask(ctx, &v, "describe", "node", string(p.node))
 }
 
+// siteNodeView is a node of a site as it is shown there.
+type siteNodeView struct {
+	fleet.Node
+	Stale  bool              `json:"stale"`
+	Report *fleet.NodeReport `json:"report"`
+}
+
 // siteView is a site as `muster describe site` shows it.
 type siteView struct {
 	fleet.Site
-	Nodes []struct {
-		fleet.Node
-		Stale  bool              `json:"stale"`
-		Report *fleet.NodeReport `json:"report"`
-	} `json:"nodes"`
+	Nodes []siteNodeView `json:"nodes"`
 	Drift struct {
 		State   string `json:"state"`
 		Current int    `json:"nodes_current"`

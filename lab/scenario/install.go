@@ -17,22 +17,22 @@ import (
 func diskScenarios() []lab.Scenario {
 	return []lab.Scenario{
 		{
-			Name: "install", Disk: true, Timeout: 25 * time.Minute,
+			Name: "install", Disk: true, Timeout: 40 * time.Minute,
 			Summary: "an empty machine is approved, gets its system onto its disk and is a site's first server; then its power is cut",
 			Prepare: prepareEstate, Run: runInstall(false),
 		},
 		{
-			Name: "pxe-first", Disk: true, Timeout: 25 * time.Minute,
+			Name: "pxe-first", Disk: true, Timeout: 40 * time.Minute,
 			Summary: "install, on a firmware that tries the network first at each start: the boot host is silent, and the disk starts",
 			Prepare: prepareEstate, Run: runInstall(true),
 		},
 		{
-			Name: "install-refused", Disk: true, Timeout: 25 * time.Minute,
+			Name: "install-refused", Disk: true, Timeout: 40 * time.Minute,
 			Summary: "two disks that say the same, an image that was altered at the centre, another disk than the order's: nothing is written, and everybody sees why",
 			Prepare: prepareEstate, Run: runInstallRefused,
 		},
 		{
-			Name: "site", Disk: true, Nodes: 3, Timeout: 45 * time.Minute,
+			Name: "site", Disk: true, Nodes: 3, Timeout: 75 * time.Minute,
 			Summary: "three empty machines become a site with three servers, lose the first of them and take it back",
 			Prepare: prepareEstate, Run: runVMSite,
 		},

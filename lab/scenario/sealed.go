@@ -30,7 +30,7 @@ func (p *pc) sealed() error {
 	defer f.Close()
 	data := io.NewSectionReader(f, parts[at].Start, parts[at].Size)
 	if err := luksTokens(data); err != nil {
-		return fmt.Errorf("%s: %w", p.Name(), err)
+		return fmt.Errorf("%s: %w", p.title(), err)
 	}
 	// Words that a k3s server writes to its disk all the time; in the clear
 	// the file system would be full of them.
@@ -90,14 +90,14 @@ func (p *pc) unreadable(f *os.File, part firmware.Partition, words [][]byte) err
 		}
 		for _, w := range words {
 			if bytes.Contains(buf[:n], w) {
-				return fmt.Errorf("%s: %q can be read in its data partition", p.Name(), w)
+				return fmt.Errorf("%s: %q can be read in its data partition", p.title(), w)
 			}
 		}
 		searched += int64(min(n, piece))
 		at = from + piece
 	}
 	if searched < 16<<20 {
-		return fmt.Errorf("%s: only %d bytes were ever written to its data partition: the search proves nothing", p.Name(), searched)
+		return fmt.Errorf("%s: only %d bytes were ever written to its data partition: the search proves nothing", p.title(), searched)
 	}
 	return nil
 }
