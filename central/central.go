@@ -303,7 +303,7 @@ func (s *Server) openEnrollment() error {
 	if err != nil {
 		return err
 	}
-	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: s.cfg.Now, filed: s.calledHome}
+	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: s.cfg.Now, filed: s.calledHome, refitted: s.refitted}
 	e.scribe, e.approvals = &s.scribe, s.approvalPolicy
 	s.enroll, err = service.New(service.Config{
 		Tenant: DefaultTenant, Store: e, Issuer: issuer{s.ca}, Policy: s.trust.policy, Keys: keys.current,

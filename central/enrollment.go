@@ -31,8 +31,10 @@ type enrollment struct {
 	// that was approved once is good for a new certificate.
 	approvals  func(fleet.Tenant) enroll.Policy
 	wrongCodes wrongCodes
-	// filed is told of machines that called home; may be nil.
-	filed func(fleet.Request)
+	// filed is told of machines that called home, refitted of nodes that came
+	// back with other hardware; may be nil.
+	filed    func(fleet.Request)
+	refitted func(context.Context, fleet.Node)
 }
 
 var _ service.Store = (*enrollment)(nil)
@@ -43,6 +45,8 @@ const maxLookAlikes = 16
 func (e *enrollment) File(ctx context.Context, f enroll.Filing) (fleet.Request, error) {
 	var d enroll.Decision
 	var pre preDecision
+	var node fleet.Node
+	refitted := false
 	err := e.store.Update(ctx, func(t store.Tx) error {
 		known, err := knownOf(t, f)
 		if err != nil {
@@ -84,6 +88,9 @@ func (e *enrollment) File(ctx context.Context, f enroll.Filing) (fleet.Request, 
 			}
 			failpoint.Hit("preapprove.before-commit")
 		}
+		if node, refitted, err = e.hardware(t, act{actor: "system", source: f.Source, now: now}, d.Request); err != nil {
+			return err
+		}
 		failpoint.Hit("file.before-commit")
 		return nil
 	})
@@ -109,6 +116,12 @@ func (e *enrollment) File(ctx context.Context, f enroll.Filing) (fleet.Request, 
 		}
 		if e.filed != nil {
 			e.filed(d.Request)
+		}
+		if refitted {
+			e.index.put(node)
+			if e.refitted != nil {
+				e.refitted(ctx, node)
+			}
 		}
 		return d.Request, nil
 	}

@@ -63,7 +63,7 @@ func openHarnessOn(database, dir string, c *clock) (*harness, error) {
 	if err := markLab(context.Background(), s.store, act{actor: "system", now: c.now()}, "test"); err != nil {
 		return nil, errors.Join(err, s.Close())
 	}
-	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: c.now}
+	e := &enrollment{store: s.store, hub: s.hub, index: s.index, metrics: s.metrics, now: c.now, refitted: s.refitted}
 	return &harness{e, s, c}, nil
 }
 

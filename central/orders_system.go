@@ -179,6 +179,14 @@ func (s *Server) installs(ctx context.Context, tenant, site string) {
 	}
 }
 
+// refitted looks at the rule again when a machine came back with other disks:
+// what waited for a person may be clear now.
+func (s *Server) refitted(ctx context.Context, n fleet.Node) {
+	if n.Admitted() {
+		s.installs(ctx, n.Tenant, n.Site)
+	}
+}
+
 // installByRule orders the installation of a node that runs the recovery
 // image, if its site has a stack and a rule and the node was never told to
 // install in this incarnation: what a person withdrew or a node refused is not

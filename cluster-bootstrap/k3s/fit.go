@@ -113,8 +113,25 @@ type diskSpeed struct {
 	p99  time.Duration
 }
 
-// measureEvery is how often the disk is measured: they age.
-const measureEvery = 24 * time.Hour
+const (
+	// measureEvery is how often the disk is measured: they age.
+	measureEvery = 24 * time.Hour
+	// measureAgain is when one is measured again that was too slow for a server:
+	// a box that has just started has other things to do with its disk, and must
+	// not be called unfit for a day because of that.
+	measureAgain = 2 * time.Minute
+)
+
+// due says whether the disk is to be measured, at a time.
+func (d *diskSpeed) due(now time.Duration) bool {
+	if d.at == 0 {
+		return true
+	}
+	if d.p99 > MaxFsync {
+		return now-d.at > measureAgain
+	}
+	return now-d.at > measureEvery
+}
 
 // fsync returns what is known of the disk, and sees that something will be.
 // While the datastore is in use nothing is measured: it would be disturbed.
@@ -123,7 +140,7 @@ func (m *Manager) fsync(serving bool) time.Duration {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	now := m.cfg.Boottime()
-	if !d.busy && !serving && (d.at == 0 || now-d.at > measureEvery) {
+	if !d.busy && !serving && d.due(now) {
 		d.busy = true
 		go func() {
 			p99, err := Fsync(context.Background(), m.cfg.Paths.Data)
