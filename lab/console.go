@@ -39,7 +39,7 @@ var milestones = []struct {
 	{InitLine, "init", "recovery image runs (/init started)"},
 	{regexp.MustCompile(`slot initrd started`), "slot-initrd", "the loader starts a system from the disk"},
 	{regexp.MustCompile(`muster-node: slot [ab] on \S+ is verified`), "slot-root", "the slot's file system is verified and mounted"},
-	{regexp.MustCompile(`The data partition is .*`), "slot-data", ""},
+	{regexp.MustCompile(`The data partition is [^"]*`), "slot-data", ""},
 	{regexp.MustCompile(`this slot does not start.*|muster: this system cannot start.*|dm-verity device corrupted`), "slot-dead", ""},
 }
 
