@@ -178,7 +178,7 @@ func (f *Fetcher) piece(ctx context.Context, b Blob, off, size int64, want Diges
 				return err
 			}
 			if alone && from != "" {
-				f.note(from, Lied, "it sent other bytes than those asked for")
+				f.note(from, Lied, "it sent other bytes than those asked for, so its file is damaged or was altered; it is asked again later")
 				f.distrust(from)
 				f.log().Warn("a source sent wrong bytes: it is not asked again for a while", "source", from, "digest", hex.EncodeToString(b.Digest[:8]), "offset", off)
 				f.progress(off, b.Size, from+" sent other bytes than those asked for; somebody else is asked")

@@ -76,15 +76,21 @@ const maxKnown = 256
 // Pick returns the index of the source to ask now. ok is false when none may
 // be asked: then wait says how long, and why says what is the matter.
 func (p *Picker) Pick(now time.Time, names []string) (i int, wait time.Duration, why string, ok bool) {
-	wait, why = pauseMost, "nobody is known who could have the file"
+	why = "nobody is known who could have the file"
+	soonest := time.Duration(-1)
 	for i, n := range names {
 		s := p.of(n)
 		if !s.until.After(now) {
 			return i, 0, "", true
 		}
-		if left := s.until.Sub(now); left <= wait {
-			wait, why = left, n+": "+s.why
+		// Also of one that is not asked for long, such as a liar: it may be the
+		// only one, and a person must hear what is the matter with it.
+		if left := s.until.Sub(now); soonest < 0 || left < soonest {
+			soonest, why = left, n+": "+s.why
 		}
+	}
+	if wait = pauseMost; soonest >= 0 {
+		wait = min(wait, soonest)
 	}
 	return -1, wait, why, false
 }

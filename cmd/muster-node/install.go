@@ -87,8 +87,10 @@ func (e *enroller) obey(ctx context.Context) error {
 		TimeKnown: withdrawn.known, Now: s.Now,
 		Sources:  func() []install.Source { return sources(up, s.Site.Centre) },
 		HandOver: func() (install.HandOver, string) { return handOver(docs, e.identityFile()) },
-		Recovery: func() ([]fleet.ImageRef, string) { return recoveryImage(docs.Documents().Charter, s.Site.Image, s.Site.Version) },
-		Tell:     told.tell, Heard: told.heard, Restart: s.Restart, Log: s.Log,
+		Recovery: func() ([]fleet.ImageRef, string) {
+			return recoveryImage(docs.Documents().Charter, s.Site.Image, s.Site.Version)
+		},
+		Tell: told.tell, Heard: told.heard, Restart: s.Restart, Log: s.Log,
 	})
 	if err != nil {
 		return err
