@@ -112,6 +112,8 @@ type TargetDisk struct {
 	Documents bool
 	// Entries: the firmware's boot order is right; true where it has none.
 	Entries bool
+	// Data: the data partition holds something.
+	Data bool
 }
 
 // InstallKind is one thing to do.
@@ -134,6 +136,8 @@ const (
 	InstallMeta
 	// WriteSystem goes on writing root and hash tree from Meta.Update.Verified.
 	WriteSystem
+	// EraseData empties the data partition.
+	EraseData
 	// WriteLoader brings the loader, its copy and its settings.
 	WriteLoader
 	// StageSystem brings the boot file under File, a hidden name, StageRecovery
@@ -159,7 +163,7 @@ const (
 )
 
 var installKindNames = [numInstallKinds]string{"wait", "look-at-disk", "fetch-manifest", "fetch-recovery", "write-table", "make-esp", "write-meta", "write-system",
-	"write-loader", "stage-file", "stage-recovery", "write-documents", "set-entries", "rename-file", "remove-file", "wipe-disk", "tell-done", "restart"}
+	"erase-data", "write-loader", "stage-file", "stage-recovery", "write-documents", "set-entries", "rename-file", "remove-file", "wipe-disk", "tell-done", "restart"}
 
 // String returns the name of the kind.
 func (k InstallKind) String() string {
@@ -388,6 +392,11 @@ func (f InstallFacts) install(o fleet.Order, on func(InstallState, ...InstallAct
 			if x.Name != StagedPrefix+entry && !IsRecovery(x.Name) {
 				return on(WritingSystem, InstallAction{Kind: InstallRemove, File: x.Name, Reason: "Its slot is about to be written."})
 			}
+		}
+		if u.Verified == 0 && t.Data && !o.KeepData {
+			// Only now: no system is left that would take an empty partition
+			// for its own.
+			return on(WritingSystem, InstallAction{Kind: EraseData, Reason: "The data of the system before goes; the order does not say that it stays."})
 		}
 		if u.Verified < m.Slot.WriteSize() {
 			return on(WritingSystem, InstallAction{Kind: WriteSystem, Reason: "I write " + what + "."})

@@ -90,7 +90,9 @@ func TestPlanInstallProperties(t *testing.T) {
 			f.Recovery = &Manifest{Name: "muster-recovery", Version: "7", Size: 1 << 20}
 		}
 		if draw("looked", 4) > 0 {
-			d := &TargetDisk{RecoveryStaged: draw("recovery staged", 2) == 0, RecoveryWhole: draw("recovery whole", 2) == 0, Ours: draw("ours", 3) > 0, ESP: draw("esp", 3) > 0, Free: 1 << 30, Loader: draw("loader", 2) == 0, StagedWhole: draw("staged", 2) == 0,
+			o.KeepData = draw("keep", 2) == 0
+			f.Orders[0].KeepData = o.KeepData
+			d := &TargetDisk{Data: draw("data", 2) == 0, RecoveryStaged: draw("recovery staged", 2) == 0, RecoveryWhole: draw("recovery whole", 2) == 0, Ours: draw("ours", 3) > 0, ESP: draw("esp", 3) > 0, Free: 1 << 30, Loader: draw("loader", 2) == 0, StagedWhole: draw("staged", 2) == 0,
 				FinalWhole: draw("final", 2) == 0, Documents: draw("docs", 2) == 0, Entries: draw("entries", 2) == 0}
 			d.Meta.Node = []fleet.NodeID{self, "n-other"}[draw("owner", 2)]
 			d.Meta.Slots[SlotA] = Slot{State: SlotState(draw("state", int(numSlotStates))), Image: Digest{byte(draw("image", 3))}, Entry: entry}
@@ -155,7 +157,13 @@ func TestPlanInstallProperties(t *testing.T) {
 			if a.Kind == InstallRemove && IsRecovery(a.File) && (a.File == "recovery-7.efi" || f.Recovery == nil || !f.Target.RecoveryWhole || !f.Target.Entries) {
 				t.Fatalf("%s goes, and nothing takes its place: %+v", a.File, f.Target)
 			}
-			if a.Kind == WriteSystem {
+			if a.Kind == EraseData && (o.KeepData || o.Kind != fleet.OrderInstall) {
+				t.Fatal("data goes that shall stay")
+			}
+			if a.Kind == WriteSystem && f.Target.Data && !o.KeepData && f.Target.Meta.Update.Verified == 0 {
+				t.Fatal("data stays that shall go")
+			}
+			if a.Kind == WriteSystem || a.Kind == EraseData {
 				for _, x := range f.Target.Files {
 					if x.Name != StagedPrefix+entry && !IsRecovery(x.Name) {
 						t.Fatalf("the slot is written while %s is there", x.Name)

@@ -255,6 +255,8 @@ func (i *Installer) do(ctx context.Context, a firmware.InstallAction, f firmware
 		return i.changed(i.writeMeta(*a.Disk, *a.Meta, f.Target.Meta.Seq))
 	case firmware.WriteSystem:
 		return i.changed(i.writeSystem(ctx, *a.Disk, f.Target.Meta))
+	case firmware.EraseData:
+		return i.changed(i.part(*a.Disk, firmware.LabelData, func(d Device) error { return disk.Erase(d) }))
 	case firmware.WriteLoader:
 		return i.changed(i.onESP(*a.Disk, func(e *efi.ESP) error { return i.writeLoader(ctx, e) }))
 	case firmware.StageSystem:
@@ -356,6 +358,13 @@ func (i *Installer) state(d fleet.Disk) (*firmware.TargetDisk, error) {
 			t.MetaWhy = err.Error()
 		}
 		return nil
+	}); err != nil {
+		return nil, err
+	}
+	if err := i.part(d, firmware.LabelData, func(dev Device) error {
+		empty, err := disk.Empty(dev)
+		t.Data = !empty
+		return err
 	}); err != nil {
 		return nil, err
 	}

@@ -860,3 +860,51 @@ func TestRecoveryImageThatDoesNotCome(t *testing.T) {
 		})
 	}
 }
+
+// Data of the system before stays only if the order says so; and it goes when
+// nothing is left that could start without it.
+func TestDataStaysOrGoes(t *testing.T) {
+	for _, keep := range []bool{true, false} {
+		r := newRig(t)
+		r.orders = []fleet.Order{r.order("o-1", fleet.OrderInstall)}
+		if err := r.live(r.start()); err != nil {
+			t.Fatal(err)
+		}
+		data, err := r.Part(r.facts[0], firmware.LabelData)
+		if err != nil {
+			t.Fatal(err)
+		}
+		old := []byte("LUKS and what belongs to it")
+		for _, at := range []int64{0, 20 << 20} {
+			if _, err := data.WriteAt(old, at); err != nil {
+				t.Fatal(err)
+			}
+		}
+		o := r.order("o-2", fleet.OrderInstall)
+		o.KeepData = keep
+		r.orders = []fleet.Order{o}
+		erased := false
+		r.cut = func(p string) error {
+			if p != "install.erase-data.begin" {
+				return nil
+			}
+			erased = true
+			if out, err := r.boots(r.disks["/dev/vda"]); err != nil || startsSystem(out) {
+				t.Errorf("a system would start without its data: %+v %v", out, err)
+			}
+			return nil
+		}
+		if err := r.live(r.start()); err != nil || r.done["o-2"] != fleet.OrderDone {
+			t.Fatal(err, r.done)
+		}
+		for _, at := range []int64{0, 20 << 20} {
+			b := make([]byte, len(old))
+			if _, err := data.ReadAt(b, at); err != nil {
+				t.Fatal(err)
+			}
+			if bytes.Equal(b, old) != keep || erased == keep {
+				t.Errorf("keep %v: at %d there is %q, erased %v", keep, at, b, erased)
+			}
+		}
+	}
+}

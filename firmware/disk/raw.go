@@ -80,3 +80,37 @@ func WriteMeta(d Device, m firmware.Meta, last uint64) (firmware.Meta, error) {
 	}
 	return m, WriteChunk(d, m.Area(), b)
 }
+
+// eraseSize covers what makes a file system or an encrypted one what it is: both
+// headers of LUKS2 and all its key slots (16 MiB), superblocks of the rest.
+const eraseSize = 32 << 20
+
+// Erase empties the beginning of a partition, its first bytes last: cut off, it
+// still looks as if something were there. What was encrypted is lost with its key
+// slots.
+func Erase(d Device) error {
+	const step = 1 << 20
+	n := min(int64(eraseSize), d.Size())
+	for at := (n - 1) / step * step; at >= 0; at -= step {
+		if err := zero(d, at, min(step, n-at)); err != nil {
+			return err
+		}
+		if err := d.Sync(); err != nil {
+			return fmt.Errorf("disk: erase: %w", err)
+		}
+	}
+	empty, err := Empty(d)
+	if err == nil && !empty {
+		err = fmt.Errorf("disk: erase: %w", ErrBroken)
+	}
+	return err
+}
+
+// Empty says whether nothing begins at the beginning of a partition.
+func Empty(d Device) (bool, error) {
+	b := make([]byte, min(64<<10, d.Size()))
+	if _, err := d.Reread(b, 0); err != nil {
+		return false, fmt.Errorf("disk: look at a partition: %w", err)
+	}
+	return len(bytes.Trim(b, "\x00")) == 0, nil
+}

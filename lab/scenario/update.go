@@ -492,7 +492,7 @@ func runBothBad(ctx context.Context, l *lab.Lab) error {
 		}
 		e.mark()
 		began = time.Now()
-		if _, err := e.c.muster(ctx, "order", "install", string(p.node), "--disk", "serial=DISK1", "--reason", "its system does not start", "--yes"); err != nil {
+		if _, err := e.c.muster(ctx, "order", "install", string(p.node), "--disk", "serial=DISK1", "--overwrite", "--keep-data", "--reason", "its system does not start", "--yes"); err != nil {
 			return fmt.Errorf("scenario: order install: %w", err)
 		}
 		if err := l.Check("a person orders an installation, and it is carried out from there", e.installed(ctx, p, began)); err != nil {
