@@ -547,7 +547,7 @@ func (g *fakeGate) As(ctx context.Context, s Session) context.Context {
 func newConsole(t testing.TB, f *fake) (*Console, *fakeGate) {
 	t.Helper()
 	g := newFakeGate()
-	c, err := New(Config{API: InProcess(f.handler(), func(v any, stack []byte) { t.Errorf("%v\n%s", v, stack) }), Gate: g, Now: func() time.Time { return f.now }})
+	c, err := New(Config{API: InProcess(f.handler(), func(v any, stack []byte) { t.Errorf("%v\n%s", v, stack) }), Gate: g, Provider: fakeProvider{}, Now: func() time.Time { return f.now }})
 	if err != nil {
 		t.Fatal(err)
 	}

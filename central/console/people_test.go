@@ -395,3 +395,77 @@ func TestBrowserMakesAndEndsATokenByKeyboard(t *testing.T) {
 		t.Errorf("done: %q", got)
 	}
 }
+
+// fakeProvider is an identity provider: what is asked of it says what it does.
+type fakeProvider struct{}
+
+func (fakeProvider) Title() string { return "Log in with Acme" }
+
+var noRoleOfTest = &LoginProblem{
+	Code: http.StatusForbidden, Title: "You have no role here yet", Text: "The identity provider knows you as bob@example.org, and nothing gives you a role in this centre.",
+	Details: []string{"Your groups: " + hostile[0] + ", " + hostile[3] + "."}, Commands: []string{"muster access grant oidc/bob@example.org --role viewer"},
+}
+
+func (fakeProvider) Begin(_ http.ResponseWriter, _ *http.Request, next string) (string, error) {
+	if next == "/sites" {
+		return "", noRoleOfTest
+	}
+	return "https://login.example.org/authorize?next=" + url.QueryEscape(next), nil
+}
+
+func (fakeProvider) Finish(_ http.ResponseWriter, r *http.Request) (Arrival, error) {
+	switch r.URL.Query().Get("state") {
+	case "good":
+		return Arrival{Next: r.URL.Query().Get("next")}, nil
+	case "line":
+		return Arrival{Line: &CommandLine{Name: "oidc/ann@example.org", Check: "ABCD-EFGH", URL: "http://127.0.0.1:45678/?code=c&state=s"}}, nil
+	case "broken":
+		return Arrival{}, errors.New("the database is full of secrets")
+	}
+	return Arrival{}, &LoginProblem{Code: http.StatusForbidden, Title: "You could not be logged in", Text: "This log-in was used already.", Tried: true}
+}
+
+// The pages around an identity provider: nobody is sent elsewhere by them but
+// to the provider, what it says is text, and guessing is slow.
+func TestPagesOfTheProvider(t *testing.T) {
+	c, _ := newConsole(t, furnished())
+	p := visitor(t, c)
+	if page := p.get("/login?next=/nodes", 200); !strings.Contains(page, `href="/auth/oidc?next=%2fnodes"`) && !strings.Contains(page, `href="/auth/oidc?next=/nodes"`) && !strings.Contains(page, `href="/auth/oidc?next=%2Fnodes"`) {
+		t.Errorf("the log-in page: %s", page)
+	}
+	for next, want := range map[string]string{"/nodes": "%2Fnodes", "//evil.example": "%2F", "/auth/oidc": "%2F"} {
+		res := p.do("GET", "/auth/oidc?next="+url.QueryEscape(next), nil)
+		if to := res.Header.Get("Location"); res.StatusCode != http.StatusSeeOther || to != "https://login.example.org/authorize?next="+want {
+			t.Errorf("%s: %d to %s", next, res.StatusCode, to)
+		}
+	}
+	page := p.get("/auth/oidc?next=/sites", 403)
+	if strings.Contains(page, "<script>window") || strings.Contains(page, "\u202e") || !strings.Contains(page, "&lt;script&gt;window.owned") || !strings.Contains(page, "muster access grant oidc/bob@example.org") {
+		t.Errorf("no role: %s", page)
+	}
+	for next, want := range map[string]string{"/nodes": "/nodes", "//evil.example": "/", "https://evil.example": "/"} {
+		if page := p.get("/auth/oidc/callback?state=good&next="+url.QueryEscape(next), 200); !strings.Contains(page, `content="0; url=`+want+`"`) {
+			t.Errorf("%s: %s", next, page)
+		}
+	}
+	if page := p.get("/auth/oidc/callback?state=line", 200); !strings.Contains(page, "ABCD-EFGH") || !strings.Contains(page, `href="http://127.0.0.1:45678/?code=c&amp;state=s"`) {
+		t.Errorf("the command line's page: %s", page)
+	}
+	if page := p.get("/auth/oidc/callback?state=broken", 503); strings.Contains(page, "secrets") {
+		t.Errorf("an error of ours shows: %s", page)
+	}
+	for range 5 {
+		p.get("/auth/oidc/callback?state=x", 403)
+	}
+	if res := p.do("GET", "/auth/oidc/callback?state=good", nil); res.StatusCode != http.StatusTooManyRequests || res.Header.Get("Retry-After") == "" {
+		t.Errorf("after five failures: %d", res.StatusCode)
+	}
+	// Without one, there is no such way in.
+	c.cfg.Provider = nil
+	for _, path := range []string{"/auth/oidc", "/auth/oidc/callback?state=good"} {
+		p.get(path, 404)
+	}
+	if strings.Contains(p.get("/login", 200), "/auth/oidc") {
+		t.Error("the log-in page leads to a provider that is none")
+	}
+}

@@ -22,7 +22,7 @@ func TestEveryAnswerCarriesThePolicy(t *testing.T) {
 	p := visitor(t, c)
 	stranger := p.do("GET", "/login", nil)
 	p.login("muster_admin")
-	for _, res := range []*http.Response{stranger, p.do("GET", "/", nil), p.do("GET", "/nothing", nil), p.do("GET", c.assets.byName["console.js"].url, nil), p.do("POST", "/bulk", url.Values{})} {
+	for _, res := range []*http.Response{stranger, p.do("GET", "/auth/oidc", nil), p.do("GET", "/auth/oidc/callback", nil), p.do("GET", "/", nil), p.do("GET", "/nothing", nil), p.do("GET", c.assets.byName["console.js"].url, nil), p.do("POST", "/bulk", url.Values{})} {
 		h := res.Header
 		for k, want := range map[string]string{"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer", "X-Frame-Options": "DENY", "Cross-Origin-Opener-Policy": "same-origin"} {
 			if h.Get(k) != want {
