@@ -193,7 +193,10 @@ func (d *deleting) siteNeeds(site fleet.Site) (whys []string, err error) {
 	if len(more) > 0 {
 		whys = append(whys, "pre-approvals bring machines there: "+names(more)+" (muster preapprove remove)")
 	}
-	return whys, err
+	if err != nil {
+		return nil, err
+	}
+	return whys, nil
 }
 
 func (d *deleting) preApprovalsInto(site fleet.Site) (found []string, err error) {
@@ -302,6 +305,15 @@ func (d *deleting) stackNeeds(stack, version string) (whys []string, err error) 
 	sites, err := d.sitesWith(stack, version)
 	if len(sites) > 0 {
 		whys = append(whys, fmt.Sprintf("%d sites shall run it: %s", len(sites), names(sites)))
+	}
+	if err != nil {
+		return nil, err
+	}
+	rollouts, err := d.t.Rollouts(d.Tenant)
+	for _, r := range rollouts {
+		if r.State.Live() && r.Plan.Stack.Name == stack && (version == "" || r.Plan.Stack.Version == version) {
+			whys = append(whys, "the rollout "+r.Name+" brings it to sites (muster rollout abort)")
+		}
 	}
 	return whys, err
 }

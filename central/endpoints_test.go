@@ -89,6 +89,10 @@ func endpoints(request, node string) []endpoint {
 		{path: mgmt + "ListStacks", body: `{}`, least: access.Viewer, site: true},
 		{path: mgmt + "GetStack", body: `{}`, least: access.Viewer, site: true},
 		{path: mgmt + "PublishStackVersion", body: `{}`, least: access.Operator},
+		{path: mgmt + "StartRollout", body: `{"name":"r","stack":"none","version":"1","waves":[{"percent":100}]}`, least: access.Operator},
+		{path: mgmt + "ListRollouts", least: access.Viewer, site: true},
+		{path: mgmt + "GetRollout", body: `{}`, least: access.Viewer, site: true},
+		{path: mgmt + "ChangeRollout", body: `{"act":"none"}`, least: access.Operator},
 		// A site that nobody has yet, in base64: that the caller may is seen in
 		// what comes of it (TestApplyInPart), and here nothing is.
 		{path: mgmt + "Apply", body: applyBody, least: access.Operator, site: true},

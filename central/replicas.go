@@ -231,6 +231,7 @@ func (s *Server) lead(ctx context.Context) error {
 		g, ctx := errgroup.WithContext(ctx)
 		g.Go(func() error { return s.sweep(ctx) })
 		g.Go(func() error { return s.refreshHourly(ctx) })
+		g.Go(func() error { return s.rollOut(ctx) })
 		return g.Wait()
 	}
 	if s.follower == nil {

@@ -4,6 +4,7 @@ import (
 	"time"
 
 	"github.com/muster-edge/muster/fleet"
+	"github.com/muster-edge/muster/fleet/rollout"
 )
 
 // StackReader is what a Reader knows of blobs, of systems and of stacks.
@@ -27,6 +28,10 @@ type StackReader interface {
 	StackVersionBySHA256(tenant string, sha256 fleet.HexBytes) (StackVersion, error)
 	// StackVersions are those of the stack, newest first.
 	StackVersions(tenant, stack string) ([]StackVersion, error)
+	Rollout(tenant, name string) (rollout.Rollout, error)
+	Rollouts(tenant string) ([]rollout.Rollout, error)
+	// RolloutsOfState are those of all tenants.
+	RolloutsOfState(state rollout.State) ([]rollout.Rollout, error)
 }
 
 // StackTx is what a Tx writes of blobs, of systems and of stacks.
@@ -37,6 +42,9 @@ type StackTx interface {
 	PutSystem(fleet.SystemReport) error
 	DropSystem(tenant string, node fleet.NodeID) error
 	PutStack(fleet.Stack) (fleet.Stack, error)
+	PutRollout(rollout.Rollout) (rollout.Rollout, error)
+	// DeleteRollout deletes the rollout of exactly this revision.
+	DeleteRollout(tenant, name string, revision int64) error
 	// DeleteStack deletes the stack of exactly this revision with its
 	// versions.
 	DeleteStack(tenant, name string, revision int64) error

@@ -66,6 +66,7 @@ func rootCommand() *cobra.Command {
 		schemaCommand(),
 		deleteCommand(),
 		watchCommand(),
+		rolloutCommand(),
 		labelCommand(),
 		orderCommand(),
 		escrowCommand(),

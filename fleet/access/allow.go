@@ -21,6 +21,7 @@ const (
 	Event       Kind = "event"
 	Image       Kind = "image" // with blobs and manifests
 	Stack       Kind = "stack"
+	Rollout     Kind = "rollout"
 	Roots       Kind = "roots"
 	ReleaseKey  Kind = "release-key"
 	EscrowKey   Kind = "escrow-key"
@@ -92,6 +93,8 @@ var rules = map[act]Rule{
 	{Image, Change}:       {Role: Operator, Reach: Everywhere},
 	{Stack, Read}:         {Role: Viewer, Reach: Somewhere},
 	{Stack, Change}:       {Role: Operator, Reach: Everywhere},
+	{Rollout, Read}:       {Role: Viewer, Reach: Somewhere},
+	{Rollout, Change}:     {Role: Operator, Reach: Everywhere},
 	{Roots, Read}:         {Role: Viewer, Reach: Somewhere},
 	{Roots, Change}:       {Role: Admin, Reach: OverAll},
 	{ReleaseKey, Read}:    {Role: Viewer, Reach: Somewhere},

@@ -185,6 +185,7 @@ var cores = map[string][]string{
 	"fleet/text":        {"fleet"},
 	"fleet/turns":       {"fleet"},
 	"fleet/declare":     {"fleet"},
+	"fleet/rollout":     {"fleet"},
 	"pxe":               {"fleet"},
 	"pki":               {"fleet"},
 	"enroll":            {"fleet", "pki"},

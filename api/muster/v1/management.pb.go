@@ -4215,6 +4215,803 @@ func (x *PublishStackVersionResponse) GetWarnings() []string {
 	return nil
 }
 
+type RolloutWave struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Sites         uint32                 `protobuf:"varint,1,opt,name=sites,proto3" json:"sites,omitempty"`
+	Percent       uint32                 `protobuf:"varint,2,opt,name=percent,proto3" json:"percent,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutWave) Reset() {
+	*x = RolloutWave{}
+	mi := &file_muster_v1_management_proto_msgTypes[62]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutWave) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutWave) ProtoMessage() {}
+
+func (x *RolloutWave) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[62]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutWave.ProtoReflect.Descriptor instead.
+func (*RolloutWave) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{62}
+}
+
+func (x *RolloutWave) GetSites() uint32 {
+	if x != nil {
+		return x.Sites
+	}
+	return 0
+}
+
+func (x *RolloutWave) GetPercent() uint32 {
+	if x != nil {
+		return x.Percent
+	}
+	return 0
+}
+
+type RolloutSite struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "pending", "assigned", "healthy", "failed" or "skipped".
+	State         string                 `protobuf:"bytes,2,opt,name=state,proto3" json:"state,omitempty"`
+	Since         *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since,proto3" json:"since,omitempty"`
+	Before        string                 `protobuf:"bytes,4,opt,name=before,proto3" json:"before,omitempty"`
+	Reason        string                 `protobuf:"bytes,5,opt,name=reason,proto3" json:"reason,omitempty"`
+	Forgiven      bool                   `protobuf:"varint,6,opt,name=forgiven,proto3" json:"forgiven,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RolloutSite) Reset() {
+	*x = RolloutSite{}
+	mi := &file_muster_v1_management_proto_msgTypes[63]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RolloutSite) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RolloutSite) ProtoMessage() {}
+
+func (x *RolloutSite) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[63]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RolloutSite.ProtoReflect.Descriptor instead.
+func (*RolloutSite) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{63}
+}
+
+func (x *RolloutSite) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *RolloutSite) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *RolloutSite) GetSince() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Since
+	}
+	return nil
+}
+
+func (x *RolloutSite) GetBefore() string {
+	if x != nil {
+		return x.Before
+	}
+	return ""
+}
+
+func (x *RolloutSite) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *RolloutSite) GetForgiven() bool {
+	if x != nil {
+		return x.Forgiven
+	}
+	return false
+}
+
+type Rollout struct {
+	state          protoimpl.MessageState `protogen:"open.v1"`
+	Name           string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Revision       int64                  `protobuf:"varint,2,opt,name=revision,proto3" json:"revision,omitempty"`
+	Stack          *StackRef              `protobuf:"bytes,3,opt,name=stack,proto3" json:"stack,omitempty"`
+	Waves          []*RolloutWave         `protobuf:"bytes,4,rep,name=waves,proto3" json:"waves,omitempty"`
+	SoakSeconds    int64                  `protobuf:"varint,5,opt,name=soak_seconds,json=soakSeconds,proto3" json:"soak_seconds,omitempty"`
+	MaxFailed      uint32                 `protobuf:"varint,6,opt,name=max_failed,json=maxFailed,proto3" json:"max_failed,omitempty"`
+	TimeoutSeconds int64                  `protobuf:"varint,7,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
+	AcceptNoReturn bool                   `protobuf:"varint,8,opt,name=accept_no_return,json=acceptNoReturn,proto3" json:"accept_no_return,omitempty"`
+	// "running", "paused", "stopped", "done" or "aborted".
+	State string `protobuf:"bytes,9,opt,name=state,proto3" json:"state,omitempty"`
+	// What it does or waits for, or why it is in this state.
+	Explanation string                 `protobuf:"bytes,10,opt,name=explanation,proto3" json:"explanation,omitempty"`
+	By          string                 `protobuf:"bytes,11,opt,name=by,proto3" json:"by,omitempty"`
+	Created     *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=created,proto3" json:"created,omitempty"`
+	Updated     *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=updated,proto3" json:"updated,omitempty"`
+	// The number of the wave under way, from 1, and how many sites it has.
+	Wave         uint32 `protobuf:"varint,14,opt,name=wave,proto3" json:"wave,omitempty"`
+	WaveSites    uint32 `protobuf:"varint,15,opt,name=wave_sites,json=waveSites,proto3" json:"wave_sites,omitempty"`
+	SitesTotal   uint32 `protobuf:"varint,16,opt,name=sites_total,json=sitesTotal,proto3" json:"sites_total,omitempty"`
+	SitesHealthy uint32 `protobuf:"varint,17,opt,name=sites_healthy,json=sitesHealthy,proto3" json:"sites_healthy,omitempty"`
+	SitesFailed  uint32 `protobuf:"varint,18,opt,name=sites_failed,json=sitesFailed,proto3" json:"sites_failed,omitempty"`
+	// Those that the caller sees; with one rollout only.
+	Sites         []*RolloutSite `protobuf:"bytes,19,rep,name=sites,proto3" json:"sites,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rollout) Reset() {
+	*x = Rollout{}
+	mi := &file_muster_v1_management_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rollout) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rollout) ProtoMessage() {}
+
+func (x *Rollout) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rollout.ProtoReflect.Descriptor instead.
+func (*Rollout) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *Rollout) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *Rollout) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+func (x *Rollout) GetStack() *StackRef {
+	if x != nil {
+		return x.Stack
+	}
+	return nil
+}
+
+func (x *Rollout) GetWaves() []*RolloutWave {
+	if x != nil {
+		return x.Waves
+	}
+	return nil
+}
+
+func (x *Rollout) GetSoakSeconds() int64 {
+	if x != nil {
+		return x.SoakSeconds
+	}
+	return 0
+}
+
+func (x *Rollout) GetMaxFailed() uint32 {
+	if x != nil {
+		return x.MaxFailed
+	}
+	return 0
+}
+
+func (x *Rollout) GetTimeoutSeconds() int64 {
+	if x != nil {
+		return x.TimeoutSeconds
+	}
+	return 0
+}
+
+func (x *Rollout) GetAcceptNoReturn() bool {
+	if x != nil {
+		return x.AcceptNoReturn
+	}
+	return false
+}
+
+func (x *Rollout) GetState() string {
+	if x != nil {
+		return x.State
+	}
+	return ""
+}
+
+func (x *Rollout) GetExplanation() string {
+	if x != nil {
+		return x.Explanation
+	}
+	return ""
+}
+
+func (x *Rollout) GetBy() string {
+	if x != nil {
+		return x.By
+	}
+	return ""
+}
+
+func (x *Rollout) GetCreated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Created
+	}
+	return nil
+}
+
+func (x *Rollout) GetUpdated() *timestamppb.Timestamp {
+	if x != nil {
+		return x.Updated
+	}
+	return nil
+}
+
+func (x *Rollout) GetWave() uint32 {
+	if x != nil {
+		return x.Wave
+	}
+	return 0
+}
+
+func (x *Rollout) GetWaveSites() uint32 {
+	if x != nil {
+		return x.WaveSites
+	}
+	return 0
+}
+
+func (x *Rollout) GetSitesTotal() uint32 {
+	if x != nil {
+		return x.SitesTotal
+	}
+	return 0
+}
+
+func (x *Rollout) GetSitesHealthy() uint32 {
+	if x != nil {
+		return x.SitesHealthy
+	}
+	return 0
+}
+
+func (x *Rollout) GetSitesFailed() uint32 {
+	if x != nil {
+		return x.SitesFailed
+	}
+	return 0
+}
+
+func (x *Rollout) GetSites() []*RolloutSite {
+	if x != nil {
+		return x.Sites
+	}
+	return nil
+}
+
+type StartRolloutRequest struct {
+	state   protoimpl.MessageState `protogen:"open.v1"`
+	Name    string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	Stack   string                 `protobuf:"bytes,2,opt,name=stack,proto3" json:"stack,omitempty"`
+	Version string                 `protobuf:"bytes,3,opt,name=version,proto3" json:"version,omitempty"`
+	// Sites with these labels; none: all.
+	Labels map[string]string `protobuf:"bytes,4,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Sites with these labels come first.
+	First          map[string]string `protobuf:"bytes,5,rep,name=first,proto3" json:"first,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	Waves          []*RolloutWave    `protobuf:"bytes,6,rep,name=waves,proto3" json:"waves,omitempty"`
+	SoakSeconds    int64             `protobuf:"varint,7,opt,name=soak_seconds,json=soakSeconds,proto3" json:"soak_seconds,omitempty"`
+	MaxFailed      uint32            `protobuf:"varint,8,opt,name=max_failed,json=maxFailed,proto3" json:"max_failed,omitempty"`
+	TimeoutSeconds int64             `protobuf:"varint,9,opt,name=timeout_seconds,json=timeoutSeconds,proto3" json:"timeout_seconds,omitempty"`
+	AcceptNoReturn bool              `protobuf:"varint,10,opt,name=accept_no_return,json=acceptNoReturn,proto3" json:"accept_no_return,omitempty"`
+	DryRun         bool              `protobuf:"varint,11,opt,name=dry_run,json=dryRun,proto3" json:"dry_run,omitempty"`
+	Reason         string            `protobuf:"bytes,12,opt,name=reason,proto3" json:"reason,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
+}
+
+func (x *StartRolloutRequest) Reset() {
+	*x = StartRolloutRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRolloutRequest) ProtoMessage() {}
+
+func (x *StartRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRolloutRequest.ProtoReflect.Descriptor instead.
+func (*StartRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *StartRolloutRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *StartRolloutRequest) GetStack() string {
+	if x != nil {
+		return x.Stack
+	}
+	return ""
+}
+
+func (x *StartRolloutRequest) GetVersion() string {
+	if x != nil {
+		return x.Version
+	}
+	return ""
+}
+
+func (x *StartRolloutRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *StartRolloutRequest) GetFirst() map[string]string {
+	if x != nil {
+		return x.First
+	}
+	return nil
+}
+
+func (x *StartRolloutRequest) GetWaves() []*RolloutWave {
+	if x != nil {
+		return x.Waves
+	}
+	return nil
+}
+
+func (x *StartRolloutRequest) GetSoakSeconds() int64 {
+	if x != nil {
+		return x.SoakSeconds
+	}
+	return 0
+}
+
+func (x *StartRolloutRequest) GetMaxFailed() uint32 {
+	if x != nil {
+		return x.MaxFailed
+	}
+	return 0
+}
+
+func (x *StartRolloutRequest) GetTimeoutSeconds() int64 {
+	if x != nil {
+		return x.TimeoutSeconds
+	}
+	return 0
+}
+
+func (x *StartRolloutRequest) GetAcceptNoReturn() bool {
+	if x != nil {
+		return x.AcceptNoReturn
+	}
+	return false
+}
+
+func (x *StartRolloutRequest) GetDryRun() bool {
+	if x != nil {
+		return x.DryRun
+	}
+	return false
+}
+
+func (x *StartRolloutRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+type StartRolloutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rollout       *Rollout               `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StartRolloutResponse) Reset() {
+	*x = StartRolloutResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[66]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StartRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StartRolloutResponse) ProtoMessage() {}
+
+func (x *StartRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[66]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StartRolloutResponse.ProtoReflect.Descriptor instead.
+func (*StartRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{66}
+}
+
+func (x *StartRolloutResponse) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+type ListRolloutsRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRolloutsRequest) Reset() {
+	*x = ListRolloutsRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[67]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRolloutsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRolloutsRequest) ProtoMessage() {}
+
+func (x *ListRolloutsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[67]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRolloutsRequest.ProtoReflect.Descriptor instead.
+func (*ListRolloutsRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{67}
+}
+
+type ListRolloutsResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rollouts      []*Rollout             `protobuf:"bytes,1,rep,name=rollouts,proto3" json:"rollouts,omitempty"`
+	Lab           bool                   `protobuf:"varint,2,opt,name=lab,proto3" json:"lab,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListRolloutsResponse) Reset() {
+	*x = ListRolloutsResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListRolloutsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListRolloutsResponse) ProtoMessage() {}
+
+func (x *ListRolloutsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListRolloutsResponse.ProtoReflect.Descriptor instead.
+func (*ListRolloutsResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *ListRolloutsResponse) GetRollouts() []*Rollout {
+	if x != nil {
+		return x.Rollouts
+	}
+	return nil
+}
+
+func (x *ListRolloutsResponse) GetLab() bool {
+	if x != nil {
+		return x.Lab
+	}
+	return false
+}
+
+type GetRolloutRequest struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Name          string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRolloutRequest) Reset() {
+	*x = GetRolloutRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRolloutRequest) ProtoMessage() {}
+
+func (x *GetRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRolloutRequest.ProtoReflect.Descriptor instead.
+func (*GetRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *GetRolloutRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+type GetRolloutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rollout       *Rollout               `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *GetRolloutResponse) Reset() {
+	*x = GetRolloutResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *GetRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*GetRolloutResponse) ProtoMessage() {}
+
+func (x *GetRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use GetRolloutResponse.ProtoReflect.Descriptor instead.
+func (*GetRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *GetRolloutResponse) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
+type ChangeRolloutRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	Name  string                 `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
+	// "pause", "resume" or "abort".
+	Act    string `protobuf:"bytes,2,opt,name=act,proto3" json:"act,omitempty"`
+	Reason string `protobuf:"bytes,3,opt,name=reason,proto3" json:"reason,omitempty"`
+	// Only if it is at this revision; 0: whatever is there.
+	Revision      int64 `protobuf:"varint,4,opt,name=revision,proto3" json:"revision,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeRolloutRequest) Reset() {
+	*x = ChangeRolloutRequest{}
+	mi := &file_muster_v1_management_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeRolloutRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeRolloutRequest) ProtoMessage() {}
+
+func (x *ChangeRolloutRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeRolloutRequest.ProtoReflect.Descriptor instead.
+func (*ChangeRolloutRequest) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *ChangeRolloutRequest) GetName() string {
+	if x != nil {
+		return x.Name
+	}
+	return ""
+}
+
+func (x *ChangeRolloutRequest) GetAct() string {
+	if x != nil {
+		return x.Act
+	}
+	return ""
+}
+
+func (x *ChangeRolloutRequest) GetReason() string {
+	if x != nil {
+		return x.Reason
+	}
+	return ""
+}
+
+func (x *ChangeRolloutRequest) GetRevision() int64 {
+	if x != nil {
+		return x.Revision
+	}
+	return 0
+}
+
+type ChangeRolloutResponse struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	Rollout       *Rollout               `protobuf:"bytes,1,opt,name=rollout,proto3" json:"rollout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ChangeRolloutResponse) Reset() {
+	*x = ChangeRolloutResponse{}
+	mi := &file_muster_v1_management_proto_msgTypes[72]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ChangeRolloutResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ChangeRolloutResponse) ProtoMessage() {}
+
+func (x *ChangeRolloutResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_muster_v1_management_proto_msgTypes[72]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ChangeRolloutResponse.ProtoReflect.Descriptor instead.
+func (*ChangeRolloutResponse) Descriptor() ([]byte, []int) {
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{72}
+}
+
+func (x *ChangeRolloutResponse) GetRollout() *Rollout {
+	if x != nil {
+		return x.Rollout
+	}
+	return nil
+}
+
 type ApplyRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// JSON of one document each (package fleet/declare).
@@ -4229,7 +5026,7 @@ type ApplyRequest struct {
 
 func (x *ApplyRequest) Reset() {
 	*x = ApplyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[62]
+	mi := &file_muster_v1_management_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4241,7 +5038,7 @@ func (x *ApplyRequest) String() string {
 func (*ApplyRequest) ProtoMessage() {}
 
 func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[62]
+	mi := &file_muster_v1_management_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4254,7 +5051,7 @@ func (x *ApplyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyRequest.ProtoReflect.Descriptor instead.
 func (*ApplyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{62}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ApplyRequest) GetDocuments() [][]byte {
@@ -4299,7 +5096,7 @@ type ApplyProblem struct {
 
 func (x *ApplyProblem) Reset() {
 	*x = ApplyProblem{}
-	mi := &file_muster_v1_management_proto_msgTypes[63]
+	mi := &file_muster_v1_management_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4311,7 +5108,7 @@ func (x *ApplyProblem) String() string {
 func (*ApplyProblem) ProtoMessage() {}
 
 func (x *ApplyProblem) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[63]
+	mi := &file_muster_v1_management_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4324,7 +5121,7 @@ func (x *ApplyProblem) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyProblem.ProtoReflect.Descriptor instead.
 func (*ApplyProblem) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{63}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *ApplyProblem) GetDocument() uint32 {
@@ -4376,7 +5173,7 @@ type AppliedObject struct {
 
 func (x *AppliedObject) Reset() {
 	*x = AppliedObject{}
-	mi := &file_muster_v1_management_proto_msgTypes[64]
+	mi := &file_muster_v1_management_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4388,7 +5185,7 @@ func (x *AppliedObject) String() string {
 func (*AppliedObject) ProtoMessage() {}
 
 func (x *AppliedObject) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[64]
+	mi := &file_muster_v1_management_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4401,7 +5198,7 @@ func (x *AppliedObject) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AppliedObject.ProtoReflect.Descriptor instead.
 func (*AppliedObject) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{64}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *AppliedObject) GetDocument() uint32 {
@@ -4472,7 +5269,7 @@ type ApplyResponse struct {
 
 func (x *ApplyResponse) Reset() {
 	*x = ApplyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[65]
+	mi := &file_muster_v1_management_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4484,7 +5281,7 @@ func (x *ApplyResponse) String() string {
 func (*ApplyResponse) ProtoMessage() {}
 
 func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[65]
+	mi := &file_muster_v1_management_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4497,7 +5294,7 @@ func (x *ApplyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ApplyResponse.ProtoReflect.Descriptor instead.
 func (*ApplyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{65}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ApplyResponse) GetObjects() []*AppliedObject {
@@ -4534,7 +5331,7 @@ type ExportRequest struct {
 
 func (x *ExportRequest) Reset() {
 	*x = ExportRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[66]
+	mi := &file_muster_v1_management_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4546,7 +5343,7 @@ func (x *ExportRequest) String() string {
 func (*ExportRequest) ProtoMessage() {}
 
 func (x *ExportRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[66]
+	mi := &file_muster_v1_management_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4559,7 +5356,7 @@ func (x *ExportRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportRequest.ProtoReflect.Descriptor instead.
 func (*ExportRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{66}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ExportRequest) GetKind() string {
@@ -4595,7 +5392,7 @@ type ExportResponse struct {
 
 func (x *ExportResponse) Reset() {
 	*x = ExportResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[67]
+	mi := &file_muster_v1_management_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4607,7 +5404,7 @@ func (x *ExportResponse) String() string {
 func (*ExportResponse) ProtoMessage() {}
 
 func (x *ExportResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[67]
+	mi := &file_muster_v1_management_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4620,7 +5417,7 @@ func (x *ExportResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ExportResponse.ProtoReflect.Descriptor instead.
 func (*ExportResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{67}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ExportResponse) GetDocuments() [][]byte {
@@ -4655,7 +5452,7 @@ type DeleteObjectRequest struct {
 
 func (x *DeleteObjectRequest) Reset() {
 	*x = DeleteObjectRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[68]
+	mi := &file_muster_v1_management_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4667,7 +5464,7 @@ func (x *DeleteObjectRequest) String() string {
 func (*DeleteObjectRequest) ProtoMessage() {}
 
 func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[68]
+	mi := &file_muster_v1_management_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4680,7 +5477,7 @@ func (x *DeleteObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteObjectRequest.ProtoReflect.Descriptor instead.
 func (*DeleteObjectRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{68}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *DeleteObjectRequest) GetKind() string {
@@ -4735,7 +5532,7 @@ type DeleteObjectResponse struct {
 
 func (x *DeleteObjectResponse) Reset() {
 	*x = DeleteObjectResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[69]
+	mi := &file_muster_v1_management_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4747,7 +5544,7 @@ func (x *DeleteObjectResponse) String() string {
 func (*DeleteObjectResponse) ProtoMessage() {}
 
 func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[69]
+	mi := &file_muster_v1_management_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4760,7 +5557,7 @@ func (x *DeleteObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DeleteObjectResponse.ProtoReflect.Descriptor instead.
 func (*DeleteObjectResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{69}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *DeleteObjectResponse) GetNotes() []string {
@@ -4786,7 +5583,7 @@ type LabelObjectRequest struct {
 
 func (x *LabelObjectRequest) Reset() {
 	*x = LabelObjectRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[70]
+	mi := &file_muster_v1_management_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4798,7 +5595,7 @@ func (x *LabelObjectRequest) String() string {
 func (*LabelObjectRequest) ProtoMessage() {}
 
 func (x *LabelObjectRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[70]
+	mi := &file_muster_v1_management_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4811,7 +5608,7 @@ func (x *LabelObjectRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelObjectRequest.ProtoReflect.Descriptor instead.
 func (*LabelObjectRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{70}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *LabelObjectRequest) GetKind() string {
@@ -4867,7 +5664,7 @@ type LabelObjectResponse struct {
 
 func (x *LabelObjectResponse) Reset() {
 	*x = LabelObjectResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[71]
+	mi := &file_muster_v1_management_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4879,7 +5676,7 @@ func (x *LabelObjectResponse) String() string {
 func (*LabelObjectResponse) ProtoMessage() {}
 
 func (x *LabelObjectResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[71]
+	mi := &file_muster_v1_management_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4892,7 +5689,7 @@ func (x *LabelObjectResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LabelObjectResponse.ProtoReflect.Descriptor instead.
 func (*LabelObjectResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{71}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{82}
 }
 
 func (x *LabelObjectResponse) GetLabels() map[string]string {
@@ -4953,7 +5750,7 @@ type CreateOrderRequest struct {
 
 func (x *CreateOrderRequest) Reset() {
 	*x = CreateOrderRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[72]
+	mi := &file_muster_v1_management_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4965,7 +5762,7 @@ func (x *CreateOrderRequest) String() string {
 func (*CreateOrderRequest) ProtoMessage() {}
 
 func (x *CreateOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[72]
+	mi := &file_muster_v1_management_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4978,7 +5775,7 @@ func (x *CreateOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOrderRequest.ProtoReflect.Descriptor instead.
 func (*CreateOrderRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{72}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *CreateOrderRequest) GetKind() string {
@@ -5095,7 +5892,7 @@ type CreateOrderResponse struct {
 
 func (x *CreateOrderResponse) Reset() {
 	*x = CreateOrderResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[73]
+	mi := &file_muster_v1_management_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5107,7 +5904,7 @@ func (x *CreateOrderResponse) String() string {
 func (*CreateOrderResponse) ProtoMessage() {}
 
 func (x *CreateOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[73]
+	mi := &file_muster_v1_management_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5120,7 +5917,7 @@ func (x *CreateOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use CreateOrderResponse.ProtoReflect.Descriptor instead.
 func (*CreateOrderResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{73}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *CreateOrderResponse) GetOrder() *IssuedOrder {
@@ -5164,7 +5961,7 @@ type ListOrdersRequest struct {
 
 func (x *ListOrdersRequest) Reset() {
 	*x = ListOrdersRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[74]
+	mi := &file_muster_v1_management_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5176,7 +5973,7 @@ func (x *ListOrdersRequest) String() string {
 func (*ListOrdersRequest) ProtoMessage() {}
 
 func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[74]
+	mi := &file_muster_v1_management_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5189,7 +5986,7 @@ func (x *ListOrdersRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersRequest.ProtoReflect.Descriptor instead.
 func (*ListOrdersRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{74}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *ListOrdersRequest) GetSite() string {
@@ -5225,7 +6022,7 @@ type ListOrdersResponse struct {
 
 func (x *ListOrdersResponse) Reset() {
 	*x = ListOrdersResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[75]
+	mi := &file_muster_v1_management_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5237,7 +6034,7 @@ func (x *ListOrdersResponse) String() string {
 func (*ListOrdersResponse) ProtoMessage() {}
 
 func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[75]
+	mi := &file_muster_v1_management_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5250,7 +6047,7 @@ func (x *ListOrdersResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListOrdersResponse.ProtoReflect.Descriptor instead.
 func (*ListOrdersResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{75}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ListOrdersResponse) GetOrders() []*IssuedOrder {
@@ -5284,7 +6081,7 @@ type WithdrawOrderRequest struct {
 
 func (x *WithdrawOrderRequest) Reset() {
 	*x = WithdrawOrderRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[76]
+	mi := &file_muster_v1_management_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5296,7 +6093,7 @@ func (x *WithdrawOrderRequest) String() string {
 func (*WithdrawOrderRequest) ProtoMessage() {}
 
 func (x *WithdrawOrderRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[76]
+	mi := &file_muster_v1_management_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5309,7 +6106,7 @@ func (x *WithdrawOrderRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithdrawOrderRequest.ProtoReflect.Descriptor instead.
 func (*WithdrawOrderRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{76}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *WithdrawOrderRequest) GetId() string {
@@ -5335,7 +6132,7 @@ type WithdrawOrderResponse struct {
 
 func (x *WithdrawOrderResponse) Reset() {
 	*x = WithdrawOrderResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[77]
+	mi := &file_muster_v1_management_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5347,7 +6144,7 @@ func (x *WithdrawOrderResponse) String() string {
 func (*WithdrawOrderResponse) ProtoMessage() {}
 
 func (x *WithdrawOrderResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[77]
+	mi := &file_muster_v1_management_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5360,7 +6157,7 @@ func (x *WithdrawOrderResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WithdrawOrderResponse.ProtoReflect.Descriptor instead.
 func (*WithdrawOrderResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{77}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *WithdrawOrderResponse) GetOrder() *IssuedOrder {
@@ -5381,7 +6178,7 @@ type TrustEscrowKeyRequest struct {
 
 func (x *TrustEscrowKeyRequest) Reset() {
 	*x = TrustEscrowKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[78]
+	mi := &file_muster_v1_management_proto_msgTypes[89]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5393,7 +6190,7 @@ func (x *TrustEscrowKeyRequest) String() string {
 func (*TrustEscrowKeyRequest) ProtoMessage() {}
 
 func (x *TrustEscrowKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[78]
+	mi := &file_muster_v1_management_proto_msgTypes[89]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5406,7 +6203,7 @@ func (x *TrustEscrowKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustEscrowKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustEscrowKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{78}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{89}
 }
 
 func (x *TrustEscrowKeyRequest) GetKey() []byte {
@@ -5433,7 +6230,7 @@ type TrustEscrowKeyResponse struct {
 
 func (x *TrustEscrowKeyResponse) Reset() {
 	*x = TrustEscrowKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[79]
+	mi := &file_muster_v1_management_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5445,7 +6242,7 @@ func (x *TrustEscrowKeyResponse) String() string {
 func (*TrustEscrowKeyResponse) ProtoMessage() {}
 
 func (x *TrustEscrowKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[79]
+	mi := &file_muster_v1_management_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5458,7 +6255,7 @@ func (x *TrustEscrowKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustEscrowKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustEscrowKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{79}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{90}
 }
 
 func (x *TrustEscrowKeyResponse) GetKeyId() string {
@@ -5484,7 +6281,7 @@ type ListEscrowRequest struct {
 
 func (x *ListEscrowRequest) Reset() {
 	*x = ListEscrowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[80]
+	mi := &file_muster_v1_management_proto_msgTypes[91]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5496,7 +6293,7 @@ func (x *ListEscrowRequest) String() string {
 func (*ListEscrowRequest) ProtoMessage() {}
 
 func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[80]
+	mi := &file_muster_v1_management_proto_msgTypes[91]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5509,7 +6306,7 @@ func (x *ListEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowRequest.ProtoReflect.Descriptor instead.
 func (*ListEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{80}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{91}
 }
 
 func (x *ListEscrowRequest) GetSite() string {
@@ -5530,7 +6327,7 @@ type ListEscrowResponse struct {
 
 func (x *ListEscrowResponse) Reset() {
 	*x = ListEscrowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[81]
+	mi := &file_muster_v1_management_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5542,7 +6339,7 @@ func (x *ListEscrowResponse) String() string {
 func (*ListEscrowResponse) ProtoMessage() {}
 
 func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[81]
+	mi := &file_muster_v1_management_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5555,7 +6352,7 @@ func (x *ListEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListEscrowResponse.ProtoReflect.Descriptor instead.
 func (*ListEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{81}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{92}
 }
 
 func (x *ListEscrowResponse) GetBlobs() []*EscrowBlob {
@@ -5581,7 +6378,7 @@ type FetchEscrowRequest struct {
 
 func (x *FetchEscrowRequest) Reset() {
 	*x = FetchEscrowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[82]
+	mi := &file_muster_v1_management_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5593,7 +6390,7 @@ func (x *FetchEscrowRequest) String() string {
 func (*FetchEscrowRequest) ProtoMessage() {}
 
 func (x *FetchEscrowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[82]
+	mi := &file_muster_v1_management_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5606,7 +6403,7 @@ func (x *FetchEscrowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchEscrowRequest.ProtoReflect.Descriptor instead.
 func (*FetchEscrowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{82}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{93}
 }
 
 func (x *FetchEscrowRequest) GetId() string {
@@ -5629,7 +6426,7 @@ type FetchEscrowResponse struct {
 
 func (x *FetchEscrowResponse) Reset() {
 	*x = FetchEscrowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[83]
+	mi := &file_muster_v1_management_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5641,7 +6438,7 @@ func (x *FetchEscrowResponse) String() string {
 func (*FetchEscrowResponse) ProtoMessage() {}
 
 func (x *FetchEscrowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[83]
+	mi := &file_muster_v1_management_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5654,7 +6451,7 @@ func (x *FetchEscrowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FetchEscrowResponse.ProtoReflect.Descriptor instead.
 func (*FetchEscrowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{83}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{94}
 }
 
 func (x *FetchEscrowResponse) GetPart() isFetchEscrowResponse_Part {
@@ -5711,7 +6508,7 @@ type PutHandoverRequest struct {
 
 func (x *PutHandoverRequest) Reset() {
 	*x = PutHandoverRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[84]
+	mi := &file_muster_v1_management_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5723,7 +6520,7 @@ func (x *PutHandoverRequest) String() string {
 func (*PutHandoverRequest) ProtoMessage() {}
 
 func (x *PutHandoverRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[84]
+	mi := &file_muster_v1_management_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5736,7 +6533,7 @@ func (x *PutHandoverRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutHandoverRequest.ProtoReflect.Descriptor instead.
 func (*PutHandoverRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{84}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{95}
 }
 
 func (x *PutHandoverRequest) GetPart() isPutHandoverRequest_Part {
@@ -5796,7 +6593,7 @@ type HandoverHeader struct {
 
 func (x *HandoverHeader) Reset() {
 	*x = HandoverHeader{}
-	mi := &file_muster_v1_management_proto_msgTypes[85]
+	mi := &file_muster_v1_management_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5808,7 +6605,7 @@ func (x *HandoverHeader) String() string {
 func (*HandoverHeader) ProtoMessage() {}
 
 func (x *HandoverHeader) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[85]
+	mi := &file_muster_v1_management_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5821,7 +6618,7 @@ func (x *HandoverHeader) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use HandoverHeader.ProtoReflect.Descriptor instead.
 func (*HandoverHeader) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{85}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{96}
 }
 
 func (x *HandoverHeader) GetNode() string {
@@ -5882,7 +6679,7 @@ type PutHandoverResponse struct {
 
 func (x *PutHandoverResponse) Reset() {
 	*x = PutHandoverResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[86]
+	mi := &file_muster_v1_management_proto_msgTypes[97]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5894,7 +6691,7 @@ func (x *PutHandoverResponse) String() string {
 func (*PutHandoverResponse) ProtoMessage() {}
 
 func (x *PutHandoverResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[86]
+	mi := &file_muster_v1_management_proto_msgTypes[97]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5907,7 +6704,7 @@ func (x *PutHandoverResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PutHandoverResponse.ProtoReflect.Descriptor instead.
 func (*PutHandoverResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{86}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{97}
 }
 
 func (x *PutHandoverResponse) GetBlob() *EscrowBlob {
@@ -5925,7 +6722,7 @@ type ListImagesRequest struct {
 
 func (x *ListImagesRequest) Reset() {
 	*x = ListImagesRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[87]
+	mi := &file_muster_v1_management_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5937,7 +6734,7 @@ func (x *ListImagesRequest) String() string {
 func (*ListImagesRequest) ProtoMessage() {}
 
 func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[87]
+	mi := &file_muster_v1_management_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5950,7 +6747,7 @@ func (x *ListImagesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesRequest.ProtoReflect.Descriptor instead.
 func (*ListImagesRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{87}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{98}
 }
 
 type ListImagesResponse struct {
@@ -5963,7 +6760,7 @@ type ListImagesResponse struct {
 
 func (x *ListImagesResponse) Reset() {
 	*x = ListImagesResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[88]
+	mi := &file_muster_v1_management_proto_msgTypes[99]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5975,7 +6772,7 @@ func (x *ListImagesResponse) String() string {
 func (*ListImagesResponse) ProtoMessage() {}
 
 func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[88]
+	mi := &file_muster_v1_management_proto_msgTypes[99]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5988,7 +6785,7 @@ func (x *ListImagesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListImagesResponse.ProtoReflect.Descriptor instead.
 func (*ListImagesResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{88}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{99}
 }
 
 func (x *ListImagesResponse) GetImages() []*Image {
@@ -6015,7 +6812,7 @@ type RegisterImageRequest struct {
 
 func (x *RegisterImageRequest) Reset() {
 	*x = RegisterImageRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[89]
+	mi := &file_muster_v1_management_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6027,7 +6824,7 @@ func (x *RegisterImageRequest) String() string {
 func (*RegisterImageRequest) ProtoMessage() {}
 
 func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[89]
+	mi := &file_muster_v1_management_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6040,7 +6837,7 @@ func (x *RegisterImageRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageRequest.ProtoReflect.Descriptor instead.
 func (*RegisterImageRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{89}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{100}
 }
 
 func (x *RegisterImageRequest) GetManifest() []byte {
@@ -6061,7 +6858,7 @@ type RegisterImageResponse struct {
 
 func (x *RegisterImageResponse) Reset() {
 	*x = RegisterImageResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[90]
+	mi := &file_muster_v1_management_proto_msgTypes[101]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6073,7 +6870,7 @@ func (x *RegisterImageResponse) String() string {
 func (*RegisterImageResponse) ProtoMessage() {}
 
 func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[90]
+	mi := &file_muster_v1_management_proto_msgTypes[101]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6086,7 +6883,7 @@ func (x *RegisterImageResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RegisterImageResponse.ProtoReflect.Descriptor instead.
 func (*RegisterImageResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{90}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{101}
 }
 
 func (x *RegisterImageResponse) GetImage() *Image {
@@ -6114,7 +6911,7 @@ type TrustReleaseKeyRequest struct {
 
 func (x *TrustReleaseKeyRequest) Reset() {
 	*x = TrustReleaseKeyRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[91]
+	mi := &file_muster_v1_management_proto_msgTypes[102]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6126,7 +6923,7 @@ func (x *TrustReleaseKeyRequest) String() string {
 func (*TrustReleaseKeyRequest) ProtoMessage() {}
 
 func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[91]
+	mi := &file_muster_v1_management_proto_msgTypes[102]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6139,7 +6936,7 @@ func (x *TrustReleaseKeyRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyRequest.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{91}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{102}
 }
 
 func (x *TrustReleaseKeyRequest) GetPublicKey() string {
@@ -6167,7 +6964,7 @@ type TrustReleaseKeyResponse struct {
 
 func (x *TrustReleaseKeyResponse) Reset() {
 	*x = TrustReleaseKeyResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[92]
+	mi := &file_muster_v1_management_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6179,7 +6976,7 @@ func (x *TrustReleaseKeyResponse) String() string {
 func (*TrustReleaseKeyResponse) ProtoMessage() {}
 
 func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[92]
+	mi := &file_muster_v1_management_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6192,7 +6989,7 @@ func (x *TrustReleaseKeyResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TrustReleaseKeyResponse.ProtoReflect.Descriptor instead.
 func (*TrustReleaseKeyResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{92}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{103}
 }
 
 func (x *TrustReleaseKeyResponse) GetKeyIds() []string {
@@ -6223,7 +7020,7 @@ type Root struct {
 
 func (x *Root) Reset() {
 	*x = Root{}
-	mi := &file_muster_v1_management_proto_msgTypes[93]
+	mi := &file_muster_v1_management_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6235,7 +7032,7 @@ func (x *Root) String() string {
 func (*Root) ProtoMessage() {}
 
 func (x *Root) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[93]
+	mi := &file_muster_v1_management_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6248,7 +7045,7 @@ func (x *Root) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Root.ProtoReflect.Descriptor instead.
 func (*Root) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{93}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{104}
 }
 
 func (x *Root) GetFile() string {
@@ -6294,7 +7091,7 @@ type ListRootsRequest struct {
 
 func (x *ListRootsRequest) Reset() {
 	*x = ListRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[94]
+	mi := &file_muster_v1_management_proto_msgTypes[105]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6306,7 +7103,7 @@ func (x *ListRootsRequest) String() string {
 func (*ListRootsRequest) ProtoMessage() {}
 
 func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[94]
+	mi := &file_muster_v1_management_proto_msgTypes[105]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6319,7 +7116,7 @@ func (x *ListRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsRequest.ProtoReflect.Descriptor instead.
 func (*ListRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{94}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{105}
 }
 
 type ListRootsResponse struct {
@@ -6334,7 +7131,7 @@ type ListRootsResponse struct {
 
 func (x *ListRootsResponse) Reset() {
 	*x = ListRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[95]
+	mi := &file_muster_v1_management_proto_msgTypes[106]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6346,7 +7143,7 @@ func (x *ListRootsResponse) String() string {
 func (*ListRootsResponse) ProtoMessage() {}
 
 func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[95]
+	mi := &file_muster_v1_management_proto_msgTypes[106]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6359,7 +7156,7 @@ func (x *ListRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListRootsResponse.ProtoReflect.Descriptor instead.
 func (*ListRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{95}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{106}
 }
 
 func (x *ListRootsResponse) GetRoots() []*Root {
@@ -6395,7 +7192,7 @@ type ImportRootsRequest struct {
 
 func (x *ImportRootsRequest) Reset() {
 	*x = ImportRootsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[96]
+	mi := &file_muster_v1_management_proto_msgTypes[107]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6407,7 +7204,7 @@ func (x *ImportRootsRequest) String() string {
 func (*ImportRootsRequest) ProtoMessage() {}
 
 func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[96]
+	mi := &file_muster_v1_management_proto_msgTypes[107]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6420,7 +7217,7 @@ func (x *ImportRootsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsRequest.ProtoReflect.Descriptor instead.
 func (*ImportRootsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{96}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{107}
 }
 
 func (x *ImportRootsRequest) GetCertificates() [][]byte {
@@ -6453,7 +7250,7 @@ type ImportRootsResponse struct {
 
 func (x *ImportRootsResponse) Reset() {
 	*x = ImportRootsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[97]
+	mi := &file_muster_v1_management_proto_msgTypes[108]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6465,7 +7262,7 @@ func (x *ImportRootsResponse) String() string {
 func (*ImportRootsResponse) ProtoMessage() {}
 
 func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[97]
+	mi := &file_muster_v1_management_proto_msgTypes[108]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6478,7 +7275,7 @@ func (x *ImportRootsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ImportRootsResponse.ProtoReflect.Descriptor instead.
 func (*ImportRootsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{97}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{108}
 }
 
 func (x *ImportRootsResponse) GetRoots() []*Root {
@@ -6499,7 +7296,7 @@ type OpenBootWindowRequest struct {
 
 func (x *OpenBootWindowRequest) Reset() {
 	*x = OpenBootWindowRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[98]
+	mi := &file_muster_v1_management_proto_msgTypes[109]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6511,7 +7308,7 @@ func (x *OpenBootWindowRequest) String() string {
 func (*OpenBootWindowRequest) ProtoMessage() {}
 
 func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[98]
+	mi := &file_muster_v1_management_proto_msgTypes[109]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6524,7 +7321,7 @@ func (x *OpenBootWindowRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowRequest.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{98}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{109}
 }
 
 func (x *OpenBootWindowRequest) GetSeconds() uint32 {
@@ -6558,7 +7355,7 @@ type OpenBootWindowResponse struct {
 
 func (x *OpenBootWindowResponse) Reset() {
 	*x = OpenBootWindowResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[99]
+	mi := &file_muster_v1_management_proto_msgTypes[110]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6570,7 +7367,7 @@ func (x *OpenBootWindowResponse) String() string {
 func (*OpenBootWindowResponse) ProtoMessage() {}
 
 func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[99]
+	mi := &file_muster_v1_management_proto_msgTypes[110]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6583,7 +7380,7 @@ func (x *OpenBootWindowResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use OpenBootWindowResponse.ProtoReflect.Descriptor instead.
 func (*OpenBootWindowResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{99}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{110}
 }
 
 func (x *OpenBootWindowResponse) GetUntil() *timestamppb.Timestamp {
@@ -6613,7 +7410,7 @@ type WatchEventsRequest struct {
 
 func (x *WatchEventsRequest) Reset() {
 	*x = WatchEventsRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[100]
+	mi := &file_muster_v1_management_proto_msgTypes[111]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6625,7 +7422,7 @@ func (x *WatchEventsRequest) String() string {
 func (*WatchEventsRequest) ProtoMessage() {}
 
 func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[100]
+	mi := &file_muster_v1_management_proto_msgTypes[111]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6638,7 +7435,7 @@ func (x *WatchEventsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsRequest.ProtoReflect.Descriptor instead.
 func (*WatchEventsRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{100}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{111}
 }
 
 func (x *WatchEventsRequest) GetAfter() uint64 {
@@ -6676,7 +7473,7 @@ type WatchEventsResponse struct {
 
 func (x *WatchEventsResponse) Reset() {
 	*x = WatchEventsResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[101]
+	mi := &file_muster_v1_management_proto_msgTypes[112]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6688,7 +7485,7 @@ func (x *WatchEventsResponse) String() string {
 func (*WatchEventsResponse) ProtoMessage() {}
 
 func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[101]
+	mi := &file_muster_v1_management_proto_msgTypes[112]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6701,7 +7498,7 @@ func (x *WatchEventsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchEventsResponse.ProtoReflect.Descriptor instead.
 func (*WatchEventsResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{101}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{112}
 }
 
 func (x *WatchEventsResponse) GetEvent() *Event {
@@ -6736,7 +7533,7 @@ type ListAuditRequest struct {
 
 func (x *ListAuditRequest) Reset() {
 	*x = ListAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[102]
+	mi := &file_muster_v1_management_proto_msgTypes[113]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6748,7 +7545,7 @@ func (x *ListAuditRequest) String() string {
 func (*ListAuditRequest) ProtoMessage() {}
 
 func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[102]
+	mi := &file_muster_v1_management_proto_msgTypes[113]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6761,7 +7558,7 @@ func (x *ListAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{102}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{113}
 }
 
 func (x *ListAuditRequest) GetAfter() uint64 {
@@ -6826,7 +7623,7 @@ type ListAuditResponse struct {
 
 func (x *ListAuditResponse) Reset() {
 	*x = ListAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[103]
+	mi := &file_muster_v1_management_proto_msgTypes[114]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6838,7 +7635,7 @@ func (x *ListAuditResponse) String() string {
 func (*ListAuditResponse) ProtoMessage() {}
 
 func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[103]
+	mi := &file_muster_v1_management_proto_msgTypes[114]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6851,7 +7648,7 @@ func (x *ListAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{103}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{114}
 }
 
 func (x *ListAuditResponse) GetRecords() []*AuditRecord {
@@ -6883,7 +7680,7 @@ type VerifyAuditRequest struct {
 
 func (x *VerifyAuditRequest) Reset() {
 	*x = VerifyAuditRequest{}
-	mi := &file_muster_v1_management_proto_msgTypes[104]
+	mi := &file_muster_v1_management_proto_msgTypes[115]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6895,7 +7692,7 @@ func (x *VerifyAuditRequest) String() string {
 func (*VerifyAuditRequest) ProtoMessage() {}
 
 func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[104]
+	mi := &file_muster_v1_management_proto_msgTypes[115]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6908,7 +7705,7 @@ func (x *VerifyAuditRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditRequest.ProtoReflect.Descriptor instead.
 func (*VerifyAuditRequest) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{104}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{115}
 }
 
 type VerifyAuditResponse struct {
@@ -6926,7 +7723,7 @@ type VerifyAuditResponse struct {
 
 func (x *VerifyAuditResponse) Reset() {
 	*x = VerifyAuditResponse{}
-	mi := &file_muster_v1_management_proto_msgTypes[105]
+	mi := &file_muster_v1_management_proto_msgTypes[116]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6938,7 +7735,7 @@ func (x *VerifyAuditResponse) String() string {
 func (*VerifyAuditResponse) ProtoMessage() {}
 
 func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_muster_v1_management_proto_msgTypes[105]
+	mi := &file_muster_v1_management_proto_msgTypes[116]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6951,7 +7748,7 @@ func (x *VerifyAuditResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use VerifyAuditResponse.ProtoReflect.Descriptor instead.
 func (*VerifyAuditResponse) Descriptor() ([]byte, []int) {
-	return file_muster_v1_management_proto_rawDescGZIP(), []int{105}
+	return file_muster_v1_management_proto_rawDescGZIP(), []int{116}
 }
 
 func (x *VerifyAuditResponse) GetOk() bool {
@@ -7341,7 +8138,80 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\x1bPublishStackVersionResponse\x125\n" +
 	"\aversion\x18\x01 \x01(\v2\x1b.muster.v1.PublishedVersionR\aversion\x12\x18\n" +
 	"\acreated\x18\x02 \x01(\bR\acreated\x12\x1a\n" +
-	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"\x87\x01\n" +
+	"\bwarnings\x18\x03 \x03(\tR\bwarnings\"=\n" +
+	"\vRolloutWave\x12\x14\n" +
+	"\x05sites\x18\x01 \x01(\rR\x05sites\x12\x18\n" +
+	"\apercent\x18\x02 \x01(\rR\apercent\"\xb5\x01\n" +
+	"\vRolloutSite\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05state\x18\x02 \x01(\tR\x05state\x120\n" +
+	"\x05since\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\x05since\x12\x16\n" +
+	"\x06before\x18\x04 \x01(\tR\x06before\x12\x16\n" +
+	"\x06reason\x18\x05 \x01(\tR\x06reason\x12\x1a\n" +
+	"\bforgiven\x18\x06 \x01(\bR\bforgiven\"\xa5\x05\n" +
+	"\aRollout\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x1a\n" +
+	"\brevision\x18\x02 \x01(\x03R\brevision\x12)\n" +
+	"\x05stack\x18\x03 \x01(\v2\x13.muster.v1.StackRefR\x05stack\x12,\n" +
+	"\x05waves\x18\x04 \x03(\v2\x16.muster.v1.RolloutWaveR\x05waves\x12!\n" +
+	"\fsoak_seconds\x18\x05 \x01(\x03R\vsoakSeconds\x12\x1d\n" +
+	"\n" +
+	"max_failed\x18\x06 \x01(\rR\tmaxFailed\x12'\n" +
+	"\x0ftimeout_seconds\x18\a \x01(\x03R\x0etimeoutSeconds\x12(\n" +
+	"\x10accept_no_return\x18\b \x01(\bR\x0eacceptNoReturn\x12\x14\n" +
+	"\x05state\x18\t \x01(\tR\x05state\x12 \n" +
+	"\vexplanation\x18\n" +
+	" \x01(\tR\vexplanation\x12\x0e\n" +
+	"\x02by\x18\v \x01(\tR\x02by\x124\n" +
+	"\acreated\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\acreated\x124\n" +
+	"\aupdated\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aupdated\x12\x12\n" +
+	"\x04wave\x18\x0e \x01(\rR\x04wave\x12\x1d\n" +
+	"\n" +
+	"wave_sites\x18\x0f \x01(\rR\twaveSites\x12\x1f\n" +
+	"\vsites_total\x18\x10 \x01(\rR\n" +
+	"sitesTotal\x12#\n" +
+	"\rsites_healthy\x18\x11 \x01(\rR\fsitesHealthy\x12!\n" +
+	"\fsites_failed\x18\x12 \x01(\rR\vsitesFailed\x12,\n" +
+	"\x05sites\x18\x13 \x03(\v2\x16.muster.v1.RolloutSiteR\x05sites\"\xc7\x04\n" +
+	"\x13StartRolloutRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
+	"\x05stack\x18\x02 \x01(\tR\x05stack\x12\x18\n" +
+	"\aversion\x18\x03 \x01(\tR\aversion\x12B\n" +
+	"\x06labels\x18\x04 \x03(\v2*.muster.v1.StartRolloutRequest.LabelsEntryR\x06labels\x12?\n" +
+	"\x05first\x18\x05 \x03(\v2).muster.v1.StartRolloutRequest.FirstEntryR\x05first\x12,\n" +
+	"\x05waves\x18\x06 \x03(\v2\x16.muster.v1.RolloutWaveR\x05waves\x12!\n" +
+	"\fsoak_seconds\x18\a \x01(\x03R\vsoakSeconds\x12\x1d\n" +
+	"\n" +
+	"max_failed\x18\b \x01(\rR\tmaxFailed\x12'\n" +
+	"\x0ftimeout_seconds\x18\t \x01(\x03R\x0etimeoutSeconds\x12(\n" +
+	"\x10accept_no_return\x18\n" +
+	" \x01(\bR\x0eacceptNoReturn\x12\x17\n" +
+	"\adry_run\x18\v \x01(\bR\x06dryRun\x12\x16\n" +
+	"\x06reason\x18\f \x01(\tR\x06reason\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a8\n" +
+	"\n" +
+	"FirstEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"D\n" +
+	"\x14StartRolloutResponse\x12,\n" +
+	"\arollout\x18\x01 \x01(\v2\x12.muster.v1.RolloutR\arollout\"\x15\n" +
+	"\x13ListRolloutsRequest\"X\n" +
+	"\x14ListRolloutsResponse\x12.\n" +
+	"\brollouts\x18\x01 \x03(\v2\x12.muster.v1.RolloutR\brollouts\x12\x10\n" +
+	"\x03lab\x18\x02 \x01(\bR\x03lab\"'\n" +
+	"\x11GetRolloutRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\"B\n" +
+	"\x12GetRolloutResponse\x12,\n" +
+	"\arollout\x18\x01 \x01(\v2\x12.muster.v1.RolloutR\arollout\"p\n" +
+	"\x14ChangeRolloutRequest\x12\x12\n" +
+	"\x04name\x18\x01 \x01(\tR\x04name\x12\x10\n" +
+	"\x03act\x18\x02 \x01(\tR\x03act\x12\x16\n" +
+	"\x06reason\x18\x03 \x01(\tR\x06reason\x12\x1a\n" +
+	"\brevision\x18\x04 \x01(\x03R\brevision\"E\n" +
+	"\x15ChangeRolloutResponse\x12,\n" +
+	"\arollout\x18\x01 \x01(\v2\x12.muster.v1.RolloutR\arollout\"\x87\x01\n" +
 	"\fApplyRequest\x12\x1c\n" +
 	"\tdocuments\x18\x01 \x03(\fR\tdocuments\x12\x17\n" +
 	"\adry_run\x18\x02 \x01(\bR\x06dryRun\x12\x16\n" +
@@ -7534,7 +8404,7 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\arecords\x18\x02 \x01(\x04R\arecords\x12\x17\n" +
 	"\abad_seq\x18\x03 \x01(\x04R\x06badSeq\x12\x18\n" +
 	"\aproblem\x18\x04 \x01(\tR\aproblem\x12\x12\n" +
-	"\x04head\x18\x05 \x01(\tR\x04head2\xf4\x1c\n" +
+	"\x04head\x18\x05 \x01(\tR\x04head2\xb5\x1f\n" +
 	"\x11ManagementService\x12F\n" +
 	"\tGetCentre\x12\x1b.muster.v1.GetCentreRequest\x1a\x1c.muster.v1.GetCentreResponse\x12O\n" +
 	"\fListRequests\x12\x1e.muster.v1.ListRequestsRequest\x1a\x1f.muster.v1.ListRequestsResponse\x12I\n" +
@@ -7568,7 +8438,12 @@ const file_muster_v1_management_proto_rawDesc = "" +
 	"\n" +
 	"ListStacks\x12\x1c.muster.v1.ListStacksRequest\x1a\x1d.muster.v1.ListStacksResponse\x12C\n" +
 	"\bGetStack\x12\x1a.muster.v1.GetStackRequest\x1a\x1b.muster.v1.GetStackResponse\x12d\n" +
-	"\x13PublishStackVersion\x12%.muster.v1.PublishStackVersionRequest\x1a&.muster.v1.PublishStackVersionResponse\x12:\n" +
+	"\x13PublishStackVersion\x12%.muster.v1.PublishStackVersionRequest\x1a&.muster.v1.PublishStackVersionResponse\x12O\n" +
+	"\fStartRollout\x12\x1e.muster.v1.StartRolloutRequest\x1a\x1f.muster.v1.StartRolloutResponse\x12O\n" +
+	"\fListRollouts\x12\x1e.muster.v1.ListRolloutsRequest\x1a\x1f.muster.v1.ListRolloutsResponse\x12I\n" +
+	"\n" +
+	"GetRollout\x12\x1c.muster.v1.GetRolloutRequest\x1a\x1d.muster.v1.GetRolloutResponse\x12R\n" +
+	"\rChangeRollout\x12\x1f.muster.v1.ChangeRolloutRequest\x1a .muster.v1.ChangeRolloutResponse\x12:\n" +
 	"\x05Apply\x12\x17.muster.v1.ApplyRequest\x1a\x18.muster.v1.ApplyResponse\x12=\n" +
 	"\x06Export\x12\x18.muster.v1.ExportRequest\x1a\x19.muster.v1.ExportResponse\x12O\n" +
 	"\fDeleteObject\x12\x1e.muster.v1.DeleteObjectRequest\x1a\x1f.muster.v1.DeleteObjectResponse\x12L\n" +
@@ -7605,7 +8480,7 @@ func file_muster_v1_management_proto_rawDescGZIP() []byte {
 	return file_muster_v1_management_proto_rawDescData
 }
 
-var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 119)
+var file_muster_v1_management_proto_msgTypes = make([]protoimpl.MessageInfo, 132)
 var file_muster_v1_management_proto_goTypes = []any{
 	(*GetCentreRequest)(nil),            // 0: muster.v1.GetCentreRequest
 	(*GetCentreResponse)(nil),           // 1: muster.v1.GetCentreResponse
@@ -7669,280 +8544,314 @@ var file_muster_v1_management_proto_goTypes = []any{
 	(*GetStackResponse)(nil),            // 59: muster.v1.GetStackResponse
 	(*PublishStackVersionRequest)(nil),  // 60: muster.v1.PublishStackVersionRequest
 	(*PublishStackVersionResponse)(nil), // 61: muster.v1.PublishStackVersionResponse
-	(*ApplyRequest)(nil),                // 62: muster.v1.ApplyRequest
-	(*ApplyProblem)(nil),                // 63: muster.v1.ApplyProblem
-	(*AppliedObject)(nil),               // 64: muster.v1.AppliedObject
-	(*ApplyResponse)(nil),               // 65: muster.v1.ApplyResponse
-	(*ExportRequest)(nil),               // 66: muster.v1.ExportRequest
-	(*ExportResponse)(nil),              // 67: muster.v1.ExportResponse
-	(*DeleteObjectRequest)(nil),         // 68: muster.v1.DeleteObjectRequest
-	(*DeleteObjectResponse)(nil),        // 69: muster.v1.DeleteObjectResponse
-	(*LabelObjectRequest)(nil),          // 70: muster.v1.LabelObjectRequest
-	(*LabelObjectResponse)(nil),         // 71: muster.v1.LabelObjectResponse
-	(*CreateOrderRequest)(nil),          // 72: muster.v1.CreateOrderRequest
-	(*CreateOrderResponse)(nil),         // 73: muster.v1.CreateOrderResponse
-	(*ListOrdersRequest)(nil),           // 74: muster.v1.ListOrdersRequest
-	(*ListOrdersResponse)(nil),          // 75: muster.v1.ListOrdersResponse
-	(*WithdrawOrderRequest)(nil),        // 76: muster.v1.WithdrawOrderRequest
-	(*WithdrawOrderResponse)(nil),       // 77: muster.v1.WithdrawOrderResponse
-	(*TrustEscrowKeyRequest)(nil),       // 78: muster.v1.TrustEscrowKeyRequest
-	(*TrustEscrowKeyResponse)(nil),      // 79: muster.v1.TrustEscrowKeyResponse
-	(*ListEscrowRequest)(nil),           // 80: muster.v1.ListEscrowRequest
-	(*ListEscrowResponse)(nil),          // 81: muster.v1.ListEscrowResponse
-	(*FetchEscrowRequest)(nil),          // 82: muster.v1.FetchEscrowRequest
-	(*FetchEscrowResponse)(nil),         // 83: muster.v1.FetchEscrowResponse
-	(*PutHandoverRequest)(nil),          // 84: muster.v1.PutHandoverRequest
-	(*HandoverHeader)(nil),              // 85: muster.v1.HandoverHeader
-	(*PutHandoverResponse)(nil),         // 86: muster.v1.PutHandoverResponse
-	(*ListImagesRequest)(nil),           // 87: muster.v1.ListImagesRequest
-	(*ListImagesResponse)(nil),          // 88: muster.v1.ListImagesResponse
-	(*RegisterImageRequest)(nil),        // 89: muster.v1.RegisterImageRequest
-	(*RegisterImageResponse)(nil),       // 90: muster.v1.RegisterImageResponse
-	(*TrustReleaseKeyRequest)(nil),      // 91: muster.v1.TrustReleaseKeyRequest
-	(*TrustReleaseKeyResponse)(nil),     // 92: muster.v1.TrustReleaseKeyResponse
-	(*Root)(nil),                        // 93: muster.v1.Root
-	(*ListRootsRequest)(nil),            // 94: muster.v1.ListRootsRequest
-	(*ListRootsResponse)(nil),           // 95: muster.v1.ListRootsResponse
-	(*ImportRootsRequest)(nil),          // 96: muster.v1.ImportRootsRequest
-	(*ImportRootsResponse)(nil),         // 97: muster.v1.ImportRootsResponse
-	(*OpenBootWindowRequest)(nil),       // 98: muster.v1.OpenBootWindowRequest
-	(*OpenBootWindowResponse)(nil),      // 99: muster.v1.OpenBootWindowResponse
-	(*WatchEventsRequest)(nil),          // 100: muster.v1.WatchEventsRequest
-	(*WatchEventsResponse)(nil),         // 101: muster.v1.WatchEventsResponse
-	(*ListAuditRequest)(nil),            // 102: muster.v1.ListAuditRequest
-	(*ListAuditResponse)(nil),           // 103: muster.v1.ListAuditResponse
-	(*VerifyAuditRequest)(nil),          // 104: muster.v1.VerifyAuditRequest
-	(*VerifyAuditResponse)(nil),         // 105: muster.v1.VerifyAuditResponse
-	nil,                                 // 106: muster.v1.GetCentreResponse.RequestsEntry
-	nil,                                 // 107: muster.v1.GetCentreResponse.NodesEntry
-	nil,                                 // 108: muster.v1.ApproveRequest.LabelsEntry
-	nil,                                 // 109: muster.v1.ImportPreApprovalRequest.LabelsEntry
-	nil,                                 // 110: muster.v1.CreateClaimRequest.LabelsEntry
-	nil,                                 // 111: muster.v1.CreateRuleRequest.LabelsEntry
-	nil,                                 // 112: muster.v1.TestPreApprovalsResponse.LabelsEntry
-	nil,                                 // 113: muster.v1.AssignNodeRequest.LabelsEntry
-	nil,                                 // 114: muster.v1.AssignStackRequest.LabelsEntry
-	nil,                                 // 115: muster.v1.GetDriftRequest.LabelsEntry
-	nil,                                 // 116: muster.v1.StackSummary.SitesEntry
-	nil,                                 // 117: muster.v1.LabelObjectRequest.SetEntry
-	nil,                                 // 118: muster.v1.LabelObjectResponse.LabelsEntry
-	(*Tenant)(nil),                      // 119: muster.v1.Tenant
-	(*timestamppb.Timestamp)(nil),       // 120: google.protobuf.Timestamp
-	(IdentityTrust)(0),                  // 121: muster.v1.IdentityTrust
-	(*Request)(nil),                     // 122: muster.v1.Request
-	(*Event)(nil),                       // 123: muster.v1.Event
-	(*Node)(nil),                        // 124: muster.v1.Node
-	(*PreApproval)(nil),                 // 125: muster.v1.PreApproval
-	(BootTrust)(0),                      // 126: muster.v1.BootTrust
-	(*SystemReport)(nil),                // 127: muster.v1.SystemReport
-	(*NodeReport)(nil),                  // 128: muster.v1.NodeReport
-	(*IssuedOrder)(nil),                 // 129: muster.v1.IssuedOrder
-	(*StackRef)(nil),                    // 130: muster.v1.StackRef
-	(*Site)(nil),                        // 131: muster.v1.Site
-	(*Charter)(nil),                     // 132: muster.v1.Charter
-	(*SiteSettings)(nil),                // 133: muster.v1.SiteSettings
-	(*Admission)(nil),                   // 134: muster.v1.Admission
-	(*Removal)(nil),                     // 135: muster.v1.Removal
-	(SystemState)(0),                    // 136: muster.v1.SystemState
-	(*Stack)(nil),                       // 137: muster.v1.Stack
-	(*PublishedVersion)(nil),            // 138: muster.v1.PublishedVersion
-	(*EscrowBlob)(nil),                  // 139: muster.v1.EscrowBlob
-	(*Image)(nil),                       // 140: muster.v1.Image
-	(*AuditRecord)(nil),                 // 141: muster.v1.AuditRecord
+	(*RolloutWave)(nil),                 // 62: muster.v1.RolloutWave
+	(*RolloutSite)(nil),                 // 63: muster.v1.RolloutSite
+	(*Rollout)(nil),                     // 64: muster.v1.Rollout
+	(*StartRolloutRequest)(nil),         // 65: muster.v1.StartRolloutRequest
+	(*StartRolloutResponse)(nil),        // 66: muster.v1.StartRolloutResponse
+	(*ListRolloutsRequest)(nil),         // 67: muster.v1.ListRolloutsRequest
+	(*ListRolloutsResponse)(nil),        // 68: muster.v1.ListRolloutsResponse
+	(*GetRolloutRequest)(nil),           // 69: muster.v1.GetRolloutRequest
+	(*GetRolloutResponse)(nil),          // 70: muster.v1.GetRolloutResponse
+	(*ChangeRolloutRequest)(nil),        // 71: muster.v1.ChangeRolloutRequest
+	(*ChangeRolloutResponse)(nil),       // 72: muster.v1.ChangeRolloutResponse
+	(*ApplyRequest)(nil),                // 73: muster.v1.ApplyRequest
+	(*ApplyProblem)(nil),                // 74: muster.v1.ApplyProblem
+	(*AppliedObject)(nil),               // 75: muster.v1.AppliedObject
+	(*ApplyResponse)(nil),               // 76: muster.v1.ApplyResponse
+	(*ExportRequest)(nil),               // 77: muster.v1.ExportRequest
+	(*ExportResponse)(nil),              // 78: muster.v1.ExportResponse
+	(*DeleteObjectRequest)(nil),         // 79: muster.v1.DeleteObjectRequest
+	(*DeleteObjectResponse)(nil),        // 80: muster.v1.DeleteObjectResponse
+	(*LabelObjectRequest)(nil),          // 81: muster.v1.LabelObjectRequest
+	(*LabelObjectResponse)(nil),         // 82: muster.v1.LabelObjectResponse
+	(*CreateOrderRequest)(nil),          // 83: muster.v1.CreateOrderRequest
+	(*CreateOrderResponse)(nil),         // 84: muster.v1.CreateOrderResponse
+	(*ListOrdersRequest)(nil),           // 85: muster.v1.ListOrdersRequest
+	(*ListOrdersResponse)(nil),          // 86: muster.v1.ListOrdersResponse
+	(*WithdrawOrderRequest)(nil),        // 87: muster.v1.WithdrawOrderRequest
+	(*WithdrawOrderResponse)(nil),       // 88: muster.v1.WithdrawOrderResponse
+	(*TrustEscrowKeyRequest)(nil),       // 89: muster.v1.TrustEscrowKeyRequest
+	(*TrustEscrowKeyResponse)(nil),      // 90: muster.v1.TrustEscrowKeyResponse
+	(*ListEscrowRequest)(nil),           // 91: muster.v1.ListEscrowRequest
+	(*ListEscrowResponse)(nil),          // 92: muster.v1.ListEscrowResponse
+	(*FetchEscrowRequest)(nil),          // 93: muster.v1.FetchEscrowRequest
+	(*FetchEscrowResponse)(nil),         // 94: muster.v1.FetchEscrowResponse
+	(*PutHandoverRequest)(nil),          // 95: muster.v1.PutHandoverRequest
+	(*HandoverHeader)(nil),              // 96: muster.v1.HandoverHeader
+	(*PutHandoverResponse)(nil),         // 97: muster.v1.PutHandoverResponse
+	(*ListImagesRequest)(nil),           // 98: muster.v1.ListImagesRequest
+	(*ListImagesResponse)(nil),          // 99: muster.v1.ListImagesResponse
+	(*RegisterImageRequest)(nil),        // 100: muster.v1.RegisterImageRequest
+	(*RegisterImageResponse)(nil),       // 101: muster.v1.RegisterImageResponse
+	(*TrustReleaseKeyRequest)(nil),      // 102: muster.v1.TrustReleaseKeyRequest
+	(*TrustReleaseKeyResponse)(nil),     // 103: muster.v1.TrustReleaseKeyResponse
+	(*Root)(nil),                        // 104: muster.v1.Root
+	(*ListRootsRequest)(nil),            // 105: muster.v1.ListRootsRequest
+	(*ListRootsResponse)(nil),           // 106: muster.v1.ListRootsResponse
+	(*ImportRootsRequest)(nil),          // 107: muster.v1.ImportRootsRequest
+	(*ImportRootsResponse)(nil),         // 108: muster.v1.ImportRootsResponse
+	(*OpenBootWindowRequest)(nil),       // 109: muster.v1.OpenBootWindowRequest
+	(*OpenBootWindowResponse)(nil),      // 110: muster.v1.OpenBootWindowResponse
+	(*WatchEventsRequest)(nil),          // 111: muster.v1.WatchEventsRequest
+	(*WatchEventsResponse)(nil),         // 112: muster.v1.WatchEventsResponse
+	(*ListAuditRequest)(nil),            // 113: muster.v1.ListAuditRequest
+	(*ListAuditResponse)(nil),           // 114: muster.v1.ListAuditResponse
+	(*VerifyAuditRequest)(nil),          // 115: muster.v1.VerifyAuditRequest
+	(*VerifyAuditResponse)(nil),         // 116: muster.v1.VerifyAuditResponse
+	nil,                                 // 117: muster.v1.GetCentreResponse.RequestsEntry
+	nil,                                 // 118: muster.v1.GetCentreResponse.NodesEntry
+	nil,                                 // 119: muster.v1.ApproveRequest.LabelsEntry
+	nil,                                 // 120: muster.v1.ImportPreApprovalRequest.LabelsEntry
+	nil,                                 // 121: muster.v1.CreateClaimRequest.LabelsEntry
+	nil,                                 // 122: muster.v1.CreateRuleRequest.LabelsEntry
+	nil,                                 // 123: muster.v1.TestPreApprovalsResponse.LabelsEntry
+	nil,                                 // 124: muster.v1.AssignNodeRequest.LabelsEntry
+	nil,                                 // 125: muster.v1.AssignStackRequest.LabelsEntry
+	nil,                                 // 126: muster.v1.GetDriftRequest.LabelsEntry
+	nil,                                 // 127: muster.v1.StackSummary.SitesEntry
+	nil,                                 // 128: muster.v1.StartRolloutRequest.LabelsEntry
+	nil,                                 // 129: muster.v1.StartRolloutRequest.FirstEntry
+	nil,                                 // 130: muster.v1.LabelObjectRequest.SetEntry
+	nil,                                 // 131: muster.v1.LabelObjectResponse.LabelsEntry
+	(*Tenant)(nil),                      // 132: muster.v1.Tenant
+	(*timestamppb.Timestamp)(nil),       // 133: google.protobuf.Timestamp
+	(IdentityTrust)(0),                  // 134: muster.v1.IdentityTrust
+	(*Request)(nil),                     // 135: muster.v1.Request
+	(*Event)(nil),                       // 136: muster.v1.Event
+	(*Node)(nil),                        // 137: muster.v1.Node
+	(*PreApproval)(nil),                 // 138: muster.v1.PreApproval
+	(BootTrust)(0),                      // 139: muster.v1.BootTrust
+	(*SystemReport)(nil),                // 140: muster.v1.SystemReport
+	(*NodeReport)(nil),                  // 141: muster.v1.NodeReport
+	(*IssuedOrder)(nil),                 // 142: muster.v1.IssuedOrder
+	(*StackRef)(nil),                    // 143: muster.v1.StackRef
+	(*Site)(nil),                        // 144: muster.v1.Site
+	(*Charter)(nil),                     // 145: muster.v1.Charter
+	(*SiteSettings)(nil),                // 146: muster.v1.SiteSettings
+	(*Admission)(nil),                   // 147: muster.v1.Admission
+	(*Removal)(nil),                     // 148: muster.v1.Removal
+	(SystemState)(0),                    // 149: muster.v1.SystemState
+	(*Stack)(nil),                       // 150: muster.v1.Stack
+	(*PublishedVersion)(nil),            // 151: muster.v1.PublishedVersion
+	(*EscrowBlob)(nil),                  // 152: muster.v1.EscrowBlob
+	(*Image)(nil),                       // 153: muster.v1.Image
+	(*AuditRecord)(nil),                 // 154: muster.v1.AuditRecord
 }
 var file_muster_v1_management_proto_depIdxs = []int32{
-	119, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
-	120, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
-	106, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
-	107, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
-	121, // 4: muster.v1.ListRequestsRequest.identities:type_name -> muster.v1.IdentityTrust
-	122, // 5: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
-	122, // 6: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
-	123, // 7: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
-	108, // 8: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
-	122, // 9: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
-	122, // 10: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
-	122, // 11: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
-	124, // 12: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
-	122, // 13: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
-	109, // 14: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
-	125, // 15: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	132, // 0: muster.v1.GetCentreResponse.tenant:type_name -> muster.v1.Tenant
+	133, // 1: muster.v1.GetCentreResponse.now:type_name -> google.protobuf.Timestamp
+	117, // 2: muster.v1.GetCentreResponse.requests:type_name -> muster.v1.GetCentreResponse.RequestsEntry
+	118, // 3: muster.v1.GetCentreResponse.nodes:type_name -> muster.v1.GetCentreResponse.NodesEntry
+	134, // 4: muster.v1.ListRequestsRequest.identities:type_name -> muster.v1.IdentityTrust
+	135, // 5: muster.v1.ListRequestsResponse.requests:type_name -> muster.v1.Request
+	135, // 6: muster.v1.GetRequestResponse.request:type_name -> muster.v1.Request
+	136, // 7: muster.v1.GetRequestResponse.boot_events:type_name -> muster.v1.Event
+	119, // 8: muster.v1.ApproveRequest.labels:type_name -> muster.v1.ApproveRequest.LabelsEntry
+	135, // 9: muster.v1.ApproveResponse.request:type_name -> muster.v1.Request
+	135, // 10: muster.v1.RejectResponse.request:type_name -> muster.v1.Request
+	135, // 11: muster.v1.ReleaseResponse.request:type_name -> muster.v1.Request
+	137, // 12: muster.v1.ReplaceResponse.old:type_name -> muster.v1.Node
+	135, // 13: muster.v1.ReplaceResponse.new:type_name -> muster.v1.Request
+	120, // 14: muster.v1.ImportPreApprovalRequest.labels:type_name -> muster.v1.ImportPreApprovalRequest.LabelsEntry
+	138, // 15: muster.v1.ImportPreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
 	15,  // 16: muster.v1.ImportPreApprovalResponse.problems:type_name -> muster.v1.LineProblem
-	110, // 17: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
-	125, // 18: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
-	111, // 19: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
-	121, // 20: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
-	126, // 21: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
-	125, // 22: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
-	125, // 23: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
-	125, // 24: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
-	112, // 25: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
+	121, // 17: muster.v1.CreateClaimRequest.labels:type_name -> muster.v1.CreateClaimRequest.LabelsEntry
+	138, // 18: muster.v1.CreateClaimResponse.pre_approval:type_name -> muster.v1.PreApproval
+	122, // 19: muster.v1.CreateRuleRequest.labels:type_name -> muster.v1.CreateRuleRequest.LabelsEntry
+	134, // 20: muster.v1.CreateRuleRequest.min_identity:type_name -> muster.v1.IdentityTrust
+	139, // 21: muster.v1.CreateRuleRequest.min_boot:type_name -> muster.v1.BootTrust
+	138, // 22: muster.v1.CreateRuleResponse.pre_approval:type_name -> muster.v1.PreApproval
+	138, // 23: muster.v1.ListPreApprovalsResponse.pre_approvals:type_name -> muster.v1.PreApproval
+	138, // 24: muster.v1.RemovePreApprovalResponse.pre_approval:type_name -> muster.v1.PreApproval
+	123, // 25: muster.v1.TestPreApprovalsResponse.labels:type_name -> muster.v1.TestPreApprovalsResponse.LabelsEntry
 	26,  // 26: muster.v1.TestPreApprovalsResponse.tried:type_name -> muster.v1.TriedPreApproval
-	124, // 27: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
-	127, // 28: muster.v1.ListNodesResponse.systems:type_name -> muster.v1.SystemReport
-	124, // 29: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
-	122, // 30: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
-	128, // 31: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
-	127, // 32: muster.v1.GetNodeResponse.system:type_name -> muster.v1.SystemReport
-	129, // 33: muster.v1.GetNodeResponse.orders:type_name -> muster.v1.IssuedOrder
-	130, // 34: muster.v1.GetNodeResponse.desired:type_name -> muster.v1.StackRef
-	120, // 35: muster.v1.GetNodeResponse.now:type_name -> google.protobuf.Timestamp
-	124, // 36: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
-	124, // 37: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
-	131, // 38: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
-	131, // 39: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
-	132, // 40: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
-	124, // 41: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
-	128, // 42: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
-	129, // 43: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
-	120, // 44: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
-	127, // 45: muster.v1.GetSiteResponse.systems:type_name -> muster.v1.SystemReport
+	137, // 27: muster.v1.ListNodesResponse.nodes:type_name -> muster.v1.Node
+	140, // 28: muster.v1.ListNodesResponse.systems:type_name -> muster.v1.SystemReport
+	137, // 29: muster.v1.GetNodeResponse.node:type_name -> muster.v1.Node
+	135, // 30: muster.v1.GetNodeResponse.requests:type_name -> muster.v1.Request
+	141, // 31: muster.v1.GetNodeResponse.report:type_name -> muster.v1.NodeReport
+	140, // 32: muster.v1.GetNodeResponse.system:type_name -> muster.v1.SystemReport
+	142, // 33: muster.v1.GetNodeResponse.orders:type_name -> muster.v1.IssuedOrder
+	143, // 34: muster.v1.GetNodeResponse.desired:type_name -> muster.v1.StackRef
+	133, // 35: muster.v1.GetNodeResponse.now:type_name -> google.protobuf.Timestamp
+	137, // 36: muster.v1.DenyNodeResponse.node:type_name -> muster.v1.Node
+	137, // 37: muster.v1.AllowNodeResponse.node:type_name -> muster.v1.Node
+	144, // 38: muster.v1.ListSitesResponse.sites:type_name -> muster.v1.Site
+	144, // 39: muster.v1.GetSiteResponse.site:type_name -> muster.v1.Site
+	145, // 40: muster.v1.GetSiteResponse.charter:type_name -> muster.v1.Charter
+	137, // 41: muster.v1.GetSiteResponse.nodes:type_name -> muster.v1.Node
+	141, // 42: muster.v1.GetSiteResponse.reports:type_name -> muster.v1.NodeReport
+	142, // 43: muster.v1.GetSiteResponse.orders:type_name -> muster.v1.IssuedOrder
+	133, // 44: muster.v1.GetSiteResponse.now:type_name -> google.protobuf.Timestamp
+	140, // 45: muster.v1.GetSiteResponse.systems:type_name -> muster.v1.SystemReport
 	53,  // 46: muster.v1.GetSiteResponse.drift:type_name -> muster.v1.SiteDrift
-	133, // 47: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
-	131, // 48: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
-	132, // 49: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
-	131, // 50: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
-	113, // 51: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
-	124, // 52: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
-	134, // 53: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
-	124, // 54: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
-	135, // 55: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
-	114, // 56: muster.v1.AssignStackRequest.labels:type_name -> muster.v1.AssignStackRequest.LabelsEntry
-	131, // 57: muster.v1.AssignedSite.site:type_name -> muster.v1.Site
+	146, // 47: muster.v1.SetSiteRequest.settings:type_name -> muster.v1.SiteSettings
+	144, // 48: muster.v1.SetSiteResponse.site:type_name -> muster.v1.Site
+	145, // 49: muster.v1.SetSiteResponse.charter:type_name -> muster.v1.Charter
+	144, // 50: muster.v1.ConfirmSiteResponse.site:type_name -> muster.v1.Site
+	124, // 51: muster.v1.AssignNodeRequest.labels:type_name -> muster.v1.AssignNodeRequest.LabelsEntry
+	137, // 52: muster.v1.AssignNodeResponse.node:type_name -> muster.v1.Node
+	147, // 53: muster.v1.AssignNodeResponse.admission:type_name -> muster.v1.Admission
+	137, // 54: muster.v1.RemoveNodeResponse.node:type_name -> muster.v1.Node
+	148, // 55: muster.v1.RemoveNodeResponse.removal:type_name -> muster.v1.Removal
+	125, // 56: muster.v1.AssignStackRequest.labels:type_name -> muster.v1.AssignStackRequest.LabelsEntry
+	144, // 57: muster.v1.AssignedSite.site:type_name -> muster.v1.Site
 	49,  // 58: muster.v1.AssignStackResponse.sites:type_name -> muster.v1.AssignedSite
-	115, // 59: muster.v1.GetDriftRequest.labels:type_name -> muster.v1.GetDriftRequest.LabelsEntry
-	120, // 60: muster.v1.NodeDrift.last_heard:type_name -> google.protobuf.Timestamp
-	136, // 61: muster.v1.NodeDrift.state:type_name -> muster.v1.SystemState
-	120, // 62: muster.v1.SiteDrift.last_heard:type_name -> google.protobuf.Timestamp
+	126, // 59: muster.v1.GetDriftRequest.labels:type_name -> muster.v1.GetDriftRequest.LabelsEntry
+	133, // 60: muster.v1.NodeDrift.last_heard:type_name -> google.protobuf.Timestamp
+	149, // 61: muster.v1.NodeDrift.state:type_name -> muster.v1.SystemState
+	133, // 62: muster.v1.SiteDrift.last_heard:type_name -> google.protobuf.Timestamp
 	52,  // 63: muster.v1.SiteDrift.outliers:type_name -> muster.v1.NodeDrift
 	53,  // 64: muster.v1.GetDriftResponse.outliers:type_name -> muster.v1.SiteDrift
-	120, // 65: muster.v1.GetDriftResponse.now:type_name -> google.protobuf.Timestamp
-	137, // 66: muster.v1.StackSummary.stack:type_name -> muster.v1.Stack
-	138, // 67: muster.v1.StackSummary.versions:type_name -> muster.v1.PublishedVersion
-	116, // 68: muster.v1.StackSummary.sites:type_name -> muster.v1.StackSummary.SitesEntry
+	133, // 65: muster.v1.GetDriftResponse.now:type_name -> google.protobuf.Timestamp
+	150, // 66: muster.v1.StackSummary.stack:type_name -> muster.v1.Stack
+	151, // 67: muster.v1.StackSummary.versions:type_name -> muster.v1.PublishedVersion
+	127, // 68: muster.v1.StackSummary.sites:type_name -> muster.v1.StackSummary.SitesEntry
 	56,  // 69: muster.v1.ListStacksResponse.stacks:type_name -> muster.v1.StackSummary
 	56,  // 70: muster.v1.GetStackResponse.stack:type_name -> muster.v1.StackSummary
-	138, // 71: muster.v1.PublishStackVersionResponse.version:type_name -> muster.v1.PublishedVersion
-	64,  // 72: muster.v1.ApplyResponse.objects:type_name -> muster.v1.AppliedObject
-	63,  // 73: muster.v1.ApplyResponse.problems:type_name -> muster.v1.ApplyProblem
-	117, // 74: muster.v1.LabelObjectRequest.set:type_name -> muster.v1.LabelObjectRequest.SetEntry
-	118, // 75: muster.v1.LabelObjectResponse.labels:type_name -> muster.v1.LabelObjectResponse.LabelsEntry
-	129, // 76: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	129, // 77: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
-	129, // 78: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
-	139, // 79: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
-	139, // 80: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
-	85,  // 81: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
-	139, // 82: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
-	140, // 83: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
-	140, // 84: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
-	120, // 85: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
-	93,  // 86: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
-	93,  // 87: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
-	120, // 88: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
-	123, // 89: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
-	141, // 90: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
-	0,   // 91: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
-	2,   // 92: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
-	4,   // 93: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
-	6,   // 94: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
-	8,   // 95: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
-	10,  // 96: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
-	12,  // 97: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
-	14,  // 98: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
-	17,  // 99: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
-	19,  // 100: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
-	21,  // 101: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
-	23,  // 102: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
-	25,  // 103: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
-	28,  // 104: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
-	30,  // 105: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
-	32,  // 106: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
-	34,  // 107: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
-	44,  // 108: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
-	46,  // 109: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
-	36,  // 110: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
-	38,  // 111: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
-	40,  // 112: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
-	42,  // 113: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
-	48,  // 114: muster.v1.ManagementService.AssignStack:input_type -> muster.v1.AssignStackRequest
-	51,  // 115: muster.v1.ManagementService.GetDrift:input_type -> muster.v1.GetDriftRequest
-	55,  // 116: muster.v1.ManagementService.ListStacks:input_type -> muster.v1.ListStacksRequest
-	58,  // 117: muster.v1.ManagementService.GetStack:input_type -> muster.v1.GetStackRequest
-	60,  // 118: muster.v1.ManagementService.PublishStackVersion:input_type -> muster.v1.PublishStackVersionRequest
-	62,  // 119: muster.v1.ManagementService.Apply:input_type -> muster.v1.ApplyRequest
-	66,  // 120: muster.v1.ManagementService.Export:input_type -> muster.v1.ExportRequest
-	68,  // 121: muster.v1.ManagementService.DeleteObject:input_type -> muster.v1.DeleteObjectRequest
-	70,  // 122: muster.v1.ManagementService.LabelObject:input_type -> muster.v1.LabelObjectRequest
-	72,  // 123: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
-	74,  // 124: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
-	76,  // 125: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
-	78,  // 126: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
-	80,  // 127: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
-	82,  // 128: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
-	84,  // 129: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
-	87,  // 130: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
-	89,  // 131: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
-	91,  // 132: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
-	94,  // 133: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
-	96,  // 134: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
-	98,  // 135: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
-	100, // 136: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
-	102, // 137: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
-	104, // 138: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
-	1,   // 139: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
-	3,   // 140: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
-	5,   // 141: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
-	7,   // 142: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
-	9,   // 143: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
-	11,  // 144: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
-	13,  // 145: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
-	16,  // 146: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
-	18,  // 147: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
-	20,  // 148: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
-	22,  // 149: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
-	24,  // 150: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
-	27,  // 151: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
-	29,  // 152: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
-	31,  // 153: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
-	33,  // 154: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
-	35,  // 155: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
-	45,  // 156: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
-	47,  // 157: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
-	37,  // 158: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
-	39,  // 159: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
-	41,  // 160: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
-	43,  // 161: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
-	50,  // 162: muster.v1.ManagementService.AssignStack:output_type -> muster.v1.AssignStackResponse
-	54,  // 163: muster.v1.ManagementService.GetDrift:output_type -> muster.v1.GetDriftResponse
-	57,  // 164: muster.v1.ManagementService.ListStacks:output_type -> muster.v1.ListStacksResponse
-	59,  // 165: muster.v1.ManagementService.GetStack:output_type -> muster.v1.GetStackResponse
-	61,  // 166: muster.v1.ManagementService.PublishStackVersion:output_type -> muster.v1.PublishStackVersionResponse
-	65,  // 167: muster.v1.ManagementService.Apply:output_type -> muster.v1.ApplyResponse
-	67,  // 168: muster.v1.ManagementService.Export:output_type -> muster.v1.ExportResponse
-	69,  // 169: muster.v1.ManagementService.DeleteObject:output_type -> muster.v1.DeleteObjectResponse
-	71,  // 170: muster.v1.ManagementService.LabelObject:output_type -> muster.v1.LabelObjectResponse
-	73,  // 171: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
-	75,  // 172: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
-	77,  // 173: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
-	79,  // 174: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
-	81,  // 175: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
-	83,  // 176: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
-	86,  // 177: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
-	88,  // 178: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
-	90,  // 179: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
-	92,  // 180: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
-	95,  // 181: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
-	97,  // 182: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
-	99,  // 183: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
-	101, // 184: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
-	103, // 185: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
-	105, // 186: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
-	139, // [139:187] is the sub-list for method output_type
-	91,  // [91:139] is the sub-list for method input_type
-	91,  // [91:91] is the sub-list for extension type_name
-	91,  // [91:91] is the sub-list for extension extendee
-	0,   // [0:91] is the sub-list for field type_name
+	151, // 71: muster.v1.PublishStackVersionResponse.version:type_name -> muster.v1.PublishedVersion
+	133, // 72: muster.v1.RolloutSite.since:type_name -> google.protobuf.Timestamp
+	143, // 73: muster.v1.Rollout.stack:type_name -> muster.v1.StackRef
+	62,  // 74: muster.v1.Rollout.waves:type_name -> muster.v1.RolloutWave
+	133, // 75: muster.v1.Rollout.created:type_name -> google.protobuf.Timestamp
+	133, // 76: muster.v1.Rollout.updated:type_name -> google.protobuf.Timestamp
+	63,  // 77: muster.v1.Rollout.sites:type_name -> muster.v1.RolloutSite
+	128, // 78: muster.v1.StartRolloutRequest.labels:type_name -> muster.v1.StartRolloutRequest.LabelsEntry
+	129, // 79: muster.v1.StartRolloutRequest.first:type_name -> muster.v1.StartRolloutRequest.FirstEntry
+	62,  // 80: muster.v1.StartRolloutRequest.waves:type_name -> muster.v1.RolloutWave
+	64,  // 81: muster.v1.StartRolloutResponse.rollout:type_name -> muster.v1.Rollout
+	64,  // 82: muster.v1.ListRolloutsResponse.rollouts:type_name -> muster.v1.Rollout
+	64,  // 83: muster.v1.GetRolloutResponse.rollout:type_name -> muster.v1.Rollout
+	64,  // 84: muster.v1.ChangeRolloutResponse.rollout:type_name -> muster.v1.Rollout
+	75,  // 85: muster.v1.ApplyResponse.objects:type_name -> muster.v1.AppliedObject
+	74,  // 86: muster.v1.ApplyResponse.problems:type_name -> muster.v1.ApplyProblem
+	130, // 87: muster.v1.LabelObjectRequest.set:type_name -> muster.v1.LabelObjectRequest.SetEntry
+	131, // 88: muster.v1.LabelObjectResponse.labels:type_name -> muster.v1.LabelObjectResponse.LabelsEntry
+	142, // 89: muster.v1.CreateOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	142, // 90: muster.v1.ListOrdersResponse.orders:type_name -> muster.v1.IssuedOrder
+	142, // 91: muster.v1.WithdrawOrderResponse.order:type_name -> muster.v1.IssuedOrder
+	152, // 92: muster.v1.ListEscrowResponse.blobs:type_name -> muster.v1.EscrowBlob
+	152, // 93: muster.v1.FetchEscrowResponse.blob:type_name -> muster.v1.EscrowBlob
+	96,  // 94: muster.v1.PutHandoverRequest.header:type_name -> muster.v1.HandoverHeader
+	152, // 95: muster.v1.PutHandoverResponse.blob:type_name -> muster.v1.EscrowBlob
+	153, // 96: muster.v1.ListImagesResponse.images:type_name -> muster.v1.Image
+	153, // 97: muster.v1.RegisterImageResponse.image:type_name -> muster.v1.Image
+	133, // 98: muster.v1.Root.not_after:type_name -> google.protobuf.Timestamp
+	104, // 99: muster.v1.ListRootsResponse.roots:type_name -> muster.v1.Root
+	104, // 100: muster.v1.ImportRootsResponse.roots:type_name -> muster.v1.Root
+	133, // 101: muster.v1.OpenBootWindowResponse.until:type_name -> google.protobuf.Timestamp
+	136, // 102: muster.v1.WatchEventsResponse.event:type_name -> muster.v1.Event
+	154, // 103: muster.v1.ListAuditResponse.records:type_name -> muster.v1.AuditRecord
+	0,   // 104: muster.v1.ManagementService.GetCentre:input_type -> muster.v1.GetCentreRequest
+	2,   // 105: muster.v1.ManagementService.ListRequests:input_type -> muster.v1.ListRequestsRequest
+	4,   // 106: muster.v1.ManagementService.GetRequest:input_type -> muster.v1.GetRequestRequest
+	6,   // 107: muster.v1.ManagementService.Approve:input_type -> muster.v1.ApproveRequest
+	8,   // 108: muster.v1.ManagementService.Reject:input_type -> muster.v1.RejectRequest
+	10,  // 109: muster.v1.ManagementService.Release:input_type -> muster.v1.ReleaseRequest
+	12,  // 110: muster.v1.ManagementService.Replace:input_type -> muster.v1.ReplaceRequest
+	14,  // 111: muster.v1.ManagementService.ImportPreApproval:input_type -> muster.v1.ImportPreApprovalRequest
+	17,  // 112: muster.v1.ManagementService.CreateClaim:input_type -> muster.v1.CreateClaimRequest
+	19,  // 113: muster.v1.ManagementService.CreateRule:input_type -> muster.v1.CreateRuleRequest
+	21,  // 114: muster.v1.ManagementService.ListPreApprovals:input_type -> muster.v1.ListPreApprovalsRequest
+	23,  // 115: muster.v1.ManagementService.RemovePreApproval:input_type -> muster.v1.RemovePreApprovalRequest
+	25,  // 116: muster.v1.ManagementService.TestPreApprovals:input_type -> muster.v1.TestPreApprovalsRequest
+	28,  // 117: muster.v1.ManagementService.ListNodes:input_type -> muster.v1.ListNodesRequest
+	30,  // 118: muster.v1.ManagementService.GetNode:input_type -> muster.v1.GetNodeRequest
+	32,  // 119: muster.v1.ManagementService.DenyNode:input_type -> muster.v1.DenyNodeRequest
+	34,  // 120: muster.v1.ManagementService.AllowNode:input_type -> muster.v1.AllowNodeRequest
+	44,  // 121: muster.v1.ManagementService.AssignNode:input_type -> muster.v1.AssignNodeRequest
+	46,  // 122: muster.v1.ManagementService.RemoveNode:input_type -> muster.v1.RemoveNodeRequest
+	36,  // 123: muster.v1.ManagementService.ListSites:input_type -> muster.v1.ListSitesRequest
+	38,  // 124: muster.v1.ManagementService.GetSite:input_type -> muster.v1.GetSiteRequest
+	40,  // 125: muster.v1.ManagementService.SetSite:input_type -> muster.v1.SetSiteRequest
+	42,  // 126: muster.v1.ManagementService.ConfirmSite:input_type -> muster.v1.ConfirmSiteRequest
+	48,  // 127: muster.v1.ManagementService.AssignStack:input_type -> muster.v1.AssignStackRequest
+	51,  // 128: muster.v1.ManagementService.GetDrift:input_type -> muster.v1.GetDriftRequest
+	55,  // 129: muster.v1.ManagementService.ListStacks:input_type -> muster.v1.ListStacksRequest
+	58,  // 130: muster.v1.ManagementService.GetStack:input_type -> muster.v1.GetStackRequest
+	60,  // 131: muster.v1.ManagementService.PublishStackVersion:input_type -> muster.v1.PublishStackVersionRequest
+	65,  // 132: muster.v1.ManagementService.StartRollout:input_type -> muster.v1.StartRolloutRequest
+	67,  // 133: muster.v1.ManagementService.ListRollouts:input_type -> muster.v1.ListRolloutsRequest
+	69,  // 134: muster.v1.ManagementService.GetRollout:input_type -> muster.v1.GetRolloutRequest
+	71,  // 135: muster.v1.ManagementService.ChangeRollout:input_type -> muster.v1.ChangeRolloutRequest
+	73,  // 136: muster.v1.ManagementService.Apply:input_type -> muster.v1.ApplyRequest
+	77,  // 137: muster.v1.ManagementService.Export:input_type -> muster.v1.ExportRequest
+	79,  // 138: muster.v1.ManagementService.DeleteObject:input_type -> muster.v1.DeleteObjectRequest
+	81,  // 139: muster.v1.ManagementService.LabelObject:input_type -> muster.v1.LabelObjectRequest
+	83,  // 140: muster.v1.ManagementService.CreateOrder:input_type -> muster.v1.CreateOrderRequest
+	85,  // 141: muster.v1.ManagementService.ListOrders:input_type -> muster.v1.ListOrdersRequest
+	87,  // 142: muster.v1.ManagementService.WithdrawOrder:input_type -> muster.v1.WithdrawOrderRequest
+	89,  // 143: muster.v1.ManagementService.TrustEscrowKey:input_type -> muster.v1.TrustEscrowKeyRequest
+	91,  // 144: muster.v1.ManagementService.ListEscrow:input_type -> muster.v1.ListEscrowRequest
+	93,  // 145: muster.v1.ManagementService.FetchEscrow:input_type -> muster.v1.FetchEscrowRequest
+	95,  // 146: muster.v1.ManagementService.PutHandover:input_type -> muster.v1.PutHandoverRequest
+	98,  // 147: muster.v1.ManagementService.ListImages:input_type -> muster.v1.ListImagesRequest
+	100, // 148: muster.v1.ManagementService.RegisterImage:input_type -> muster.v1.RegisterImageRequest
+	102, // 149: muster.v1.ManagementService.TrustReleaseKey:input_type -> muster.v1.TrustReleaseKeyRequest
+	105, // 150: muster.v1.ManagementService.ListRoots:input_type -> muster.v1.ListRootsRequest
+	107, // 151: muster.v1.ManagementService.ImportRoots:input_type -> muster.v1.ImportRootsRequest
+	109, // 152: muster.v1.ManagementService.OpenBootWindow:input_type -> muster.v1.OpenBootWindowRequest
+	111, // 153: muster.v1.ManagementService.WatchEvents:input_type -> muster.v1.WatchEventsRequest
+	113, // 154: muster.v1.ManagementService.ListAudit:input_type -> muster.v1.ListAuditRequest
+	115, // 155: muster.v1.ManagementService.VerifyAudit:input_type -> muster.v1.VerifyAuditRequest
+	1,   // 156: muster.v1.ManagementService.GetCentre:output_type -> muster.v1.GetCentreResponse
+	3,   // 157: muster.v1.ManagementService.ListRequests:output_type -> muster.v1.ListRequestsResponse
+	5,   // 158: muster.v1.ManagementService.GetRequest:output_type -> muster.v1.GetRequestResponse
+	7,   // 159: muster.v1.ManagementService.Approve:output_type -> muster.v1.ApproveResponse
+	9,   // 160: muster.v1.ManagementService.Reject:output_type -> muster.v1.RejectResponse
+	11,  // 161: muster.v1.ManagementService.Release:output_type -> muster.v1.ReleaseResponse
+	13,  // 162: muster.v1.ManagementService.Replace:output_type -> muster.v1.ReplaceResponse
+	16,  // 163: muster.v1.ManagementService.ImportPreApproval:output_type -> muster.v1.ImportPreApprovalResponse
+	18,  // 164: muster.v1.ManagementService.CreateClaim:output_type -> muster.v1.CreateClaimResponse
+	20,  // 165: muster.v1.ManagementService.CreateRule:output_type -> muster.v1.CreateRuleResponse
+	22,  // 166: muster.v1.ManagementService.ListPreApprovals:output_type -> muster.v1.ListPreApprovalsResponse
+	24,  // 167: muster.v1.ManagementService.RemovePreApproval:output_type -> muster.v1.RemovePreApprovalResponse
+	27,  // 168: muster.v1.ManagementService.TestPreApprovals:output_type -> muster.v1.TestPreApprovalsResponse
+	29,  // 169: muster.v1.ManagementService.ListNodes:output_type -> muster.v1.ListNodesResponse
+	31,  // 170: muster.v1.ManagementService.GetNode:output_type -> muster.v1.GetNodeResponse
+	33,  // 171: muster.v1.ManagementService.DenyNode:output_type -> muster.v1.DenyNodeResponse
+	35,  // 172: muster.v1.ManagementService.AllowNode:output_type -> muster.v1.AllowNodeResponse
+	45,  // 173: muster.v1.ManagementService.AssignNode:output_type -> muster.v1.AssignNodeResponse
+	47,  // 174: muster.v1.ManagementService.RemoveNode:output_type -> muster.v1.RemoveNodeResponse
+	37,  // 175: muster.v1.ManagementService.ListSites:output_type -> muster.v1.ListSitesResponse
+	39,  // 176: muster.v1.ManagementService.GetSite:output_type -> muster.v1.GetSiteResponse
+	41,  // 177: muster.v1.ManagementService.SetSite:output_type -> muster.v1.SetSiteResponse
+	43,  // 178: muster.v1.ManagementService.ConfirmSite:output_type -> muster.v1.ConfirmSiteResponse
+	50,  // 179: muster.v1.ManagementService.AssignStack:output_type -> muster.v1.AssignStackResponse
+	54,  // 180: muster.v1.ManagementService.GetDrift:output_type -> muster.v1.GetDriftResponse
+	57,  // 181: muster.v1.ManagementService.ListStacks:output_type -> muster.v1.ListStacksResponse
+	59,  // 182: muster.v1.ManagementService.GetStack:output_type -> muster.v1.GetStackResponse
+	61,  // 183: muster.v1.ManagementService.PublishStackVersion:output_type -> muster.v1.PublishStackVersionResponse
+	66,  // 184: muster.v1.ManagementService.StartRollout:output_type -> muster.v1.StartRolloutResponse
+	68,  // 185: muster.v1.ManagementService.ListRollouts:output_type -> muster.v1.ListRolloutsResponse
+	70,  // 186: muster.v1.ManagementService.GetRollout:output_type -> muster.v1.GetRolloutResponse
+	72,  // 187: muster.v1.ManagementService.ChangeRollout:output_type -> muster.v1.ChangeRolloutResponse
+	76,  // 188: muster.v1.ManagementService.Apply:output_type -> muster.v1.ApplyResponse
+	78,  // 189: muster.v1.ManagementService.Export:output_type -> muster.v1.ExportResponse
+	80,  // 190: muster.v1.ManagementService.DeleteObject:output_type -> muster.v1.DeleteObjectResponse
+	82,  // 191: muster.v1.ManagementService.LabelObject:output_type -> muster.v1.LabelObjectResponse
+	84,  // 192: muster.v1.ManagementService.CreateOrder:output_type -> muster.v1.CreateOrderResponse
+	86,  // 193: muster.v1.ManagementService.ListOrders:output_type -> muster.v1.ListOrdersResponse
+	88,  // 194: muster.v1.ManagementService.WithdrawOrder:output_type -> muster.v1.WithdrawOrderResponse
+	90,  // 195: muster.v1.ManagementService.TrustEscrowKey:output_type -> muster.v1.TrustEscrowKeyResponse
+	92,  // 196: muster.v1.ManagementService.ListEscrow:output_type -> muster.v1.ListEscrowResponse
+	94,  // 197: muster.v1.ManagementService.FetchEscrow:output_type -> muster.v1.FetchEscrowResponse
+	97,  // 198: muster.v1.ManagementService.PutHandover:output_type -> muster.v1.PutHandoverResponse
+	99,  // 199: muster.v1.ManagementService.ListImages:output_type -> muster.v1.ListImagesResponse
+	101, // 200: muster.v1.ManagementService.RegisterImage:output_type -> muster.v1.RegisterImageResponse
+	103, // 201: muster.v1.ManagementService.TrustReleaseKey:output_type -> muster.v1.TrustReleaseKeyResponse
+	106, // 202: muster.v1.ManagementService.ListRoots:output_type -> muster.v1.ListRootsResponse
+	108, // 203: muster.v1.ManagementService.ImportRoots:output_type -> muster.v1.ImportRootsResponse
+	110, // 204: muster.v1.ManagementService.OpenBootWindow:output_type -> muster.v1.OpenBootWindowResponse
+	112, // 205: muster.v1.ManagementService.WatchEvents:output_type -> muster.v1.WatchEventsResponse
+	114, // 206: muster.v1.ManagementService.ListAudit:output_type -> muster.v1.ListAuditResponse
+	116, // 207: muster.v1.ManagementService.VerifyAudit:output_type -> muster.v1.VerifyAuditResponse
+	156, // [156:208] is the sub-list for method output_type
+	104, // [104:156] is the sub-list for method input_type
+	104, // [104:104] is the sub-list for extension type_name
+	104, // [104:104] is the sub-list for extension extendee
+	0,   // [0:104] is the sub-list for field type_name
 }
 
 func init() { file_muster_v1_management_proto_init() }
@@ -7951,11 +8860,11 @@ func file_muster_v1_management_proto_init() {
 		return
 	}
 	file_muster_v1_objects_proto_init()
-	file_muster_v1_management_proto_msgTypes[83].OneofWrappers = []any{
+	file_muster_v1_management_proto_msgTypes[94].OneofWrappers = []any{
 		(*FetchEscrowResponse_Blob)(nil),
 		(*FetchEscrowResponse_Data)(nil),
 	}
-	file_muster_v1_management_proto_msgTypes[84].OneofWrappers = []any{
+	file_muster_v1_management_proto_msgTypes[95].OneofWrappers = []any{
 		(*PutHandoverRequest_Header)(nil),
 		(*PutHandoverRequest_Data)(nil),
 	}
@@ -7965,7 +8874,7 @@ func file_muster_v1_management_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_muster_v1_management_proto_rawDesc), len(file_muster_v1_management_proto_rawDesc)),
 			NumEnums:      0,
-			NumMessages:   119,
+			NumMessages:   132,
 			NumExtensions: 0,
 			NumServices:   1,
 		},

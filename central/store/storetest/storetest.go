@@ -65,6 +65,7 @@ func Run(t *testing.T, open Open) {
 		{"when blobs are in escrow then each tenant sees its own", (*suite).escrow},
 		{"when a site has nodes then they are found by it and by key", (*suite).nodesOfSite},
 		{"when a backup was restored then versions outrank all before", (*suite).epochs},
+		{"when there are stacks, systems and rollouts then each tenant has its own, and nothing is overwritten", (*suite).stacks},
 		{"when the context has ended then nothing is written", (*suite).context},
 	} {
 		t.Run(c.name, func(t *testing.T) {

@@ -127,6 +127,18 @@ const (
 	// ManagementServicePublishStackVersionProcedure is the fully-qualified name of the
 	// ManagementService's PublishStackVersion RPC.
 	ManagementServicePublishStackVersionProcedure = "/muster.v1.ManagementService/PublishStackVersion"
+	// ManagementServiceStartRolloutProcedure is the fully-qualified name of the ManagementService's
+	// StartRollout RPC.
+	ManagementServiceStartRolloutProcedure = "/muster.v1.ManagementService/StartRollout"
+	// ManagementServiceListRolloutsProcedure is the fully-qualified name of the ManagementService's
+	// ListRollouts RPC.
+	ManagementServiceListRolloutsProcedure = "/muster.v1.ManagementService/ListRollouts"
+	// ManagementServiceGetRolloutProcedure is the fully-qualified name of the ManagementService's
+	// GetRollout RPC.
+	ManagementServiceGetRolloutProcedure = "/muster.v1.ManagementService/GetRollout"
+	// ManagementServiceChangeRolloutProcedure is the fully-qualified name of the ManagementService's
+	// ChangeRollout RPC.
+	ManagementServiceChangeRolloutProcedure = "/muster.v1.ManagementService/ChangeRollout"
 	// ManagementServiceApplyProcedure is the fully-qualified name of the ManagementService's Apply RPC.
 	ManagementServiceApplyProcedure = "/muster.v1.ManagementService/Apply"
 	// ManagementServiceExportProcedure is the fully-qualified name of the ManagementService's Export
@@ -243,6 +255,12 @@ type ManagementServiceClient interface {
 	// PublishStackVersion takes a version that a release key of the tenant has
 	// signed. A version never changes.
 	PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error)
+	// StartRollout gives a stack version to sites in waves.
+	StartRollout(context.Context, *v1.StartRolloutRequest) (*v1.StartRolloutResponse, error)
+	ListRollouts(context.Context, *v1.ListRolloutsRequest) (*v1.ListRolloutsResponse, error)
+	GetRollout(context.Context, *v1.GetRolloutRequest) (*v1.GetRolloutResponse, error)
+	// ChangeRollout pauses a rollout, takes it up again, or ends it.
+	ChangeRollout(context.Context, *v1.ChangeRolloutRequest) (*v1.ChangeRolloutResponse, error)
 	// Apply brings objects to what documents say: each document in one
 	// transaction, in their order, up to the first that cannot be. A dry run
 	// finds the problems of all of them and changes nothing.
@@ -465,6 +483,30 @@ func NewManagementServiceClient(httpClient connect.HTTPClient, baseURL string, o
 			connect.WithSchema(managementServiceMethods.ByName("PublishStackVersion")),
 			connect.WithClientOptions(opts...),
 		),
+		startRollout: connect.NewClient[v1.StartRolloutRequest, v1.StartRolloutResponse](
+			httpClient,
+			baseURL+ManagementServiceStartRolloutProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("StartRollout")),
+			connect.WithClientOptions(opts...),
+		),
+		listRollouts: connect.NewClient[v1.ListRolloutsRequest, v1.ListRolloutsResponse](
+			httpClient,
+			baseURL+ManagementServiceListRolloutsProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("ListRollouts")),
+			connect.WithClientOptions(opts...),
+		),
+		getRollout: connect.NewClient[v1.GetRolloutRequest, v1.GetRolloutResponse](
+			httpClient,
+			baseURL+ManagementServiceGetRolloutProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("GetRollout")),
+			connect.WithClientOptions(opts...),
+		),
+		changeRollout: connect.NewClient[v1.ChangeRolloutRequest, v1.ChangeRolloutResponse](
+			httpClient,
+			baseURL+ManagementServiceChangeRolloutProcedure,
+			connect.WithSchema(managementServiceMethods.ByName("ChangeRollout")),
+			connect.WithClientOptions(opts...),
+		),
 		apply: connect.NewClient[v1.ApplyRequest, v1.ApplyResponse](
 			httpClient,
 			baseURL+ManagementServiceApplyProcedure,
@@ -618,6 +660,10 @@ type managementServiceClient struct {
 	listStacks          *connect.Client[v1.ListStacksRequest, v1.ListStacksResponse]
 	getStack            *connect.Client[v1.GetStackRequest, v1.GetStackResponse]
 	publishStackVersion *connect.Client[v1.PublishStackVersionRequest, v1.PublishStackVersionResponse]
+	startRollout        *connect.Client[v1.StartRolloutRequest, v1.StartRolloutResponse]
+	listRollouts        *connect.Client[v1.ListRolloutsRequest, v1.ListRolloutsResponse]
+	getRollout          *connect.Client[v1.GetRolloutRequest, v1.GetRolloutResponse]
+	changeRollout       *connect.Client[v1.ChangeRolloutRequest, v1.ChangeRolloutResponse]
 	apply               *connect.Client[v1.ApplyRequest, v1.ApplyResponse]
 	export              *connect.Client[v1.ExportRequest, v1.ExportResponse]
 	deleteObject        *connect.Client[v1.DeleteObjectRequest, v1.DeleteObjectResponse]
@@ -892,6 +938,42 @@ func (c *managementServiceClient) PublishStackVersion(ctx context.Context, req *
 	return nil, err
 }
 
+// StartRollout calls muster.v1.ManagementService.StartRollout.
+func (c *managementServiceClient) StartRollout(ctx context.Context, req *v1.StartRolloutRequest) (*v1.StartRolloutResponse, error) {
+	response, err := c.startRollout.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ListRollouts calls muster.v1.ManagementService.ListRollouts.
+func (c *managementServiceClient) ListRollouts(ctx context.Context, req *v1.ListRolloutsRequest) (*v1.ListRolloutsResponse, error) {
+	response, err := c.listRollouts.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// GetRollout calls muster.v1.ManagementService.GetRollout.
+func (c *managementServiceClient) GetRollout(ctx context.Context, req *v1.GetRolloutRequest) (*v1.GetRolloutResponse, error) {
+	response, err := c.getRollout.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
+// ChangeRollout calls muster.v1.ManagementService.ChangeRollout.
+func (c *managementServiceClient) ChangeRollout(ctx context.Context, req *v1.ChangeRolloutRequest) (*v1.ChangeRolloutResponse, error) {
+	response, err := c.changeRollout.CallUnary(ctx, connect.NewRequest(req))
+	if response != nil {
+		return response.Msg, err
+	}
+	return nil, err
+}
+
 // Apply calls muster.v1.ManagementService.Apply.
 func (c *managementServiceClient) Apply(ctx context.Context, req *v1.ApplyRequest) (*v1.ApplyResponse, error) {
 	response, err := c.apply.CallUnary(ctx, connect.NewRequest(req))
@@ -1115,6 +1197,12 @@ type ManagementServiceHandler interface {
 	// PublishStackVersion takes a version that a release key of the tenant has
 	// signed. A version never changes.
 	PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error)
+	// StartRollout gives a stack version to sites in waves.
+	StartRollout(context.Context, *v1.StartRolloutRequest) (*v1.StartRolloutResponse, error)
+	ListRollouts(context.Context, *v1.ListRolloutsRequest) (*v1.ListRolloutsResponse, error)
+	GetRollout(context.Context, *v1.GetRolloutRequest) (*v1.GetRolloutResponse, error)
+	// ChangeRollout pauses a rollout, takes it up again, or ends it.
+	ChangeRollout(context.Context, *v1.ChangeRolloutRequest) (*v1.ChangeRolloutResponse, error)
 	// Apply brings objects to what documents say: each document in one
 	// transaction, in their order, up to the first that cannot be. A dry run
 	// finds the problems of all of them and changes nothing.
@@ -1333,6 +1421,30 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 		connect.WithSchema(managementServiceMethods.ByName("PublishStackVersion")),
 		connect.WithHandlerOptions(opts...),
 	)
+	managementServiceStartRolloutHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceStartRolloutProcedure,
+		svc.StartRollout,
+		connect.WithSchema(managementServiceMethods.ByName("StartRollout")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceListRolloutsHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceListRolloutsProcedure,
+		svc.ListRollouts,
+		connect.WithSchema(managementServiceMethods.ByName("ListRollouts")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceGetRolloutHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceGetRolloutProcedure,
+		svc.GetRollout,
+		connect.WithSchema(managementServiceMethods.ByName("GetRollout")),
+		connect.WithHandlerOptions(opts...),
+	)
+	managementServiceChangeRolloutHandler := connect.NewUnaryHandlerSimple(
+		ManagementServiceChangeRolloutProcedure,
+		svc.ChangeRollout,
+		connect.WithSchema(managementServiceMethods.ByName("ChangeRollout")),
+		connect.WithHandlerOptions(opts...),
+	)
 	managementServiceApplyHandler := connect.NewUnaryHandlerSimple(
 		ManagementServiceApplyProcedure,
 		svc.Apply,
@@ -1511,6 +1623,14 @@ func NewManagementServiceHandler(svc ManagementServiceHandler, opts ...connect.H
 			managementServiceGetStackHandler.ServeHTTP(w, r)
 		case ManagementServicePublishStackVersionProcedure:
 			managementServicePublishStackVersionHandler.ServeHTTP(w, r)
+		case ManagementServiceStartRolloutProcedure:
+			managementServiceStartRolloutHandler.ServeHTTP(w, r)
+		case ManagementServiceListRolloutsProcedure:
+			managementServiceListRolloutsHandler.ServeHTTP(w, r)
+		case ManagementServiceGetRolloutProcedure:
+			managementServiceGetRolloutHandler.ServeHTTP(w, r)
+		case ManagementServiceChangeRolloutProcedure:
+			managementServiceChangeRolloutHandler.ServeHTTP(w, r)
 		case ManagementServiceApplyProcedure:
 			managementServiceApplyHandler.ServeHTTP(w, r)
 		case ManagementServiceExportProcedure:
@@ -1670,6 +1790,22 @@ func (UnimplementedManagementServiceHandler) GetStack(context.Context, *v1.GetSt
 
 func (UnimplementedManagementServiceHandler) PublishStackVersion(context.Context, *v1.PublishStackVersionRequest) (*v1.PublishStackVersionResponse, error) {
 	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.PublishStackVersion is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) StartRollout(context.Context, *v1.StartRolloutRequest) (*v1.StartRolloutResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.StartRollout is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) ListRollouts(context.Context, *v1.ListRolloutsRequest) (*v1.ListRolloutsResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.ListRollouts is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) GetRollout(context.Context, *v1.GetRolloutRequest) (*v1.GetRolloutResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.GetRollout is not implemented"))
+}
+
+func (UnimplementedManagementServiceHandler) ChangeRollout(context.Context, *v1.ChangeRolloutRequest) (*v1.ChangeRolloutResponse, error) {
+	return nil, connect.NewError(connect.CodeUnimplemented, errors.New("muster.v1.ManagementService.ChangeRollout is not implemented"))
 }
 
 func (UnimplementedManagementServiceHandler) Apply(context.Context, *v1.ApplyRequest) (*v1.ApplyResponse, error) {

@@ -205,6 +205,14 @@ type Request struct {
 	Body      string
 }
 
+type Rollout struct {
+	Tenant   string
+	Name     string
+	State    string
+	Revision int64
+	Body     string
+}
+
 type Setting struct {
 	Name  string
 	Value string
