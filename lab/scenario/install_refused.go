@@ -70,7 +70,7 @@ func runInstallRefused(ctx context.Context, l *lab.Lab) error {
 		if err := l.Check("with one disk left the order comes; an altered image is not taken, and the machine says so", e.says(ctx, p, `installing .*I wait for the image: .*other bytes than those asked for, so`)); err != nil {
 			return err
 		}
-		if err := l.Check("the centre shows the reason", e.orderSays(ctx, p, "image")); err != nil {
+		if err := l.Check("the centre shows the reason", e.centreSays(ctx, p, "other bytes than those asked for")); err != nil {
 			return err
 		}
 		if err := l.Check("nothing can start from the disk", notStartable(p)); err != nil {
@@ -90,7 +90,7 @@ func runInstallRefused(ctx context.Context, l *lab.Lab) error {
 		if err := l.Check("with another disk in its place the machine writes nothing, and says which disks it has", e.says(ctx, p, `waiting.*I write nothing: .*`+serial+`.*STRANGER`)); err != nil {
 			return err
 		}
-		if err := l.Check("the centre shows that, too", e.orderSays(ctx, p, "STRANGER")); err != nil {
+		if err := l.Check("the centre shows that, too", e.centreSays(ctx, p, "STRANGER")); err != nil {
 			return err
 		}
 		if err := l.Check("nothing was written to that disk", empty(second)); err != nil {
@@ -153,26 +153,23 @@ func (e *estate) says(ctx context.Context, p *pc, pattern string) error {
 	return nil
 }
 
-// orderSays waits until the centre shows a text at the machine's order.
-func (e *estate) orderSays(ctx context.Context, p *pc, text string) error {
+// centreSays waits until the centre shows a reason at the machine's system.
+func (e *estate) centreSays(ctx context.Context, p *pc, text string) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, refusalLimit, fmt.Errorf("after %s", refusalLimit))
 	defer cancel()
-	var last orderView
+	last := "nothing"
 	err := poll(ctx, time.Second, func() (bool, error) {
-		o, err := e.order(ctx, p, fleet.OrderInstall)
-		if err != nil || o == nil {
+		v, err := e.describe(ctx, p)
+		if err != nil || v.System == nil {
 			return false, nil // a busy moment; the context ends it
 		}
-		last = *o
-		if o.State == fleet.OrderDone {
-			return false, errors.New("the order is carried out")
-		}
-		return strings.Contains(o.Text, text), nil
+		last = fmt.Sprintf("%s: %s", v.System.State, v.System.Reason)
+		return strings.Contains(v.System.Reason, text), nil
 	})
 	if err != nil {
-		return fmt.Errorf("%w; the order is %s: %q", err, last.State, last.Text)
+		return fmt.Errorf("%w; it shows %s", err, last)
 	}
-	e.l.Say("centre", "order", fmt.Sprintf("order %s: %s %s", last.ID, last.State, last.Text))
+	e.l.Say("centre", "system", last)
 	return nil
 }
 
