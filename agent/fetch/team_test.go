@@ -131,7 +131,9 @@ func (l line) away(now time.Time) bool {
 			return true
 		}
 	}
-	return l.b.dark || !l.b.alive()
+	l.b.mu.Lock()
+	defer l.b.mu.Unlock()
+	return l.b.dark || !l.b.on
 }
 
 func (l line) Open(ctx context.Context, _ Digest, off, n int64) (io.ReadCloser, error) {
@@ -171,8 +173,11 @@ func (r *lineReader) Read(b []byte) (int, error) {
 		return 0, io.EOF
 	}
 	rate := h.rate
-	if r.l.b.centre > 0 {
-		rate = r.l.b.centre
+	r.l.b.mu.Lock()
+	own := r.l.b.centre
+	r.l.b.mu.Unlock()
+	if own > 0 {
+		rate = own
 	}
 	h.mu.Lock()
 	now := time.Now()
@@ -180,7 +185,7 @@ func (r *lineReader) Read(b []byte) (int, error) {
 		h.free = now
 	}
 	at := h.free.Add(time.Duration(float64(n) / rate * float64(time.Second)))
-	if r.l.b.centre == 0 { // a way of its own does not fill the line
+	if own == 0 { // a way of its own does not fill the line
 		h.free = at
 	}
 	h.mu.Unlock()
@@ -315,7 +320,7 @@ func TestSiteGoesOnWithoutTheOneThatFetches(t *testing.T) {
 		bad  func(b *box)
 		most float64
 	}{
-		"it dies":                    {func(b *box) { b.mu.Lock(); b.on = false; b.mu.Unlock() }, 1.05},
+		"it dies":                    {func(b *box) { b.on = false }, 1.05},
 		"it loses its way":           {func(b *box) { b.dark = true }, 1.05},
 		"its way becomes a trickle":  {func(b *box) { b.centre = 500 }, 1.05},
 		"its way was always missing": {func(*box) {}, 1.05},
@@ -334,7 +339,9 @@ func TestSiteGoesOnWithoutTheOneThatFetches(t *testing.T) {
 					for _, b := range h.nodes {
 						if b.team.Standing(h.blob.Digest).Direct && victim == nil {
 							victim = b
+							b.mu.Lock()
 							c.bad(b)
+							b.mu.Unlock()
 						}
 					}
 				}()
