@@ -228,9 +228,17 @@ func (s *Server) uploadState(w http.ResponseWriter, r *http.Request, c caller, i
 		return err
 	})
 	if err == nil {
-		return s.serveBlob(w, r, c.Tenant)
-	}
-	if !errors.Is(err, store.ErrNotFound) {
+		// Who asks is about to send it: a file that went bad on our disk must
+		// not be in the way of a good one.
+		sound, err := s.blobs.Check(id)
+		if err != nil {
+			return err
+		}
+		if sound {
+			return s.serveBlob(w, r, c.Tenant)
+		}
+		s.log.Error("a file is damaged or gone; it has to be sent again", "sha256", id.String())
+	} else if !errors.Is(err, store.ErrNotFound) {
 		return err
 	}
 	// A whole file that does not count for this tenant is said to be missing:
@@ -260,7 +268,11 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request, c caller, id blo
 	existed := false
 	err := s.store.View(r.Context(), func(t store.Reader) error {
 		_, err := t.Blob(c.Tenant, id[:])
-		if existed = err == nil; existed || !errors.Is(err, store.ErrNotFound) {
+		if err == nil { // counted already, also if its file was damaged and is sent again
+			_, existed, err = s.blobs.State(id)
+			return err
+		}
+		if !errors.Is(err, store.ErrNotFound) {
 			return err
 		}
 		return s.roomFor(t, c.Tenant, id, size)
@@ -293,6 +305,9 @@ func (s *Server) upload(w http.ResponseWriter, r *http.Request, c caller, id blo
 			return err
 		} else if !whole {
 			return &blobs.OffsetError{}
+		}
+		if _, err := t.Blob(c.Tenant, id[:]); err == nil {
+			return nil // the file was damaged and came again
 		}
 		err := t.AddBlob(store.Blob{Tenant: c.Tenant, SHA256: id[:], Size: have, Stored: s.cfg.Now().UTC(), By: c.actor()})
 		if errors.Is(err, store.ErrExists) {

@@ -15,6 +15,8 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -237,6 +239,20 @@ func TestUploadsThatAreRefused(t *testing.T) {
 	}
 	if res, text := patch("0", "6000", content); res.StatusCode != 200 {
 		t.Errorf("once more: %s %s", res.Status, text)
+	}
+	// The centre's disk went bad: whoever sends the image again repairs it.
+	name := hex.EncodeToString(sum[:])
+	if err := os.WriteFile(filepath.Join(r.s.cfg.Data, "blobs", name[:2], name), bytes.Repeat([]byte("z"), 6000), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if res, _ := r.call(t, r.client(), http.MethodHead, url, nil, "Authorization", "Bearer "+r.admin.Token); res.StatusCode != 404 || res.Header.Get(HeaderUploadOffset) != "0" {
+		t.Errorf("a damaged file: %s, offset %s", res.Status, res.Header.Get(HeaderUploadOffset))
+	}
+	if res, text := patch("0", "6000", content); res.StatusCode != 201 {
+		t.Errorf("a damaged file is sent again: %s %s", res.Status, text)
+	}
+	if res, b := r.call(t, r.client(), http.MethodGet, url, nil, "Authorization", "Bearer "+r.admin.Token); res.StatusCode != 200 || !bytes.Equal(b, content) {
+		t.Errorf("after that: %s, %d bytes", res.Status, len(b))
 	}
 	// A viewer reads lists, and neither sends nor fetches files.
 	token := r.person(t, "eve", access.Binding{Tenant: DefaultTenant, Role: access.Viewer})

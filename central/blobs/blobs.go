@@ -167,16 +167,11 @@ func (d *Dir) Append(id Digest, size, offset int64, piece io.Reader) (have int64
 
 // finish checks a complete file and gives it its name.
 func (d *Dir) finish(id Digest) error {
-	f, err := os.Open(d.partial(id))
+	sum, err := digestFile(d.partial(id))
 	if err != nil {
 		return fmt.Errorf("blobs: check %s: %w", id, err)
 	}
-	sum := sha256.New()
-	_, err = io.Copy(sum, f)
-	if err := errors.Join(err, f.Close()); err != nil {
-		return fmt.Errorf("blobs: check %s: %w", id, err)
-	}
-	if Digest(sum.Sum(nil)) != id {
+	if sum != id {
 		return errors.Join(ErrDigest, os.Remove(d.partial(id)))
 	}
 	name := d.whole(id)
@@ -212,6 +207,42 @@ func (d *Dir) Remove(id Digest) error {
 		return fmt.Errorf("blobs: remove %s: %w", id, err)
 	}
 	return nil
+}
+
+// Check reads a whole file once more. One that is not what its name says, on a
+// disk that went bad or by somebody's hand, is removed, so that it can come
+// again; sound is false then, and when there is no file.
+func (d *Dir) Check(id Digest) (sound bool, err error) {
+	leave, err := d.enter(id)
+	if err != nil {
+		return false, err
+	}
+	defer leave()
+	sum, err := digestFile(d.whole(id))
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	if err == nil && sum == id {
+		return true, nil
+	}
+	// A file that cannot be read is as good as none.
+	if err := os.Remove(d.whole(id)); err != nil {
+		return false, fmt.Errorf("blobs: remove the damaged %s: %w", id, err)
+	}
+	return false, syncDir(filepath.Dir(d.whole(id)))
+}
+
+func digestFile(path string) (d Digest, err error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return d, err
+	}
+	sum := sha256.New()
+	_, err = io.Copy(sum, f)
+	if err := errors.Join(err, f.Close()); err != nil {
+		return d, err
+	}
+	return Digest(sum.Sum(nil)), nil
 }
 
 // Pending is the number of bytes of all files that are not whole.
