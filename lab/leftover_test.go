@@ -8,6 +8,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 	"testing"
@@ -150,6 +151,14 @@ func inNamespace(t *testing.T, ns string) []string {
 	}
 	var out []string
 	for _, e := range entries {
+		pid, err := strconv.Atoi(filepath.Base(e))
+		if err != nil {
+			t.Fatal(err)
+		}
+		// One that has ended and whose parent has not asked yet is nobody.
+		if _, err := processStart(pid); err != nil {
+			continue
+		}
 		if l, err := os.Readlink(filepath.Join(e, "ns", "pid")); err == nil && l == ns {
 			b, _ := os.ReadFile(filepath.Join(e, "cmdline"))
 			out = append(out, filepath.Base(e)+" "+strings.ReplaceAll(string(b), "\x00", " "))

@@ -146,7 +146,10 @@ func processStart(pid int) (uint64, error) {
 	if end < 0 || len(fields) < 20 {
 		return 0, fmt.Errorf("lab: read process %d: unknown format", pid)
 	}
-	if fields[0] == "Z" {
+	// The first thread of a program with several is a zombie before the last
+	// one has ended; as first process of a PID namespace that one still waits
+	// for every other process to be gone. Field 20 counts the threads.
+	if threads := fields[17]; fields[0] == "Z" && (threads == "0" || threads == "1") {
 		return 0, fmt.Errorf("lab: read process %d: it has ended", pid)
 	}
 	start, err := strconv.ParseUint(fields[19], 10, 64)
