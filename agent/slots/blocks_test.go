@@ -779,10 +779,7 @@ func TestPowerCutPoints(t *testing.T) {
 	fmt.Fprintf(&b, pointsHead, len(order))
 	for _, p := range order {
 		x := rows[p]
-		var outs []string
-		for _, o := range slices.Sorted(maps.Keys(x.outcomes)) {
-			outs = append(outs, o)
-		}
+		outs := slices.Sorted(maps.Keys(x.outcomes))
 		cuts += x.cuts
 		fmt.Fprintf(&b, "| %s | %d | %d | %s |\n", p, x.writes, x.flushes, strings.Join(outs, ", "))
 	}

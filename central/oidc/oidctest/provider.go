@@ -44,7 +44,6 @@ type Provider struct {
 	Issuer string
 	server *httptest.Server
 	store  *memory
-	start  func()
 
 	mu   sync.Mutex
 	user string
