@@ -338,7 +338,7 @@ func (e *estate) install(ctx context.Context) error {
 	if err := e.l.Check("every machine starts slot a from its disk, with its data partition", err); err != nil {
 		return err
 	}
-	err = e.serving(ctx, "first-server", func(s siteView) error { return s.servers(1) })
+	err = e.serving(ctx, "first-server", siteView.firstServer)
 	if err := e.l.Check("the centre sees a first server of the site's cluster, and its node is ready", err); err != nil {
 		return err
 	}
@@ -514,6 +514,20 @@ type siteView struct {
 // fewNodes is the blocker of a site that has fewer nodes than three servers
 // need.
 const fewNodes = "few-nodes"
+
+// firstServer: a site of one is finished with its first server; one of several
+// has a server whose own node is ready, and goes on to what it shall be.
+func (s siteView) firstServer() error {
+	if len(s.Nodes) < 3 {
+		return s.servers(1)
+	}
+	for _, n := range s.Nodes {
+		if r := n.Report; r != nil && r.Role == "server" && r.UID != "" && r.NodesReady > 0 {
+			return nil
+		}
+	}
+	return s.servers(1)
+}
 
 // servers returns nil if so many nodes are servers and voters of one cluster,
 // all nodes are ready, and nobody waits for anything.
