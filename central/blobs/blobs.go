@@ -18,6 +18,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/muster-edge/muster/internal/failpoint"
@@ -222,10 +223,14 @@ func (d *Dir) Check(id Digest) (sound bool, err error) {
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
+	// What the disk cannot give back is damaged; any other error, such as too
+	// many open files, says nothing about the file.
+	if err != nil && !errors.Is(err, syscall.EIO) {
+		return false, fmt.Errorf("blobs: check %s: %w", id, err)
+	}
 	if err == nil && sum == id {
 		return true, nil
 	}
-	// A file that cannot be read is as good as none.
 	if err := os.Remove(d.whole(id)); err != nil {
 		return false, fmt.Errorf("blobs: remove the damaged %s: %w", id, err)
 	}
