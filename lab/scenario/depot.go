@@ -18,7 +18,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/muster-edge/muster/lab"
-	"github.com/muster-edge/muster/lab/machine"
 )
 
 // The depot keeps between runs what is slow to make and the same each time: an
@@ -323,27 +322,12 @@ func slotImage(ctx context.Context, l *lab.Lab, s slotSpec) error {
 				return fmt.Errorf("scenario: write overlay: %w", err)
 			}
 		}
-		args := append([]string{"image", "slot", "--out", dir, "--name", slotImageName, "--image-version", s.version, "--kernel", "cloud",
+		args := append([]string{"slot", "--out", dir, "--name", slotImageName, "--image-version", s.version, "--kernel", "cloud",
 			"--node-binary", l.Spec.NodeProgram, "--overlay", overlay}, trust(l)...)
 		if !s.noK3s {
 			args = append(args, "--k3s", l.Spec.K3s)
 		}
-		if l.Spec.SecureBoot {
-			key, err := snakeoilKey(ctx, l)
-			if err != nil {
-				return err
-			}
-			args = append(args, "--sign-key", key, "--sign-cert", machine.SnakeoilCert)
-		}
-		_, err := l.Muster(ctx, args...)
-		var refused *lab.CommandError
-		if errors.As(err, &refused) && refused.Code == 3 {
-			return &lab.Unable{Reason: "the slot image cannot be built: " + refused.Stderr}
-		}
-		if err != nil {
-			return fmt.Errorf("scenario: build slot image: %w", err)
-		}
-		return nil
+		return musterImage(ctx, l, "slot image", args...)
 	})
 	if err != nil {
 		return err

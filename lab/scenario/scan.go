@@ -47,23 +47,8 @@ func prepareScan(ctx context.Context, l *lab.Lab) error {
 		return err
 	}
 	l.Say("lab", "image", "building the stick that scans")
-	args := []string{"image", "recovery", "--out", l.Path("scan"), "--mode", "scan", "--scan-site", site, "--format", "disk", "--node-binary", l.Spec.NodeProgram}
-	if l.Spec.SecureBoot {
-		key, err := snakeoilKey(ctx, l)
-		if err != nil {
-			return err
-		}
-		args = append(args, "--sign-key", key, "--sign-cert", machine.SnakeoilCert)
-	}
-	_, err := l.Muster(ctx, args...)
-	var refused *lab.CommandError
-	if errors.As(err, &refused) && refused.Code == 3 {
-		return &lab.Unable{Reason: "the image cannot be built: " + refused.Stderr}
-	}
-	if err != nil {
-		return fmt.Errorf("scenario: build the stick that scans: %w", err)
-	}
-	return nil
+	args := []string{"recovery", "--out", l.Path("scan"), "--mode", "scan", "--scan-site", site, "--format", "disk", "--node-binary", l.Spec.NodeProgram}
+	return musterImage(ctx, l, "stick that scans", args...)
 }
 
 // runScan: a machine in a warehouse is started from a stick, which lists it;

@@ -92,8 +92,19 @@ func buildImage(ctx context.Context, l *lab.Lab, args ...string) error {
 	if l.Spec.VLAN != 0 {
 		args = append(args, "--vlan", fmt.Sprint(l.Spec.VLAN))
 	}
-	args = append([]string{"image", "recovery", "--out", imageDir(l), "--kernel", kernel,
+	args = append([]string{"recovery", "--out", imageDir(l), "--kernel", kernel,
 		"--node-binary", l.Spec.NodeProgram}, args...)
+	if err := musterImage(ctx, l, "recovery image", args...); err != nil {
+		return err
+	}
+	l.Timing("", "image_build_s", time.Since(began))
+	return nil
+}
+
+// musterImage runs `muster image` with args, signed where Secure Boot is on.
+// what is built is for people.
+func musterImage(ctx context.Context, l *lab.Lab, what string, args ...string) error {
+	args = append([]string{"image"}, args...)
 	if l.Spec.SecureBoot {
 		key, err := snakeoilKey(ctx, l)
 		if err != nil {
@@ -104,12 +115,11 @@ func buildImage(ctx context.Context, l *lab.Lab, args ...string) error {
 	_, err := l.Muster(ctx, args...)
 	var refused *lab.CommandError
 	if errors.As(err, &refused) && refused.Code == 3 {
-		return &lab.Unable{Reason: "the recovery image cannot be built: " + refused.Stderr}
+		return &lab.Unable{Reason: "the " + what + " cannot be built: " + refused.Stderr}
 	}
 	if err != nil {
-		return fmt.Errorf("scenario: build image: %w", err)
+		return fmt.Errorf("scenario: build %s: %w", what, err)
 	}
-	l.Timing("", "image_build_s", time.Since(began))
 	return nil
 }
 
